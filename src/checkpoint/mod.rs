@@ -1,0 +1,3 @@
+//! Files: checkpoints, adapters, pruning plans, output folders.
+
+pub mod module;

@@ -1,0 +1,114 @@
+//! The seven linears of a transformer layer, and their names in Hugging Face and PEFT files.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+/// One of the linears that a LoRA adapter can sit on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// Query projection, `[H·K, D]`.
+    Q,
+    /// Key projection, `[G·K, D]`.
+    K,
+    /// Value projection, `[G·K, D]`.
+    V,
+    /// Output projection, `[D, H·K]`.
+    O,
+    /// Gate of the MLP, `[F, D]`.
+    Gate,
+    /// Up projection of the MLP, `[F, D]`.
+    Up,
+    /// Down projection of the MLP, `[D, F]`.
+    Down,
+}
+
+impl Target {
+    /// All seven, in the order of the forward pass.
+    pub const ALL: [Target; 7] =
+        [Target::Q, Target::K, Target::V, Target::O, Target::Gate, Target::Up, Target::Down];
+
+    /// The short name of the command line: `q`, `k`, `v`, `o`, `gate`, `up`, `down`.
+    pub fn short(self) -> &'static str {
+        match self {
+            Target::Q => "q",
+            Target::K => "k",
+            Target::V => "v",
+            Target::O => "o",
+            Target::Gate => "gate",
+            Target::Up => "up",
+            Target::Down => "down",
+        }
+    }
+
+    /// The module's name in Hugging Face files: `q_proj`, …
+    pub fn proj(self) -> &'static str {
+        match self {
+            Target::Q => "q_proj",
+            Target::K => "k_proj",
+            Target::V => "v_proj",
+            Target::O => "o_proj",
+            Target::Gate => "gate_proj",
+            Target::Up => "up_proj",
+            Target::Down => "down_proj",
+        }
+    }
+
+    /// The block that holds it: `self_attn` or `mlp`.
+    pub fn block(self) -> &'static str {
+        match self {
+            Target::Q | Target::K | Target::V | Target::O => "self_attn",
+            Target::Gate | Target::Up | Target::Down => "mlp",
+        }
+    }
+
+    /// Whether pruning removes output rows (q, k, v, gate, up) rather than input columns (o, down).
+    pub fn prunes_rows(self) -> bool {
+        !matches!(self, Target::O | Target::Down)
+    }
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    /// Reads the short name or the Hugging Face name.
+    fn from_str(s: &str) -> Result<Target> {
+        Target::ALL.into_iter().find(|t| t.short() == s || t.proj() == s).ok_or_else(|| {
+            Error::Usage(format!("unknown linear {s:?}: expected one of q, k, v, o, gate, up, down"))
+        })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.short())
+    }
+}
+
+/// One linear of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Module {
+    /// Counted from 0.
+    pub layer: usize,
+    /// Which of the seven.
+    pub target: Target,
+}
+
+impl Module {
+    /// `model.layers.3.self_attn.q_proj`: the name that PEFT's patterns are matched against.
+    pub fn path(self) -> String {
+        format!("model.layers.{}.{}.{}", self.layer, self.target.block(), self.target.proj())
+    }
+
+    /// `model.layers.3.self_attn.q_proj.weight`: the tensor's name in a checkpoint.
+    pub fn weight(self) -> String {
+        format!("{}.weight", self.path())
+    }
+}
+
+impl fmt::Display for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "layer {} {}", self.layer, self.target)
+    }
+}

@@ -1,0 +1,88 @@
+//! What can go wrong, said so that a reader knows what to do next.
+//!
+//! Messages are lower case, carry both numbers (found and expected) and the names of the file and the tensor.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything this crate fails with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The command asks for something that has no meaning: exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// The system refused to read or write.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found, what was expected, and why.
+        why: String,
+    },
+    /// A tensor in a file does not hold what it should.
+    #[error("{}: {tensor} {why}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name in the file.
+        tensor: String,
+        /// What was found, what was expected, and why.
+        why: String,
+    },
+    /// An operation was given views that do not fit one another.
+    #[error("{op}: {why}")]
+    Op {
+        /// The operation.
+        op: &'static str,
+        /// Which view, what it holds and what it should.
+        why: String,
+    },
+    /// The memory plan does not fit; the text is the plan's table.
+    #[error("{0}")]
+    Memory(String),
+    /// The computation gave a result that cannot be used (NaN, no supervised token).
+    #[error("{0}")]
+    Numeric(String),
+    /// SIGINT or SIGTERM arrived and the work so far is saved: exit code 130.
+    #[error("interrupted: {0}")]
+    Interrupted(String),
+}
+
+impl Error {
+    /// An error of the system about `path`.
+    pub fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.as_ref().to_path_buf();
+        move |source| Error::Io { path, source }
+    }
+
+    /// An error about what the file at `path` holds.
+    pub fn file(path: impl AsRef<Path>, why: impl Into<String>) -> Error {
+        Error::File { path: path.as_ref().to_path_buf(), why: why.into() }
+    }
+
+    /// An error about one tensor of the file at `path`.
+    pub fn tensor(path: impl AsRef<Path>, tensor: impl Into<String>, why: impl Into<String>) -> Error {
+        Error::Tensor { path: path.as_ref().to_path_buf(), tensor: tensor.into(), why: why.into() }
+    }
+
+    /// The process's exit code: 2 wrong usage, 130 interrupted, 1 everything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Usage(_) => 2,
+            Error::Interrupted(_) => 130,
+            _ => 1,
+        }
+    }
+}
