@@ -18,4 +18,6 @@
 pub mod checkpoint;
 pub mod error;
 
+pub mod tensor;
+
 pub use error::{Error, Result};

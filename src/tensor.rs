@@ -1,0 +1,155 @@
+//! Numbers and where they lie: element types and the storage of a back end.
+
+use std::fmt;
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+/// Element types of files and buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 8 bits of exponent, 7 of fraction.
+    BF16,
+    /// 5 bits of exponent, 10 of fraction.
+    F16,
+    /// 8 bits of exponent, 23 of fraction.
+    F32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::BF16 | DType::F16 => 2,
+            DType::F32 => 4,
+        }
+    }
+
+    /// The name in safetensors headers: `BF16`, `F16`, `F32`.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::BF16 => "BF16",
+            DType::F16 => "F16",
+            DType::F32 => "F32",
+        }
+    }
+
+    /// The dtype of a safetensors header, if it is one that we read.
+    pub fn from_name(name: &str) -> Option<DType> {
+        [DType::BF16, DType::F16, DType::F32].into_iter().find(|d| d.name() == name)
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a buffer can hold.
+pub trait Elem: bytemuck::Pod + Send + Sync + fmt::Debug + PartialEq + 'static {}
+
+impl Elem for f32 {}
+impl Elem for f64 {}
+impl Elem for bf16 {}
+impl Elem for f16 {}
+impl Elem for u32 {}
+
+/// A real number that activations and weights are stored as.
+pub trait Real: Elem {
+    /// The dtype in files.
+    const DTYPE: DType;
+    /// The value, exactly.
+    fn to_f32(self) -> f32;
+    /// The nearest value, ties to even.
+    fn from_f32(x: f32) -> Self;
+    /// `x` rounded to this type and widened again.
+    fn round(x: f32) -> f32 {
+        Self::from_f32(x).to_f32()
+    }
+}
+
+impl Real for f32 {
+    const DTYPE: DType = DType::F32;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> f32 {
+        x
+    }
+}
+
+impl Real for bf16 {
+    const DTYPE: DType = DType::BF16;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> bf16 {
+        bf16::from_f32(x)
+    }
+}
+
+impl Real for f16 {
+    const DTYPE: DType = DType::F16;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> f16 {
+        f16::from_f32(x)
+    }
+}
+
+/// How many elements a view holds.
+pub trait Length {
+    /// Elements.
+    fn len(&self) -> usize;
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<T> Length for &[T] {
+    fn len(&self) -> usize {
+        <[T]>::len(self)
+    }
+}
+
+impl<T> Length for &mut [T] {
+    fn len(&self) -> usize {
+        <[T]>::len(self)
+    }
+}
+
+/// The size of a frozen weight.
+pub trait Frozen: Send + Sync {
+    /// `(O, I)`.
+    fn size(&self) -> (usize, usize);
+    /// How it is stored.
+    fn dtype(&self) -> DType;
+}
+
+/// Where a back end keeps its numbers: owned buffers, shared and exclusive views of a part of one, and frozen weights.
+pub trait Store: Sized + Send + Sync + 'static {
+    /// An owned buffer.
+    type Buf<T: Elem>: Send + Sync;
+    /// A part of a buffer, to read.
+    type View<'a, T: Elem>: Copy + Length + Send + Sync;
+    /// A part of a buffer, to write.
+    type ViewMut<'a, T: Elem>: Length + Send;
+    /// A frozen weight `W[O, I]` in the dtype of its file.
+    type Matrix: Frozen;
+
+    /// The elements in `range`, to read.
+    fn view<T: Elem>(buf: &Self::Buf<T>, range: Range<usize>) -> Self::View<'_, T>;
+    /// The elements in `range`, to write.
+    fn view_mut<T: Elem>(buf: &mut Self::Buf<T>, range: Range<usize>) -> Self::ViewMut<'_, T>;
+    /// Elements of the buffer.
+    fn len<T: Elem>(buf: &Self::Buf<T>) -> usize;
+}
