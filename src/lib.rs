@@ -15,9 +15,11 @@
 //! `main ─ cli ─ stage ─ { fuse, prune, model, data } ─ checkpoint ─ backend ─ ops ─ tensor ─ error`.
 //! `cpu` implements `backend`; only `cli::plan` names it.
 
+pub mod backend;
 pub mod checkpoint;
 pub mod error;
-
+pub mod host;
+pub mod ops;
 pub mod tensor;
 
 pub use error::{Error, Result};

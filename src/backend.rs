@@ -1,0 +1,103 @@
+//! What a device must do: hold numbers and compute the operations of [`crate::ops`].
+//!
+//! Static dispatch; nothing allocates inside an operation (a kept product's packing buffers, of a fixed bound per
+//! thread, are the one exception and a row of the memory plan); scratch is an argument with a sister function for its
+//! size, in f32 elements.
+
+use crate::error::Result;
+use crate::host::MatrixSource;
+use crate::ops::adamw::AdamW;
+use crate::ops::attention::{Attention, AttentionBwd};
+use crate::ops::choice::Choice;
+use crate::ops::cross_entropy::CrossEntropy;
+use crate::ops::embed::Embed;
+use crate::ops::importance::{Importance, Score};
+use crate::ops::linear::{Linear, LinearBwd};
+use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
+use crate::ops::rope::Rope;
+use crate::ops::sum_sq::SumSq;
+use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
+use crate::tensor::{DType, Elem, Real, Store};
+
+/// Sizes that decide how much room [`Backend::linear`] and [`Backend::linear_bwd`] need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearSize {
+    /// Rows of x.
+    pub tokens: usize,
+    /// Rows of y for each row of x.
+    pub copies: usize,
+    /// The outputs' widths, added up.
+    pub out: usize,
+    /// I.
+    pub inner: usize,
+    /// The outputs' ranks, added up.
+    pub rank: usize,
+    /// How the weights are stored.
+    pub dtype: DType,
+    /// Whether dropout is on.
+    pub dropout: bool,
+}
+
+/// A device.
+pub trait Backend: Send + Sync {
+    /// Where its numbers lie.
+    type Store: Store;
+
+    /// A buffer of `len` zeros. Called while a run is set up, never inside an operation.
+    fn alloc<T: Elem>(&self, name: &str, len: usize) -> Result<<Self::Store as Store>::Buf<T>>;
+    /// Host to device.
+    fn upload<T: Elem>(&self, dst: <Self::Store as Store>::ViewMut<'_, T>, src: &[T]) -> Result<()>;
+    /// Device to host; waits for what computes `src`.
+    fn download<T: Elem>(&self, dst: &mut [T], src: <Self::Store as Store>::View<'_, T>) -> Result<()>;
+    /// Device to device.
+    fn copy<T: Elem>(
+        &self,
+        dst: <Self::Store as Store>::ViewMut<'_, T>,
+        src: <Self::Store as Store>::View<'_, T>,
+    ) -> Result<()>;
+    /// Sets all elements to zero.
+    fn zero<T: Elem>(&self, dst: <Self::Store as Store>::ViewMut<'_, T>) -> Result<()>;
+    /// Makes a frozen weight usable, in its file's dtype.
+    fn matrix(&self, source: MatrixSource) -> Result<<Self::Store as Store>::Matrix>;
+
+    /// See [`Embed`].
+    fn embed<T: Real>(&self, op: Embed<'_, Self::Store, T>) -> Result<()>;
+    /// See [`RmsNorm`].
+    fn rms_norm<T: Real>(&self, op: RmsNorm<'_, Self::Store, T>) -> Result<()>;
+    /// See [`RmsNormBwd`].
+    fn rms_norm_bwd<T: Real>(&self, op: RmsNormBwd<'_, Self::Store, T>) -> Result<()>;
+    /// See [`Linear`].
+    fn linear<T: Real>(&self, op: Linear<'_, Self::Store, T>) -> Result<()>;
+    /// Room for [`Backend::linear`].
+    fn linear_scratch<T: Real>(&self, size: LinearSize) -> usize;
+    /// See [`LinearBwd`].
+    fn linear_bwd<T: Real>(&self, op: LinearBwd<'_, Self::Store, T>) -> Result<()>;
+    /// Room for [`Backend::linear_bwd`].
+    fn linear_bwd_scratch<T: Real>(&self, size: LinearSize) -> usize;
+    /// See [`Rope`].
+    fn rope<T: Real>(&self, op: Rope<'_, Self::Store, T>) -> Result<()>;
+    /// See [`Attention`].
+    fn attention<T: Real>(&self, op: Attention<'_, Self::Store, T>) -> Result<()>;
+    /// See [`AttentionBwd`].
+    fn attention_bwd<T: Real>(&self, op: AttentionBwd<'_, Self::Store, T>) -> Result<()>;
+    /// See [`SwiGlu`].
+    fn swiglu<T: Real>(&self, op: SwiGlu<'_, Self::Store, T>) -> Result<()>;
+    /// See [`SwiGluBwd`].
+    fn swiglu_bwd<T: Real>(&self, op: SwiGluBwd<'_, Self::Store, T>) -> Result<()>;
+    /// See [`CrossEntropy`].
+    fn cross_entropy<T: Real>(&self, op: CrossEntropy<'_, Self::Store, T>) -> Result<()>;
+    /// Room for [`Backend::cross_entropy`] of `rows` supervised rows and a head `[vocab, width]` of `dtype`.
+    fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize;
+    /// See [`Choice`].
+    fn choice<T: Real>(&self, op: Choice<'_, Self::Store, T>) -> Result<()>;
+    /// Room for [`Backend::choice`] of `rows` pairs and a head `[vocab, width]` of `dtype`.
+    fn choice_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize;
+    /// See [`Importance`].
+    fn importance<T: Real>(&self, op: Importance<'_, Self::Store, T>) -> Result<()>;
+    /// Room for [`Backend::importance`] of a weight `[out, inner]`.
+    fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize;
+    /// See [`SumSq`].
+    fn sum_sq(&self, op: SumSq<'_, Self::Store>) -> Result<()>;
+    /// See [`AdamW`].
+    fn adamw(&self, op: AdamW<'_, Self::Store>) -> Result<()>;
+}

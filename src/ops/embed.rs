@@ -1,0 +1,29 @@
+//! Rows of the embedding table.
+
+use super::{ensure, holds};
+use crate::error::Result;
+use crate::tensor::{Frozen, Real, Store};
+
+/// `y[t] = E[ids[t]]`, rounded once to `T`.
+pub struct Embed<'a, S: Store, T: Real> {
+    /// `[T, D]`, written.
+    pub y: S::ViewMut<'a, T>,
+    /// `E[V, D]`.
+    pub table: &'a S::Matrix,
+    /// `[T]`, each below V.
+    pub ids: &'a [u32],
+}
+
+impl<S: Store, T: Real> Embed<'_, S, T> {
+    /// Compares the sizes; returns `(T, D)`.
+    pub fn check(&self) -> Result<(usize, usize)> {
+        let (v, d) = self.table.size();
+        holds("embed", "y", &self.y, &[("T", self.ids.len()), ("D", d)])?;
+        let over = self.ids.iter().position(|&i| i as usize >= v);
+        ensure("embed", over.is_none(), || {
+            let t = over.unwrap_or(0);
+            format!("token {t} has id {}, expected an id below V = {v}", self.ids[t])
+        })?;
+        Ok((self.ids.len(), d))
+    }
+}

@@ -1,0 +1,47 @@
+//! Operations: what each computes, which shapes fit, and a plain reference in f64.
+//!
+//! An operation is a struct of named views. `check` compares their sizes and is shared by all back ends, so that all
+//! give the same error text. `reference` is the definition: plain loops, f64 sums, rounding exactly where the doc
+//! says. It is what tests believe; it is not a back end.
+//!
+//! Outputs come first, then inputs, sizes and scalars. Gradients of activations are written, gradients of adapters are
+//! added to. Base weights have no gradient. `T` in a type is the precision of activations (f32 or bf16).
+
+pub mod adamw;
+pub mod attention;
+pub mod choice;
+pub mod cross_entropy;
+pub mod embed;
+pub mod importance;
+pub mod linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod sum_sq;
+pub mod swiglu;
+
+use crate::error::{Error, Result};
+use crate::tensor::Length;
+
+/// Fails unless `view` holds exactly the product of `sizes`; a size is a letter and its value.
+pub(crate) fn holds(op: &'static str, name: &str, view: &impl Length, sizes: &[(&str, usize)]) -> Result<()> {
+    let product = sizes.iter().try_fold(1usize, |p, s| p.checked_mul(s.1));
+    if product == Some(view.len()) {
+        return Ok(());
+    }
+    let letters: Vec<&str> = sizes.iter().map(|s| s.0).collect();
+    let values: Vec<String> = sizes.iter().map(|s| s.1.to_string()).collect();
+    Err(Error::Op {
+        op,
+        why: format!(
+            "{name} holds {} elements, expected {} = {}",
+            view.len(),
+            letters.join(" × "),
+            values.join(" × ")
+        ),
+    })
+}
+
+/// Fails with `why` unless `ok`.
+pub(crate) fn ensure(op: &'static str, ok: bool, why: impl FnOnce() -> String) -> Result<()> {
+    if ok { Ok(()) } else { Err(Error::Op { op, why: why() }) }
+}
