@@ -20,6 +20,8 @@ pub mod checkpoint;
 pub mod error;
 pub mod host;
 pub mod ops;
+pub mod random;
+
 pub mod tensor;
 
 pub use error::{Error, Result};
