@@ -1,0 +1,82 @@
+//! SHA-256 of files, as they are written and as they lie there.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// A running SHA-256.
+#[derive(Clone, Debug, Default)]
+pub struct Hasher(Sha256);
+
+impl Hasher {
+    /// Takes more bytes in.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest, 64 hexadecimal digits.
+    pub fn finish(self) -> String {
+        self.0.finalize().iter().fold(String::with_capacity(64), |mut s, b| {
+            // Writing to a string cannot fail.
+            let _ = write!(s, "{b:02x}");
+            s
+        })
+    }
+}
+
+/// SHA-256 of `bytes`, 64 hexadecimal digits.
+pub fn sha256(bytes: &[u8]) -> String {
+    let mut h = Hasher::default();
+    h.update(bytes);
+    h.finish()
+}
+
+/// SHA-256 of the file at `path`, 64 hexadecimal digits.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let mut hasher = Hasher::default();
+    let mut buf = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buf) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(n) => hasher.update(&buf[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io(path)(e)),
+        }
+    }
+}
+
+/// Writes `bytes` to the file at `path` and makes them durable; gives their SHA-256.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<String> {
+    let mut file = File::create(path).map_err(Error::io(path))?;
+    file.write_all(bytes).map_err(Error::io(path))?;
+    file.sync_all().map_err(Error::io(path))?;
+    Ok(sha256(bytes))
+}
+
+/// Writes `value` as indented JSON with a last line feed; gives the file's SHA-256.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<String> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::file(path, e.to_string()))?;
+    text.push(b'\n');
+    write_file(path, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_digest() {
+        assert_eq!(sha256(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        assert_eq!(write_file(&path, b"abc").unwrap(), sha256(b"abc"));
+        assert_eq!(sha256_file(&path).unwrap(), sha256(b"abc"));
+    }
+}

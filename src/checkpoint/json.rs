@@ -1,0 +1,147 @@
+//! JSON files: read whole with a bound, a key twice in one object is an error.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// The most bytes a JSON file may have: more than the index of any model, less than what fills memory.
+const MAX_JSON: u64 = 256 << 20;
+
+/// A JSON value of which no object has a key twice.
+struct Unique(Value);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Unique, D::Error> {
+        d.deserialize_any(UniqueVisitor).map(Unique)
+    }
+}
+
+struct UniqueVisitor;
+
+impl<'de> Visitor<'de> for UniqueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        while let Some(Unique(v)) = seq.next_element()? {
+            out.push(v);
+        }
+        Ok(Value::Array(out))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut out = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if out.contains_key(&key) {
+                return Err(A::Error::custom(format!("key {key:?} twice in one object")));
+            }
+            let Unique(v) = map.next_value()?;
+            out.insert(key, v);
+        }
+        Ok(Value::Object(out))
+    }
+}
+
+/// The bytes of the file at `path`; an error above 256 MiB.
+pub fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    let meta = file.metadata().map_err(Error::io(path))?;
+    if meta.is_dir() {
+        return Err(Error::file(path, "is a folder, expected a file"));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_JSON + 1).read_to_end(&mut text).map_err(Error::io(path))?;
+    if text.len() as u64 > MAX_JSON {
+        return Err(Error::file(path, format!("has more than {MAX_JSON} bytes, which no such file needs")));
+    }
+    Ok(text)
+}
+
+/// The JSON value in `text`; a key twice in one object is an error. `path` is for the error's text.
+pub fn parse(path: &Path, text: &[u8]) -> Result<Value> {
+    let Unique(v) = serde_json::from_slice(text)
+        .map_err(|e| Error::file(path, format!("is not the JSON expected: {e}")))?;
+    Ok(v)
+}
+
+/// The JSON object in the file at `path`.
+pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    match parse(path, &read_bounded(path)?)? {
+        Value::Object(map) => Ok(map),
+        other => Err(Error::file(path, format!("holds {}, expected an object", kind(&other)))),
+    }
+}
+
+/// `value` as a `T`, or an error about `path` that names the field.
+pub fn typed<T: DeserializeOwned>(path: &Path, value: Value) -> Result<T> {
+    serde_json::from_value(value).map_err(|e| Error::file(path, e.to_string()))
+}
+
+/// What a value is, for error texts: `null`, `true`, `3`, `a string`, `an array`, `an object`.
+pub fn kind(value: &Value) -> String {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::String(s) if s.chars().count() <= 60 => format!("{s:?}"),
+        Value::String(_) => "a long string".into(),
+        Value::Array(_) => "an array".into(),
+        Value::Object(_) => "an object".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_twice_is_an_error_at_any_depth() {
+        let p = Path::new("f.json");
+        assert!(parse(p, br#"{"a":1,"b":[{"c":null}],"d":1.5,"e":-3,"f":"x","g":true}"#).is_ok());
+        let err = parse(p, br#"{"a":[{"c":1,"c":2}]}"#).unwrap_err().to_string();
+        assert!(err.contains("key \"c\" twice"), "{err}");
+        assert!(parse(p, "[".repeat(100_000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn numbers_keep_their_value() {
+        let p = Path::new("f.json");
+        let v = parse(p, b"[18446744073709551615, 0.1, 1e-5]").unwrap();
+        assert_eq!(v[0].as_u64(), Some(u64::MAX));
+        assert_eq!(v[1].as_f64(), Some(0.1));
+        assert_eq!(v[2].as_f64(), Some(1e-5));
+    }
+}
