@@ -38,8 +38,24 @@ pub struct LinearSize {
     pub dropout: bool,
 }
 
+/// How much room operations need besides their outputs; part of the memory plan, so it is asked without a device too.
+pub trait Scratch: Send + Sync {
+    /// Room for [`Backend::linear`].
+    fn linear_scratch<T: Real>(&self, size: LinearSize) -> usize;
+    /// Room for [`Backend::linear_bwd`].
+    fn linear_bwd_scratch<T: Real>(&self, size: LinearSize) -> usize;
+    /// Room for [`Backend::cross_entropy`] of `rows` supervised rows and a head `[vocab, width]` of `dtype`.
+    fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize;
+    /// Room for [`Backend::choice`] of `rows` pairs and a head `[vocab, width]` of `dtype`.
+    fn choice_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize;
+    /// Room for [`Backend::importance`] of a weight `[out, inner]`.
+    fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize;
+    /// Bytes that kept libraries hold for themselves while they run, on all threads together: a fixed bound.
+    fn kept_bytes(&self) -> usize;
+}
+
 /// A device.
-pub trait Backend: Send + Sync {
+pub trait Backend: Scratch {
     /// Where its numbers lie.
     type Store: Store;
 
@@ -68,12 +84,8 @@ pub trait Backend: Send + Sync {
     fn rms_norm_bwd<T: Real>(&self, op: RmsNormBwd<'_, Self::Store, T>) -> Result<()>;
     /// See [`Linear`].
     fn linear<T: Real>(&self, op: Linear<'_, Self::Store, T>) -> Result<()>;
-    /// Room for [`Backend::linear`].
-    fn linear_scratch<T: Real>(&self, size: LinearSize) -> usize;
     /// See [`LinearBwd`].
     fn linear_bwd<T: Real>(&self, op: LinearBwd<'_, Self::Store, T>) -> Result<()>;
-    /// Room for [`Backend::linear_bwd`].
-    fn linear_bwd_scratch<T: Real>(&self, size: LinearSize) -> usize;
     /// See [`Rope`].
     fn rope<T: Real>(&self, op: Rope<'_, Self::Store, T>) -> Result<()>;
     /// See [`Attention`].
@@ -86,16 +98,10 @@ pub trait Backend: Send + Sync {
     fn swiglu_bwd<T: Real>(&self, op: SwiGluBwd<'_, Self::Store, T>) -> Result<()>;
     /// See [`CrossEntropy`].
     fn cross_entropy<T: Real>(&self, op: CrossEntropy<'_, Self::Store, T>) -> Result<()>;
-    /// Room for [`Backend::cross_entropy`] of `rows` supervised rows and a head `[vocab, width]` of `dtype`.
-    fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize;
     /// See [`Choice`].
     fn choice<T: Real>(&self, op: Choice<'_, Self::Store, T>) -> Result<()>;
-    /// Room for [`Backend::choice`] of `rows` pairs and a head `[vocab, width]` of `dtype`.
-    fn choice_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize;
     /// See [`Importance`].
     fn importance<T: Real>(&self, op: Importance<'_, Self::Store, T>) -> Result<()>;
-    /// Room for [`Backend::importance`] of a weight `[out, inner]`.
-    fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize;
     /// See [`SumSq`].
     fn sum_sq(&self, op: SumSq<'_, Self::Store>) -> Result<()>;
     /// See [`AdamW`].
