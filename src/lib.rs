@@ -17,6 +17,7 @@
 
 pub mod backend;
 pub mod checkpoint;
+pub mod cpu;
 pub mod error;
 pub mod host;
 pub mod ops;

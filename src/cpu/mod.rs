@@ -1,0 +1,170 @@
+//! The CPU back end: every operation of [`crate::ops`] on the threads of one pool.
+//!
+//! Results do not depend on the number of threads: work is cut into parts by the shapes alone, each part is computed
+//! by one thread in a fixed order, and sums over parts are made in a fixed order.
+
+mod adamw;
+mod attention;
+mod choice;
+mod cross_entropy;
+mod embed;
+mod importance;
+mod linear;
+mod rms_norm;
+mod rope;
+mod sum_sq;
+mod swiglu;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::backend::{Backend, LinearSize, Scratch};
+use crate::error::{Error, Result};
+use crate::host::{Host, HostMatrix, MatrixSource};
+use crate::ops::adamw::AdamW;
+use crate::ops::attention::{Attention, AttentionBwd};
+use crate::ops::choice::Choice;
+use crate::ops::cross_entropy::CrossEntropy;
+use crate::ops::embed::Embed;
+use crate::ops::importance::{Importance, Score};
+use crate::ops::linear::{Linear, LinearBwd};
+use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
+use crate::ops::rope::Rope;
+use crate::ops::sum_sq::SumSq;
+use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
+use crate::tensor::{DType, Elem, Real};
+
+/// Host memory and a pool of threads.
+#[derive(Debug)]
+pub struct Cpu {
+    pool: ThreadPool,
+}
+
+impl Cpu {
+    /// A back end of `threads` threads, at least one. Fails where the system does not give them.
+    pub fn new(threads: usize) -> Result<Cpu> {
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .thread_name(|i| format!("cpu-{i}"))
+            .build()
+            .map_err(|e| Error::Usage(format!("cannot start {threads} threads: {e}")))?;
+        Ok(Cpu { pool })
+    }
+
+    /// Threads of the pool.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+}
+
+impl Scratch for Cpu {
+    fn linear_scratch<T: Real>(&self, size: LinearSize) -> usize {
+        linear::linear_scratch::<T>(size)
+    }
+    fn linear_bwd_scratch<T: Real>(&self, size: LinearSize) -> usize {
+        linear::linear_bwd_scratch::<T>(size)
+    }
+    fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
+        cross_entropy::cross_entropy_scratch::<T>(rows, vocab, width, dtype)
+    }
+    fn choice_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
+        choice::choice_scratch::<T>(rows, vocab, width, dtype)
+    }
+    fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize {
+        importance::importance_scratch::<T>(out, inner, scores)
+    }
+    fn kept_bytes(&self) -> usize {
+        0
+    }
+}
+
+impl Backend for Cpu {
+    type Store = Host;
+
+    fn alloc<T: Elem>(&self, name: &str, len: usize) -> Result<Vec<T>> {
+        let mut buf = Vec::new();
+        buf.try_reserve_exact(len).map_err(|_| {
+            let bytes = len.saturating_mul(size_of::<T>());
+            Error::Memory(format!("{name}: the system does not give {bytes} bytes"))
+        })?;
+        buf.resize(len, T::zeroed());
+        Ok(buf)
+    }
+
+    fn upload<T: Elem>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        copy("upload", dst, src)
+    }
+
+    fn download<T: Elem>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        copy("download", dst, src)
+    }
+
+    fn copy<T: Elem>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        copy("copy", dst, src)
+    }
+
+    fn zero<T: Elem>(&self, dst: &mut [T]) -> Result<()> {
+        dst.fill(T::zeroed());
+        Ok(())
+    }
+
+    fn matrix(&self, source: MatrixSource) -> Result<HostMatrix> {
+        HostMatrix::new(source)
+    }
+
+    fn embed<T: Real>(&self, op: Embed<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| embed::embed(op))
+    }
+    fn rms_norm<T: Real>(&self, op: RmsNorm<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| rms_norm::rms_norm(op))
+    }
+    fn rms_norm_bwd<T: Real>(&self, op: RmsNormBwd<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| rms_norm::rms_norm_bwd(op))
+    }
+    fn linear<T: Real>(&self, op: Linear<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| linear::linear(op))
+    }
+    fn linear_bwd<T: Real>(&self, op: LinearBwd<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| linear::linear_bwd(op))
+    }
+    fn rope<T: Real>(&self, op: Rope<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| rope::rope(op))
+    }
+    fn attention<T: Real>(&self, op: Attention<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| attention::attention(op))
+    }
+    fn attention_bwd<T: Real>(&self, op: AttentionBwd<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| attention::attention_bwd(op))
+    }
+    fn swiglu<T: Real>(&self, op: SwiGlu<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| swiglu::swiglu(op))
+    }
+    fn swiglu_bwd<T: Real>(&self, op: SwiGluBwd<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| swiglu::swiglu_bwd(op))
+    }
+    fn cross_entropy<T: Real>(&self, op: CrossEntropy<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| cross_entropy::cross_entropy(op))
+    }
+    fn choice<T: Real>(&self, op: Choice<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| choice::choice(op))
+    }
+    fn importance<T: Real>(&self, op: Importance<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| importance::importance(op))
+    }
+    fn sum_sq(&self, op: SumSq<'_, Host>) -> Result<()> {
+        self.pool.install(|| sum_sq::sum_sq(op))
+    }
+    fn adamw(&self, op: AdamW<'_, Host>) -> Result<()> {
+        self.pool.install(|| adamw::adamw(op))
+    }
+}
+
+fn copy<T: Elem>(op: &'static str, dst: &mut [T], src: &[T]) -> Result<()> {
+    if dst.len() != src.len() {
+        return Err(Error::Op {
+            op,
+            why: format!("the target holds {} elements, the source {}", dst.len(), src.len()),
+        });
+    }
+    dst.copy_from_slice(src);
+    Ok(())
+}
