@@ -19,6 +19,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod cpu;
 pub mod error;
+pub mod fuse;
 pub mod host;
 pub mod ops;
 pub mod random;

@@ -1,0 +1,203 @@
+//! Conflict scores: how far the updates of several adapters disagree, per module, per layer and in all.
+
+use faer::Mat;
+use serde::Serialize;
+
+use crate::checkpoint::module::Module;
+use crate::error::Result;
+use crate::fuse::gate::Direction;
+use crate::fuse::grams::Grams;
+use crate::fuse::lora_cr::{LoraCr, Resolution};
+use crate::fuse::options::{Restore, Side};
+
+/// The conflict score c̄ of one module: two means of `cₖ` over the directions of the shared subspace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Score {
+    /// `Σ cₖ / K`.
+    pub conflict_mean: f64,
+    /// `Σ σₖ cₖ / Σ σₖ`.
+    pub conflict_weighted: f64,
+}
+
+impl Score {
+    /// Of these directions; 0 where there are none.
+    pub fn of(directions: &[Direction]) -> Score {
+        if directions.is_empty() {
+            return Score::default();
+        }
+        let sigma: f64 = directions.iter().map(|d| d.sigma).sum();
+        Score {
+            conflict_mean: directions.iter().map(|d| d.conflict).sum::<f64>() / directions.len() as f64,
+            conflict_weighted: directions.iter().map(|d| d.sigma * d.conflict).sum::<f64>() / sigma,
+        }
+    }
+
+    /// The mean of several scores; 0 of none.
+    pub fn mean<'a>(scores: impl Iterator<Item = &'a Score> + Clone) -> Score {
+        let n = scores.clone().count().max(1) as f64;
+        Score {
+            conflict_mean: scores.clone().map(|s| s.conflict_mean).sum::<f64>() / n,
+            conflict_weighted: scores.map(|s| s.conflict_weighted).sum::<f64>() / n,
+        }
+    }
+}
+
+/// The updates of one module side by side, and what LoRA-CR does to them.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModuleConflict {
+    /// Counted from 0.
+    pub layer: usize,
+    /// `q`, `k`, `v`, `o`, `gate`, `up` or `down`.
+    pub target: String,
+    /// `[O, I]`.
+    pub shape: [usize; 2],
+    /// Which adapters have the module, counted from 0.
+    pub adapters: Vec<usize>,
+    /// The rank of each of them.
+    pub ranks: Vec<usize>,
+    /// K, the directions of the shared subspace.
+    pub directions: usize,
+    /// The share of `Σ ‖Dᵢ‖²` that lies in them.
+    pub subspace_energy: f64,
+    /// c̄ of the updates.
+    pub before: Score,
+    /// c̄ of the resolved updates, their subspace computed anew.
+    pub after: Score,
+    /// `‖Dᵢ‖`.
+    pub norms: Vec<f64>,
+    /// `‖D_i^CR‖`.
+    pub norms_after: Vec<f64>,
+    /// `⟨Dᵢ, Dⱼ⟩ / (‖Dᵢ‖ ‖Dⱼ‖)`; 0 with an update of norm 0.
+    pub cosines: Vec<Vec<f64>>,
+    /// `Σ ‖Dᵢ‖²`.
+    pub energy: f64,
+    /// `Σ ‖D_i^CR‖² / Σ ‖Dᵢ‖²`; 1 where every update is zero.
+    pub energy_kept: f64,
+}
+
+/// Scores of one layer: the mean of its modules'.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayerConflict {
+    /// Counted from 0.
+    pub layer: usize,
+    /// c̄ of the updates.
+    pub before: Score,
+    /// c̄ of the resolved updates.
+    pub after: Score,
+}
+
+/// Conflict of a set of adapters.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConflictReport {
+    /// Every module, by layer and in the order of the forward pass.
+    pub modules: Vec<ModuleConflict>,
+    /// Every layer that has modules.
+    pub layers: Vec<LayerConflict>,
+    /// Mean over modules, of the updates.
+    pub before: Score,
+    /// Mean over modules, of the resolved updates.
+    pub after: Score,
+    /// Cosine of the whole updates, all modules taken together.
+    pub cosines: Vec<Vec<f64>>,
+    /// Norm of each whole update.
+    pub norms: Vec<f64>,
+    /// `Σ ‖D_i^CR‖² / Σ ‖Dᵢ‖²` over all modules.
+    pub energy_kept: f64,
+}
+
+/// Compares the updates of one module: `resolution` is what `options` made of those with `grams`.
+///
+/// The scores are those of the left side, or of the right one under `--side right`.
+pub fn module_conflict(
+    module: Module,
+    shape: (usize, usize),
+    adapters: &[usize],
+    grams: &Grams,
+    options: &LoraCr,
+    resolution: &Resolution,
+) -> Result<ModuleConflict> {
+    let before = grams.products();
+    let resolved = resolution.grams(grams);
+    let after = resolved.products();
+    // The scores after: the same comparison on the same side, of the resolved updates.
+    let one_side = match options.side {
+        Side::Both => Side::Left,
+        side => side,
+    };
+    let again = LoraCr { side: one_side, restore: Restore::None, ..*options }.resolve(&resolved, &[])?;
+    let norms = norms(&before);
+    let energy = trace(&before);
+    Ok(ModuleConflict {
+        layer: module.layer,
+        target: module.target.short().to_owned(),
+        shape: [shape.0, shape.1],
+        adapters: adapters.to_vec(),
+        ranks: (0..grams.edges()).map(|e| grams.block(e).len()).collect(),
+        directions: resolution.directions.len(),
+        subspace_energy: resolution.subspace_energy,
+        before: Score::of(&resolution.directions),
+        after: Score::of(&again.directions),
+        cosines: cosines(&before),
+        norms_after: self::norms(&after),
+        norms,
+        energy,
+        energy_kept: if energy > 0.0 { trace(&after) / energy } else { 1.0 },
+    })
+}
+
+impl ConflictReport {
+    /// Sums up the modules of `adapters` adapters.
+    pub fn new(adapters: usize, mut modules: Vec<ModuleConflict>) -> ConflictReport {
+        // `sort_by_key` is stable: within a layer the order of the forward pass stays.
+        modules.sort_by_key(|m| m.layer);
+        let mut layers: Vec<usize> = modules.iter().map(|m| m.layer).collect();
+        layers.dedup();
+        let layers = layers
+            .into_iter()
+            .map(|layer| {
+                let here = modules.iter().filter(|m| m.layer == layer);
+                LayerConflict {
+                    layer,
+                    before: Score::mean(here.clone().map(|m| &m.before)),
+                    after: Score::mean(here.map(|m| &m.after)),
+                }
+            })
+            .collect();
+        let mut products = Mat::zeros(adapters, adapters);
+        for m in &modules {
+            for (i, &x) in m.adapters.iter().enumerate() {
+                for (j, &y) in m.adapters.iter().enumerate() {
+                    products[(x, y)] += m.cosines[i][j] * m.norms[i] * m.norms[j];
+                }
+            }
+        }
+        let energy: f64 = modules.iter().map(|m| m.energy).sum();
+        let kept: f64 = modules.iter().map(|m| m.energy * m.energy_kept).sum();
+        ConflictReport {
+            before: Score::mean(modules.iter().map(|m| &m.before)),
+            after: Score::mean(modules.iter().map(|m| &m.after)),
+            cosines: cosines(&products),
+            norms: norms(&products),
+            energy_kept: if energy > 0.0 { kept / energy } else { 1.0 },
+            layers,
+            modules,
+        }
+    }
+}
+
+fn trace(products: &Mat<f64>) -> f64 {
+    (0..products.nrows()).map(|i| products[(i, i)].max(0.0)).sum()
+}
+
+fn norms(products: &Mat<f64>) -> Vec<f64> {
+    (0..products.nrows()).map(|i| products[(i, i)].max(0.0).sqrt()).collect()
+}
+
+fn cosines(products: &Mat<f64>) -> Vec<Vec<f64>> {
+    let norm = norms(products);
+    let cosine = |i: usize, j: usize| match norm[i] * norm[j] {
+        n if n > 0.0 => (products[(i, j)] / n).clamp(-1.0, 1.0),
+        _ => 0.0,
+    };
+    (0..norm.len()).map(|i| (0..norm.len()).map(|j| cosine(i, j)).collect()).collect()
+}

@@ -1,0 +1,208 @@
+//! The factors of low-rank updates: one update, and the stacked updates of one module.
+
+use std::ops::Range;
+
+use faer::{Mat, MatRef};
+
+use crate::error::{Error, Result};
+use crate::fuse::algebra::product;
+
+/// A product `ΔW = B A` with `B[O, R]` and `A[R, I]`, the scale folded into B.
+///
+/// B is held transposed, so that both factors are R rows of a long matrix and B's layout in memory is its file's.
+#[derive(Clone, Debug)]
+pub struct Factors {
+    /// `Bᵀ[R, O]`.
+    bt: Mat<f64>,
+    /// `A[R, I]`.
+    a: Mat<f64>,
+}
+
+impl Factors {
+    /// From `Bᵀ[R, O]` and `A[R, I]`; fails where the ranks differ.
+    pub fn new(bt: Mat<f64>, a: Mat<f64>) -> Result<Factors> {
+        if bt.nrows() != a.nrows() {
+            return Err(Error::Op {
+                op: "fuse",
+                why: format!(
+                    "lora_B has rank {}, lora_A has rank {}: they must be equal",
+                    bt.nrows(),
+                    a.nrows()
+                ),
+            });
+        }
+        Ok(Factors { bt, a })
+    }
+
+    /// `B[O, R]`.
+    pub fn b(&self) -> MatRef<'_, f64> {
+        self.bt.transpose()
+    }
+
+    /// `Bᵀ[R, O]`.
+    pub fn bt(&self) -> MatRef<'_, f64> {
+        self.bt.as_ref()
+    }
+
+    /// `A[R, I]`.
+    pub fn a(&self) -> MatRef<'_, f64> {
+        self.a.as_ref()
+    }
+
+    /// R.
+    pub fn rank(&self) -> usize {
+        self.a.nrows()
+    }
+
+    /// `(O, I)`.
+    pub fn size(&self) -> (usize, usize) {
+        (self.bt.ncols(), self.a.ncols())
+    }
+
+    /// `(B left, right A)`: each factor multiplied on its rank side, `left[R, R']` and `right[R', R]`, where given.
+    pub fn mapped(&self, left: Option<MatRef<'_, f64>>, right: Option<MatRef<'_, f64>>) -> Factors {
+        Factors {
+            bt: left.map_or_else(|| self.bt.clone(), |w| product(w.transpose(), self.bt())),
+            a: right.map_or_else(|| self.a.clone(), |w| product(w, self.a())),
+        }
+    }
+
+    /// Row o of B times `rows[o]`, column i of A times `columns[i]`, where given.
+    pub fn scaled(&self, rows: Option<&[f64]>, columns: Option<&[f64]>) -> Factors {
+        let scale = |x: &Mat<f64>, by: Option<&[f64]>| match by {
+            Some(s) => Mat::from_fn(x.nrows(), x.ncols(), |r, j| x[(r, j)] * s[j]),
+            None => x.clone(),
+        };
+        Factors { bt: scale(&self.bt, rows), a: scale(&self.a, columns) }
+    }
+
+    /// The same product at a larger rank: zero rows are added to `Bᵀ` and A. A smaller `rank` changes nothing.
+    pub fn padded(mut self, rank: usize) -> Factors {
+        if rank > self.rank() {
+            let (o, i) = self.size();
+            self.bt.resize_with(rank, o, |_, _| 0.0);
+            self.a.resize_with(rank, i, |_, _| 0.0);
+        }
+        self
+    }
+}
+
+/// What pruning left of a module at one edge: which output rows and input columns its adapter was trained on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Kept rows of B, ascending; none = all.
+    pub rows: Option<Vec<usize>>,
+    /// Kept columns of A, ascending; none = all.
+    pub columns: Option<Vec<usize>>,
+}
+
+/// The updates of E adapters to one module, stacked: `[B₁ … B_E]` and `[A₁; …; A_E]` of rank P.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The stacked factors, scales folded into B.
+    pub stack: Factors,
+    /// Block e of the stack is rows `bounds[e]..bounds[e + 1]`.
+    bounds: Vec<usize>,
+    /// One weight an adapter.
+    pub weights: Vec<f64>,
+    /// What each edge's pruning kept of this module.
+    pub kept: Vec<Kept>,
+    /// Whether the adapters declare that they were trained with one frozen A₀.
+    pub frozen: bool,
+}
+
+impl Batch {
+    /// From the stacked factors and the rank of each adapter; weights `1/E`, nothing pruned, A not frozen.
+    ///
+    /// Fails where the ranks do not add up to the stack's.
+    pub fn new(stack: Factors, ranks: &[usize]) -> Result<Batch> {
+        let mut bounds = vec![0];
+        for r in ranks {
+            bounds.push(bounds[bounds.len() - 1] + r);
+        }
+        let e = ranks.len();
+        if e == 0 || bounds[e] != stack.rank() {
+            return Err(Error::Op {
+                op: "fuse",
+                why: format!(
+                    "the {e} ranks add up to {}, the stacked factors have {} rows",
+                    bounds[e],
+                    stack.rank()
+                ),
+            });
+        }
+        let weights = vec![1.0 / e as f64; e];
+        Ok(Batch { stack, bounds, weights, kept: vec![Kept::default(); e], frozen: false })
+    }
+
+    /// E.
+    pub fn edges(&self) -> usize {
+        self.bounds.len() - 1
+    }
+
+    /// `(O, I)`.
+    pub fn size(&self) -> (usize, usize) {
+        self.stack.size()
+    }
+
+    /// The rows of the stack that are adapter `e`'s.
+    pub fn block(&self, e: usize) -> Range<usize> {
+        self.bounds[e]..self.bounds[e + 1]
+    }
+
+    /// The bounds of the blocks, E + 1 of them, from 0 to P.
+    pub fn bounds(&self) -> &[usize] {
+        &self.bounds
+    }
+
+    /// The rank of each adapter.
+    pub fn ranks(&self) -> Vec<usize> {
+        self.bounds.windows(2).map(|w| w[1] - w[0]).collect()
+    }
+
+    /// `Bᵀ[R, O]` of adapter `e`.
+    pub fn bt(&self, e: usize) -> MatRef<'_, f64> {
+        let r = self.block(e);
+        self.stack.bt().subrows(r.start, r.len())
+    }
+
+    /// `A[R, I]` of adapter `e`.
+    pub fn a(&self, e: usize) -> MatRef<'_, f64> {
+        let r = self.block(e);
+        self.stack.a().subrows(r.start, r.len())
+    }
+
+    /// The same adapters with other factors of the same ranks.
+    pub fn with_stack(&self, stack: Factors) -> Batch {
+        let Batch { bounds, weights, kept, .. } = self;
+        Batch {
+            stack,
+            bounds: bounds.clone(),
+            weights: weights.clone(),
+            kept: kept.clone(),
+            frozen: self.frozen,
+        }
+    }
+
+    /// `Σₑ cₑ Bₑᵀ`, `[R, O]`; the ranks must be equal.
+    pub fn sum_bt(&self, c: &[f64]) -> Mat<f64> {
+        self.sum(self.stack.bt(), c)
+    }
+
+    /// `Σₑ cₑ Aₑ`, `[R, I]`; the ranks must be equal.
+    pub fn sum_a(&self, c: &[f64]) -> Mat<f64> {
+        self.sum(self.stack.a(), c)
+    }
+
+    fn sum(&self, x: MatRef<'_, f64>, c: &[f64]) -> Mat<f64> {
+        let r = self.bounds[1];
+        Mat::from_fn(r, x.ncols(), |k, j| {
+            c.iter().enumerate().map(|(e, c)| c * x[(self.bounds[e] + k, j)]).sum()
+        })
+    }
+
+    /// `cₑ` repeated for each of adapter e's rows: one number a row of the stack.
+    pub fn along_rank(&self, c: &[f64]) -> Vec<f64> {
+        (0..self.edges()).flat_map(|e| vec![c[e]; self.block(e).len()]).collect()
+    }
+}

@@ -1,0 +1,72 @@
+//! `ffa`: `ΔW = (Σ wᵢBᵢ) A₀`, A taken from one adapter.
+//!
+//! Exact where the adapters were trained with one frozen A₀. Where pruning took different columns of it from different
+//! edges (o and down), no `B A₀` is the mean, and the factors are stacked instead.
+
+use crate::error::{Error, Result};
+use crate::fuse::coverage::columns_differ;
+use crate::fuse::factors::{Batch, Factors};
+use crate::fuse::mean;
+
+/// What stood for A₀.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// The frozen A that all adapters share.
+    Init,
+    /// The A of the first adapter.
+    Reference,
+    /// Masks differ: the exact mean by stacking.
+    Stacked,
+}
+
+impl Variant {
+    /// The name in reports: `ffa_init`, `ffa_ref(0)`, `stacked`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Variant::Init => "ffa_init",
+            Variant::Reference => "ffa_ref(0)",
+            Variant::Stacked => "stacked",
+        }
+    }
+}
+
+/// `B[O, R] = Σ wᵢBᵢ` beside A₀, or the stack of rank P; the ranks must be equal.
+///
+/// `batch` has its coverage applied, `raw` not: A₀ is taken from `raw`. Fails where adapters that declare a frozen A
+/// hold different ones.
+pub fn fuse(batch: &Batch, raw: &Batch) -> Result<(Factors, Variant)> {
+    if columns_differ(raw) {
+        return Ok((mean::fuse(batch)?, Variant::Stacked));
+    }
+    let variant = if raw.frozen { Variant::Init } else { Variant::Reference };
+    let fused = Factors::new(batch.sum_bt(&batch.weights), raw.a(0).to_owned())?;
+    Ok((fused, variant))
+}
+
+/// Whether every adapter that declares a frozen A has the first one's, on the columns that both kept.
+///
+/// Fails, naming the adapter by its position, where one has not.
+pub fn check_frozen(batch: &Batch) -> Result<()> {
+    for e in 1..batch.edges() {
+        let (first, a) = (batch.a(0), batch.a(e));
+        let both: Vec<usize> = match (&batch.kept[0].columns, &batch.kept[e].columns) {
+            (None, None) => (0..a.ncols()).collect(),
+            (Some(x), None) | (None, Some(x)) => x.clone(),
+            (Some(x), Some(y)) => x.iter().copied().filter(|i| y.binary_search(i).is_ok()).collect(),
+        };
+        let same = first.nrows() == a.nrows()
+            && both
+                .iter()
+                .filter(|&&i| i < a.ncols())
+                .all(|&i| (0..a.nrows()).all(|r| a[(r, i)] == first[(r, i)]));
+        if !same {
+            return Err(Error::Op {
+                op: "ffa",
+                why: format!(
+                    "adapters 0 and {e} both declare a frozen A but hold different ones; --method mean needs none"
+                ),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! The two Gram matrices of a stack of factors: all that conflict resolution needs to know about O and I.
+
+use std::ops::Range;
+
+use faer::{Mat, MatRef};
+
+use crate::fuse::algebra::{congruence, gram, inner};
+use crate::fuse::factors::Batch;
+
+/// `[B₁ … B_E]ᵀ [B₁ … B_E]` and `[A₁; …; A_E] [A₁; …; A_E]ᵀ`, both `[P, P]`.
+#[derive(Clone, Debug)]
+pub struct Grams {
+    /// Of the B factors.
+    pub b: Mat<f64>,
+    /// Of the A factors.
+    pub a: Mat<f64>,
+    bounds: Vec<usize>,
+}
+
+impl Grams {
+    /// The Grams of a batch: one pass over each factor.
+    pub fn of(batch: &Batch) -> Grams {
+        Grams { b: gram(batch.stack.bt()), a: gram(batch.stack.a()), bounds: batch.bounds().to_vec() }
+    }
+
+    /// E.
+    pub fn edges(&self) -> usize {
+        self.bounds.len() - 1
+    }
+
+    /// P.
+    pub fn rank(&self) -> usize {
+        self.a.nrows()
+    }
+
+    /// The rows of adapter `e`.
+    pub fn block(&self, e: usize) -> Range<usize> {
+        self.bounds[e]..self.bounds[e + 1]
+    }
+
+    /// The Grams of the transposed updates `ΔWᵀ = Aᵀ Bᵀ`.
+    pub fn transposed(&self) -> Grams {
+        Grams { b: self.a.clone(), a: self.b.clone(), bounds: self.bounds.clone() }
+    }
+
+    /// The Grams after B became `B left` and A became `right A`, where given.
+    pub fn mapped(&self, left: Option<MatRef<'_, f64>>, right: Option<MatRef<'_, f64>>) -> Grams {
+        Grams {
+            b: left.map_or_else(|| self.b.clone(), |w| congruence(self.b.as_ref(), w)),
+            a: right.map_or_else(|| self.a.clone(), |w| congruence(self.a.as_ref(), w.transpose())),
+            bounds: self.bounds.clone(),
+        }
+    }
+
+    /// `⟨Dᵢ, Dⱼ⟩`, the Frobenius products of the updates, `[E, E]`.
+    pub fn products(&self) -> Mat<f64> {
+        let sub = |x: &Mat<f64>, i: usize, j: usize| {
+            let (r, c) = (self.block(i), self.block(j));
+            x.submatrix(r.start, c.start, r.len(), c.len()).to_owned()
+        };
+        let e = self.edges();
+        let mut out = Mat::zeros(e, e);
+        for i in 0..e {
+            for j in 0..=i {
+                let p = inner(sub(&self.b, i, j).as_ref(), sub(&self.a, i, j).as_ref());
+                out[(i, j)] = p;
+                out[(j, i)] = p;
+            }
+        }
+        out
+    }
+}

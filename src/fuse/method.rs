@@ -1,0 +1,130 @@
+//! From the updates of one module to one update, by the method asked for.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::fuse::coverage::covered;
+use crate::fuse::factors::{Batch, Factors};
+use crate::fuse::options::{Coverage, Fedsa, Method};
+use crate::fuse::truncate::truncate;
+use crate::fuse::{fedavg, fedsa, ffa, ffa_lsq, mean, mean_svd, task_arithmetic};
+
+/// How updates are fused.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fusion {
+    /// The method.
+    pub method: Method,
+    /// The choice that `fedsa` needs.
+    pub fedsa: Option<Fedsa>,
+    /// λ of `task-arithmetic`.
+    pub lambda: f64,
+    /// Truncate to this rank by SVD.
+    pub rank: Option<usize>,
+    /// What an edge says about what its pruning removed.
+    pub coverage: Coverage,
+}
+
+impl Fusion {
+    /// The method with its defaults; fails for `fedsa` without its choice.
+    pub fn new(method: Method, fedsa: Option<Fedsa>) -> Result<Fusion> {
+        let fusion = Fusion { method, fedsa, lambda: 1.0, rank: None, coverage: Coverage::Zero };
+        fusion.check()?;
+        Ok(fusion)
+    }
+
+    /// Whether the options go together.
+    pub fn check(&self) -> Result<()> {
+        let usage = |why: String| Err(Error::Usage(why));
+        match (self.method, self.fedsa) {
+            (Method::Fedsa, None) => {
+                return usage(format!("--method fedsa needs --fedsa, one of\n{}", Fedsa::CHOICES));
+            }
+            (m, Some(choice)) if m != Method::Fedsa => {
+                return usage(format!("--fedsa {choice} goes with --method fedsa, not with {m}"));
+            }
+            _ => {}
+        }
+        if self.rank == Some(0) {
+            return usage("--rank 0: expected at least 1".into());
+        }
+        if !self.lambda.is_finite() {
+            return usage(format!("--lambda {}: expected a finite number", self.lambda));
+        }
+        if self.lambda != 1.0 && self.method != Method::TaskArithmetic {
+            return usage(format!("--lambda goes with --method task-arithmetic, not with {}", self.method));
+        }
+        Ok(())
+    }
+
+    /// Whether the adapters' ranks must be equal.
+    pub fn needs_equal_ranks(&self) -> bool {
+        matches!(self.method, Method::Fedavg | Method::Ffa | Method::FfaLsq | Method::Fedsa)
+    }
+
+    /// Fuses one module; `adapters` are the positions of the batch's members on the command line.
+    ///
+    /// Refuses mixed ranks where the method averages factors, and, if `as_adapter`, a rank above `min(O, I)`.
+    pub fn fuse(&self, batch: &Batch, adapters: &[usize], as_adapter: bool) -> Result<Fused> {
+        let ranks = batch.ranks();
+        if self.needs_equal_ranks() && ranks.windows(2).any(|r| r[0] != r[1]) {
+            return Err(Error::Usage(format!(
+                "--method {}: the adapters have ranks {ranks:?}, it needs equal ones; mean and mean-svd take any",
+                self.method
+            )));
+        }
+        let cover: Cow<'_, Batch> = match self.coverage {
+            Coverage::Zero => Cow::Borrowed(batch),
+            Coverage::Present => Cow::Owned(covered(batch, self.coverage)),
+        };
+        let cover = cover.as_ref();
+        let mut variant = self.method.word().to_owned();
+        let (factors, energy_kept) = match self.method {
+            Method::Fedavg => (fedavg::fuse(cover)?, 1.0),
+            Method::Mean => (mean::fuse(cover)?, 1.0),
+            Method::MeanSvd => mean_svd::fuse(cover, self.rank)?,
+            Method::TaskArithmetic => (task_arithmetic::fuse(cover, self.lambda)?, 1.0),
+            Method::FfaLsq => (ffa_lsq::fuse(cover, batch)?, 1.0),
+            Method::Ffa => {
+                let (factors, which) = ffa::fuse(cover, batch)?;
+                variant = which.name().to_owned();
+                (factors, 1.0)
+            }
+            Method::Fedsa => {
+                let Some(choice) = self.fedsa else {
+                    self.check()?;
+                    return Err(Error::Usage("--method fedsa needs --fedsa".into()));
+                };
+                variant = format!("fedsa_{choice}");
+                (fedsa::fuse(cover, batch, adapters, choice)?, 1.0)
+            }
+        };
+        let (factors, energy_kept) = match (self.method, self.rank) {
+            (Method::MeanSvd, _) | (_, None) => (factors, energy_kept),
+            (_, Some(q)) => truncate(factors, q)?,
+        };
+        let (o, i) = factors.size();
+        if as_adapter && factors.rank() > o.min(i) {
+            return Err(Error::Usage(format!(
+                "--method {}: the exact result has rank {}, more than the {o} x {i} module's own {}; \
+                 --rank N truncates it, --merged writes it into the base's weights",
+                self.method,
+                factors.rank(),
+                o.min(i)
+            )));
+        }
+        Ok(Fused { factors, variant, energy_kept })
+    }
+}
+
+/// The fused update of one module.
+#[derive(Clone, Debug)]
+pub struct Fused {
+    /// Its factors, B carrying every scale.
+    pub factors: Factors,
+    /// What was done, where a method has several forms: `fedavg`, `ffa_ref(0)`, `fedsa_client:1`, …
+    pub variant: String,
+    /// The share of the energy that truncation kept; 1 without.
+    pub energy_kept: f64,
+}

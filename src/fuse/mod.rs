@@ -1,0 +1,30 @@
+//! Fusing the updates of several adapters: conflict resolution, one file a method, and the certificate.
+//!
+//! Everything works on the factors of `ΔWₑ = Bₑ Aₑ` (the scale folded into B) in f64; no `[O, I]` update is formed.
+//! For one module: [`Batch`] → [`Grams`] → [`LoraCr::resolve`] → [`Fusion::fuse`] → [`certificate::measure`].
+
+pub mod algebra;
+pub mod certificate;
+pub mod conflict;
+mod coverage;
+mod factors;
+mod fedavg;
+mod fedsa;
+pub mod ffa;
+mod ffa_lsq;
+mod gate;
+mod grams;
+mod lora_cr;
+mod mean;
+mod mean_svd;
+mod method;
+pub mod options;
+mod subspace;
+mod task_arithmetic;
+pub mod truncate;
+
+pub use factors::{Batch, Factors, Kept};
+pub use gate::Direction;
+pub use grams::Grams;
+pub use lora_cr::{LoraCr, Resolution};
+pub use method::{Fused, Fusion};
