@@ -135,6 +135,21 @@ impl Batch {
         Ok(Batch { stack, bounds, weights, kept: vec![Kept::default(); e], frozen: false })
     }
 
+    /// The same with these weights, one an adapter.
+    pub fn weighted(self, weights: Vec<f64>) -> Batch {
+        Batch { weights, ..self }
+    }
+
+    /// The same with what each edge's pruning kept of this module.
+    pub fn pruned(self, kept: Vec<Kept>) -> Batch {
+        Batch { kept, ..self }
+    }
+
+    /// The same with `frozen` set.
+    pub fn frozen(self, frozen: bool) -> Batch {
+        Batch { frozen, ..self }
+    }
+
     /// E.
     pub fn edges(&self) -> usize {
         self.bounds.len() - 1

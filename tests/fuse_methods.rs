@@ -1,0 +1,324 @@
+//! Every fusion method against its dense definition, the certificate against dense norms, refusals by their text.
+
+mod dense;
+
+use anabranch::checkpoint::module::{Module, Target};
+use anabranch::fuse::certificate::measure;
+use anabranch::fuse::conflict::{ConflictReport, module_conflict};
+use anabranch::fuse::ffa::check_frozen;
+use anabranch::fuse::options::{Coverage, Fedsa, Gate, Method, SharedRank};
+use anabranch::fuse::truncate::truncate;
+use anabranch::fuse::{Batch, Factors, Fusion, Grams, Kept, LoraCr};
+use dense::{Pair, adapters, batch, dense as product, distance, updates, weighted};
+use faer::Mat;
+use proptest::prelude::*;
+
+const WEIGHTS: [f64; 3] = [0.5, 0.2, 0.3];
+
+/// Three adapters of rank 4 on a 24 x 18 module, weighted.
+fn three() -> Batch {
+    batch(&adapters(1, 24, 18, &[4, 4, 4])).weighted(WEIGHTS.to_vec())
+}
+
+fn fuse(fusion: Fusion, batch: &Batch) -> Factors {
+    let all: Vec<usize> = (0..batch.edges()).collect();
+    fusion.fuse(batch, &all, true).unwrap().factors
+}
+
+fn plain(method: Method) -> Fusion {
+    Fusion::new(method, None).unwrap()
+}
+
+fn fedsa(choice: Fedsa) -> Fusion {
+    Fusion::new(Method::Fedsa, Some(choice)).unwrap()
+}
+
+/// `Σ wᵢBᵢ` and `Σ wᵢAᵢ`.
+fn means(batch: &Batch, w: &[f64]) -> (Mat<f64>, Mat<f64>) {
+    let b: Vec<_> = (0..batch.edges()).map(|e| batch.bt(e).transpose().to_owned()).collect();
+    let a: Vec<_> = (0..batch.edges()).map(|e| batch.a(e).to_owned()).collect();
+    (weighted(&b, w), weighted(&a, w))
+}
+
+/// `d A⁺ A` by the pseudo-inverse of A itself.
+fn projected(d: &Mat<f64>, a: &Mat<f64>) -> Mat<f64> {
+    d * a.thin_svd().unwrap().pseudoinverse() * a
+}
+
+#[track_caller]
+fn same(got: &Factors, want: &Mat<f64>, tolerance: f64) {
+    let err = distance(product(got).as_ref(), want.as_ref());
+    assert!(err <= tolerance, "{err:e} > {tolerance:e}");
+}
+
+#[test]
+fn every_method_has_its_definition() {
+    let x = three();
+    let (b, a) = means(&x, &WEIGHTS);
+    let mean = weighted(&updates(&x), &WEIGHTS);
+    let own_a = |e: usize| x.a(e).to_owned();
+    let own_b = |e: usize| x.bt(e).transpose().to_owned();
+    same(&fuse(plain(Method::Fedavg), &x), &(&b * &a), 1e-14);
+    same(&fuse(plain(Method::Mean), &x), &mean, 1e-14);
+    same(&fuse(plain(Method::Ffa), &x), &(&b * own_a(0)), 1e-14);
+    same(&fuse(plain(Method::FfaLsq), &x), &projected(&mean, &own_a(0)), 1e-12);
+    same(&fuse(fedsa(Fedsa::Mean), &x), &(&b * &a), 1e-14);
+    same(&fuse(fedsa(Fedsa::Client(2)), &x), &(own_b(2) * &a), 1e-14);
+    same(&fuse(fedsa(Fedsa::Sum), &x), &(means(&x, &[1.0; 3]).0 * &a), 1e-14);
+    same(&fuse(fedsa(Fedsa::Lsq), &x), &projected(&mean, &a), 1e-12);
+    let sum = Fusion { lambda: 0.75, ..plain(Method::TaskArithmetic) };
+    let ones = three().weighted(vec![1.0; 3]);
+    same(&fuse(sum, &ones), &weighted(&updates(&x), &[0.75; 3]), 1e-14);
+
+    let svd = mean.thin_svd().unwrap();
+    for q in [1, 4, 7] {
+        let best = Mat::from_fn(24, 18, |i, j| {
+            (0..q).map(|k| svd.U()[(i, k)] * svd.S().column_vector()[k] * svd.V()[(j, k)]).sum()
+        });
+        let fused = Fusion { rank: Some(q), ..plain(Method::MeanSvd) }.fuse(&x, &[0, 1, 2], true).unwrap();
+        same(&fused.factors, &best, 1e-12);
+        assert_eq!(fused.factors.rank(), q);
+        let kept = best.squared_norm_l2() / mean.squared_norm_l2();
+        assert!((fused.energy_kept - kept).abs() <= 1e-12);
+        same(&fuse(Fusion { rank: Some(q), ..plain(Method::Mean) }, &x), &best, 1e-12);
+    }
+    assert_eq!(fuse(plain(Method::MeanSvd), &x).rank(), 4, "the largest rank of the inputs");
+}
+
+#[test]
+fn mixed_ranks_go_where_they_have_a_meaning() {
+    let x = batch(&adapters(2, 24, 18, &[2, 5]));
+    let mean = weighted(&updates(&x), &[0.5, 0.5]);
+    same(&fuse(plain(Method::Mean), &x), &mean, 1e-14);
+    same(&fuse(Fusion { rank: Some(7), ..plain(Method::MeanSvd) }, &x), &mean, 1e-12);
+    assert_eq!(fuse(plain(Method::MeanSvd), &x).rank(), 5);
+    for fusion in [plain(Method::Fedavg), plain(Method::Ffa), plain(Method::FfaLsq), fedsa(Fedsa::Sum)] {
+        let text = fusion.fuse(&x, &[0, 1], true).unwrap_err().to_string();
+        assert!(text.contains("[2, 5]") && text.contains("mean and mean-svd"), "{text}");
+    }
+}
+
+#[test]
+fn a_stack_of_more_than_full_rank_is_refused_unless_it_is_merged() {
+    let x = batch(&adapters(3, 9, 7, &[4, 4]));
+    for method in [Method::Mean, Method::TaskArithmetic] {
+        let text = plain(method).fuse(&x, &[0, 1], true).unwrap_err().to_string();
+        assert!(text.contains("rank 8") && text.contains("--rank") && text.contains("--merged"), "{text}");
+    }
+    let merged = plain(Method::Mean).fuse(&x, &[0, 1], false).unwrap().factors;
+    let mean = weighted(&updates(&x), &[0.5, 0.5]);
+    same(&merged, &mean, 1e-14);
+    same(&fuse(Fusion { rank: Some(7), ..plain(Method::Mean) }, &x), &mean, 1e-12);
+}
+
+#[test]
+fn options_that_do_not_go_together_are_refused() {
+    let text = Fusion::new(Method::Fedsa, None).unwrap_err().to_string();
+    for choice in ["\n  mean ", "\n  client:J ", "\n  sum ", "\n  lsq "] {
+        assert!(text.contains(choice), "{text}");
+    }
+    assert!(Fusion::new(Method::Fedavg, Some(Fedsa::Sum)).is_err());
+    assert!(Fusion { rank: Some(0), ..plain(Method::Mean) }.check().is_err());
+    assert!(Fusion { lambda: 2.0, ..plain(Method::Mean) }.check().is_err());
+    assert!(Fusion { lambda: f64::NAN, ..plain(Method::TaskArithmetic) }.check().is_err());
+    let missing = fedsa(Fedsa::Client(1)).fuse(&batch(&adapters(1, 9, 9, &[2, 2])), &[0, 2], true);
+    assert!(missing.unwrap_err().to_string().contains("client:1"));
+    for text in ["", "0", "-1", "energy:", "energy:0", "energy:1.5", "energy:NaN", "some"] {
+        assert!(text.parse::<SharedRank>().is_err(), "{text}");
+    }
+    for text in ["", "client:", "client:-1", "client:x", "Mean"] {
+        assert!(text.parse::<Fedsa>().is_err(), "{text}");
+    }
+    assert_eq!("energy:0.9".parse::<SharedRank>().unwrap(), SharedRank::Energy(0.9));
+    assert_eq!("client:3".parse::<Fedsa>().unwrap(), Fedsa::Client(3));
+}
+
+/// Edges that kept rows 0..16 and 8..24 of B.
+fn pruned_rows() -> (Batch, Vec<f64>) {
+    let mut pairs = adapters(4, 24, 18, &[3, 3]);
+    let kept = [0..16usize, 8..24];
+    for ((b, _), kept) in pairs.iter_mut().zip(&kept) {
+        *b = Mat::from_fn(24, 3, |o, k| if kept.contains(&o) { b[(o, k)] } else { 0.0 });
+    }
+    let mut x = batch(&pairs);
+    x.weights = vec![0.25, 0.75];
+    x.kept = kept.iter().map(|r| Kept { rows: Some(r.clone().collect()), columns: None }).collect();
+    let covered = |o: usize| (0..2).filter(|&e| kept[e].contains(&o)).map(|e| [0.25, 0.75][e]).sum();
+    (x, (0..24).map(covered).collect())
+}
+
+#[test]
+fn present_coverage_is_a_mean_over_the_edges_that_kept_a_row() {
+    let (x, covered) = pruned_rows();
+    let mean = weighted(&updates(&x), &x.weights);
+    let want = Mat::from_fn(24, 18, |o, i| mean[(o, i)] / covered[o]);
+    let present = |method| Fusion { coverage: Coverage::Present, ..plain(method) };
+    same(&fuse(present(Method::Mean), &x), &want, 1e-14);
+    let (b, a) = means(&x, &x.weights);
+    let b = Mat::from_fn(24, 3, |o, k| b[(o, k)] / covered[o]);
+    same(&fuse(present(Method::Fedavg), &x), &(&b * &a), 1e-14);
+    same(&fuse(plain(Method::Mean), &x), &mean, 1e-14);
+    // Masks of rows do not make ffa stack.
+    assert_eq!(present(Method::Ffa).fuse(&x, &[0, 1], true).unwrap().variant, "ffa_ref(0)");
+}
+
+#[test]
+fn ffa_with_different_column_masks_is_exact_by_stacking() {
+    let mut pairs = adapters(5, 24, 18, &[3, 3]);
+    let common = pairs[0].1.clone();
+    let kept = [0..12usize, 6..18];
+    for ((_, a), kept) in pairs.iter_mut().zip(&kept) {
+        *a = Mat::from_fn(3, 18, |k, i| if kept.contains(&i) { common[(k, i)] } else { 0.0 });
+    }
+    let kept = kept.iter().map(|r| Kept { rows: None, columns: Some(r.clone().collect()) }).collect();
+    let x = batch(&pairs).pruned(kept).frozen(true);
+    check_frozen(&x).unwrap();
+    let fused = plain(Method::Ffa).fuse(&x, &[0, 1], true).unwrap();
+    let mean = weighted(&updates(&x), &x.weights);
+    assert_eq!((fused.variant.as_str(), fused.factors.rank()), ("stacked", 6));
+    same(&fused.factors, &mean, 1e-14);
+    // The frozen A is put together from both edges' columns.
+    same(&fuse(plain(Method::FfaLsq), &x), &projected(&mean, &common), 1e-12);
+
+    let equal = batch(&[(pairs[0].0.clone(), common.clone()), (pairs[1].0.clone(), common)]).frozen(true);
+    let fused = plain(Method::Ffa).fuse(&equal, &[0, 1], true).unwrap();
+    assert_eq!(fused.variant, "ffa_init");
+    same(&fused.factors, &weighted(&updates(&equal), &equal.weights), 1e-14);
+
+    let liars = three().frozen(true);
+    assert!(check_frozen(&liars).unwrap_err().to_string().contains("adapters 0 and 1"));
+}
+
+#[test]
+fn a_frozen_a_stays_exact_after_conflict_resolution() {
+    let mut pairs = adapters(6, 24, 18, &[3, 3]);
+    pairs[1].1 = pairs[0].1.clone();
+    let x = batch(&pairs).frozen(true);
+    let resolution = LoraCr::default().resolve(&Grams::of(&x), &x.weights).unwrap();
+    let resolved = x.with_stack(x.stack.mapped(resolution.left.as_ref().map(Mat::as_ref), None));
+    let (want, _) = dense::lora_cr(&updates(&x), SharedRank::All, Gate::Paper);
+    same(&fuse(plain(Method::Ffa), &resolved), &weighted(&want, &x.weights), 1e-11);
+}
+
+fn rounded(f: &Factors) -> Factors {
+    let round = |x: &f64| *x as f32 as f64;
+    Factors::new(f.bt().to_owned().map(round), f.a().to_owned().map(round)).unwrap()
+}
+
+#[test]
+fn the_certificate_measures_what_dense_norms_measure() {
+    let x = three();
+    let grams = Grams::of(&x);
+    let d = updates(&x);
+    let mean = weighted(&d, &WEIGHTS);
+    for method in [Method::Fedavg, Method::Mean, Method::MeanSvd, Method::Ffa] {
+        let expected = fuse(plain(method), &x);
+        let got = rounded(&expected);
+        let m = measure(&got, &expected, &x, &grams, None).unwrap();
+        let want = distance(product(&got).as_ref(), product(&expected).as_ref());
+        assert!(want > 1e-9 && (m.error / want - 1.0).abs() <= 1e-6, "{method}: {} {want}", m.error);
+        let want = distance(product(&got).as_ref(), mean.as_ref());
+        assert!((m.distance_to_mean - want).abs() <= 2e-8, "{method}: {} {want}", m.distance_to_mean);
+        let nearest = weighted(&d, &m.effective_scale);
+        let residual = product(&got) - &nearest;
+        for d in &d {
+            let dot: f64 = (0..18).map(|j| (0..24).map(|i| residual[(i, j)] * d[(i, j)]).sum::<f64>()).sum();
+            assert!(dot.abs() <= 1e-9 * d.squared_norm_l2(), "{method}: not the least-squares shares");
+        }
+    }
+    let m =
+        measure(&fuse(plain(Method::Mean), &x), &fuse(plain(Method::Mean), &x), &x, &grams, None).unwrap();
+    assert_eq!(m.error, 0.0);
+    for (got, want) in m.effective_scale.iter().zip(WEIGHTS) {
+        assert!((got - want).abs() <= 1e-10);
+    }
+    // A wrong scale is seen, and so are rows beyond the expected rank.
+    let expected = fuse(plain(Method::Fedavg), &x);
+    let double = expected.scaled(Some(&[2.0; 24]), None);
+    assert!((measure(&double, &expected, &x, &grams, None).unwrap().error - 1.0).abs() <= 1e-12);
+    let more = fuse(plain(Method::Mean), &x);
+    let want = distance(product(&more).as_ref(), product(&expected).as_ref());
+    assert!((measure(&more, &expected, &x, &grams, None).unwrap().error - want).abs() <= 1e-10);
+}
+
+#[test]
+fn the_certificate_after_resolution_compares_with_the_resolved_mean() {
+    let x = three();
+    let grams = Grams::of(&x);
+    let resolution = LoraCr::default().resolve(&grams, &x.weights).unwrap();
+    let resolved = x.with_stack(x.stack.mapped(resolution.left.as_ref().map(Mat::as_ref), None));
+    let expected = fuse(plain(Method::Fedavg), &resolved);
+    let m = measure(&expected, &expected, &x, &grams, Some(&resolution)).unwrap();
+    let mean = weighted(&updates(&resolved), &WEIGHTS);
+    let want = distance(product(&expected).as_ref(), mean.as_ref());
+    assert!((m.distance_to_mean - want).abs() <= 1e-10);
+}
+
+#[test]
+fn conflict_scores_are_those_of_the_dense_updates() {
+    let x = three();
+    let d = updates(&x);
+    let grams = Grams::of(&x);
+    let options = LoraCr::default();
+    let resolution = options.resolve(&grams, &x.weights).unwrap();
+    let module = |layer, target| {
+        let module = Module { layer, target };
+        module_conflict(module, x.size(), &[0, 1, 2], &grams, &options, &resolution).unwrap()
+    };
+    let m = module(3, Target::Up);
+    let score = |directions: &[dense::Direction]| {
+        let sigma: f64 = directions.iter().map(|d| d.sigma).sum();
+        let mean = directions.iter().map(|d| d.conflict).sum::<f64>() / directions.len() as f64;
+        (mean, directions.iter().map(|d| d.sigma * d.conflict).sum::<f64>() / sigma)
+    };
+    let (after, before) = dense::lora_cr(&d, SharedRank::All, Gate::Paper);
+    let (_, again) = dense::lora_cr(&after, SharedRank::All, Gate::Paper);
+    for (got, want) in [(m.before, score(&before)), (m.after, score(&again))] {
+        assert!((got.conflict_mean - want.0).abs() <= 1e-9 && (got.conflict_weighted - want.1).abs() <= 1e-9);
+    }
+    let energy = |d: &[Mat<f64>]| d.iter().map(|d| d.squared_norm_l2()).sum::<f64>();
+    assert!((m.energy_kept - energy(&after) / energy(&d)).abs() <= 1e-11);
+    assert!((m.norms[1] / d[1].norm_l2() - 1.0).abs() <= 1e-12);
+    assert!((m.norms_after[2] / after[2].norm_l2() - 1.0).abs() <= 1e-10);
+    let dot: f64 = (0..18).map(|j| (0..24).map(|i| d[0][(i, j)] * d[1][(i, j)]).sum::<f64>()).sum();
+    assert!((m.cosines[0][1] - dot / d[0].norm_l2() / d[1].norm_l2()).abs() <= 1e-12);
+
+    let report = ConflictReport::new(3, vec![m.clone(), module(0, Target::Q), module(3, Target::Down)]);
+    assert_eq!(report.layers.iter().map(|l| l.layer).collect::<Vec<_>>(), [0, 3]);
+    assert!((report.before.conflict_mean - m.before.conflict_mean).abs() <= 1e-15);
+    assert!((report.norms[0] - 3.0_f64.sqrt() * m.norms[0]).abs() <= 1e-9);
+    assert!((report.cosines[0][1] - m.cosines[0][1]).abs() <= 1e-12);
+    let json = serde_json::to_value(&report).unwrap();
+    assert!(json["modules"][0]["before"]["conflict_weighted"].is_f64());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn truncation_keeps_the_largest_singular_values(
+        seed in any::<u64>(), o in 1usize..10, i in 1usize..10, r in 1usize..12, q in 1usize..12,
+    ) {
+        let pairs: Vec<Pair> = adapters(seed, o, i, &[r]);
+        let f = batch(&pairs).stack;
+        let full = product(&f);
+        let s = full.singular_values().unwrap();
+        let lost: f64 = s.iter().skip(q).map(|s| s * s).sum::<f64>().sqrt();
+        let (cut, kept) = truncate(f, q).unwrap();
+        prop_assert!(cut.rank() <= q.max(r.min(q)));
+        let err = (product(&cut) - &full).norm_l2();
+        prop_assert!((err - lost).abs() <= 1e-11 * full.norm_l2(), "{err} {lost}");
+        prop_assert!((1.0 - kept - lost * lost / full.squared_norm_l2()).abs() <= 1e-11);
+    }
+
+    #[test]
+    fn the_mean_is_exact_whatever_the_shapes(
+        seed in any::<u64>(), o in 1usize..10, i in 1usize..10, ranks in prop::collection::vec(1usize..6, 1..5),
+    ) {
+        let x = batch(&adapters(seed, o, i, &ranks));
+        let all: Vec<usize> = (0..ranks.len()).collect();
+        let fused = plain(Method::Mean).fuse(&x, &all, false).unwrap();
+        let mean = weighted(&updates(&x), &x.weights);
+        prop_assert!(distance(product(&fused.factors).as_ref(), mean.as_ref()) <= 1e-13);
+    }
+}
