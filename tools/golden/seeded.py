@@ -110,3 +110,43 @@ def write_model(folder, config, seed, dtype="F32"):
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     entries = [(n, dtype, s, stored(normal(seed, n, s, m, sd), dtype)) for n, s, m, sd in shapes(config)]
     write_safetensors(folder / "model.safetensors", entries)
+
+
+def word_tokenizer(vocab):
+    """tokenizer.json whose token i is the word "ti", with BOS (1) put before a text; for data of known ids."""
+    special = {0: "<unk>", 1: "<s>", 2: "</s>"}
+    added = [
+        {"id": i, "content": w, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        for i, w in special.items()
+    ]
+    bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    first = {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos, first],
+            "pair": [bos, first, second],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {special.get(i, f"t{i}"): i for i in range(vocab)}, "unk_token": "<unk>"},
+    }
+
+
+def words(token_ids):
+    """The text that `word_tokenizer` turns into these ids (none of them special)."""
+    return " ".join(f"t{i}" for i in token_ids)
+
+
+def write_tokenizer(folder, vocab):
+    """tokenizer.json and tokenizer_config.json of `word_tokenizer`."""
+    (folder / "tokenizer.json").write_text(json.dumps(word_tokenizer(vocab)))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
