@@ -77,7 +77,7 @@ pub enum Epilogue<'a, S: Store, T: Real> {
 /// group's adapter is added to its rows.
 pub struct Linear<'a, S: Store, T: Real> {
     /// The outputs.
-    pub outs: &'a mut [LinearOut<'a, S, T>],
+    pub outs: Vec<LinearOut<'a, S, T>>,
     /// What follows.
     pub epilogue: Epilogue<'a, S, T>,
     /// Room of the size that the back end asks for.
@@ -168,7 +168,7 @@ pub struct LinearBwd<'a, S: Store, T: Real> {
     /// Room of the size that the back end asks for.
     pub scratch: S::ViewMut<'a, f32>,
     /// The outputs.
-    pub outs: &'a [LinearBwdOut<'a, S, T>],
+    pub outs: Vec<LinearBwdOut<'a, S, T>>,
     /// `[T, I]`.
     pub x: S::View<'a, T>,
     /// The arena of adapters.
@@ -192,7 +192,7 @@ impl<S: Store, T: Real> LinearBwd<'_, S, T> {
         if let Some(dx) = &self.dx {
             holds(OP, "dx", dx, &[t, ("I", i)])?;
         }
-        for out in self.outs {
+        for out in &self.outs {
             let (o, inner) = out.w.size();
             ensure(OP, inner == i, || format!("W is [{o}, {inner}], expected I = {i} of the first output"))?;
             holds(OP, "dy", &out.dy, &[t, ("O", o)])?;
