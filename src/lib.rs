@@ -18,6 +18,7 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod cpu;
+pub mod data;
 pub mod error;
 pub mod fuse;
 pub mod host;
