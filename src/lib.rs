@@ -22,6 +22,7 @@ pub mod data;
 pub mod error;
 pub mod fuse;
 pub mod host;
+pub mod model;
 pub mod ops;
 pub mod random;
 

@@ -234,7 +234,12 @@ impl ModelConfig {
 
     /// All linears, layer by layer.
     pub fn modules(&self) -> impl Iterator<Item = Module> {
-        (0..self.layers).flat_map(|layer| Target::ALL.map(|target| Module { layer, target }))
+        (0..self.layers).flat_map(|layer| self.modules_of(layer))
+    }
+
+    /// The linears of one layer.
+    pub fn modules_of(&self, layer: usize) -> [Module; 7] {
+        Target::ALL.map(|target| Module { layer, target })
     }
 
     /// Parameters of the whole model; a tied head counts once.

@@ -1,6 +1,8 @@
 //! Files: checkpoints, adapters, pruning plans, output folders.
 
 pub mod bytes;
+#[allow(clippy::module_inception)]
+pub mod checkpoint;
 pub mod config;
 pub mod convert;
 pub mod digest;

@@ -105,6 +105,11 @@ impl Module {
     pub fn weight(self) -> String {
         format!("{}.weight", self.path())
     }
+
+    /// `model.layers.3.self_attn.q_proj.bias`.
+    pub fn bias(self) -> String {
+        format!("{}.bias", self.path())
+    }
 }
 
 impl fmt::Display for Module {

@@ -1,0 +1,261 @@
+//! The backward pass, operation by operation: from the last layer to the first, into the arena of gradients.
+//!
+//! Norm outputs and the MLP's inner activation are computed again rather than kept: two passes over `[T, D]` and one
+//! over `[T, F]` a layer, against keeping as many.
+
+use super::adapters::{Layout, Stack};
+use super::forward::{DropoutKey, Masked, Pass, whole_mut};
+use super::input::Input;
+use super::room::{Back, Keep, Room, Slot};
+use super::weights::Model;
+use crate::backend::Backend;
+use crate::checkpoint::module::{Module, Target};
+use crate::error::{Error, Result};
+use crate::ops::attention::AttentionBwd;
+use crate::ops::linear::{LinearBwd, LinearBwdOut};
+use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
+use crate::ops::rope::Rope;
+use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
+use crate::tensor::{Real, Store};
+
+/// A view of a back end's buffer, to read.
+pub type View<'a, B, T> = <<B as Backend>::Store as Store>::View<'a, T>;
+/// A buffer of a back end.
+pub type Buf<B, T> = <<B as Backend>::Store as Store>::Buf<T>;
+/// A frozen weight of a back end.
+pub type Matrix<B> = <<B as Backend>::Store as Store>::Matrix;
+
+/// Somebody who looks at each linear's input and output gradient as the backward pass makes them.
+pub trait Observe<B: Backend, T: Real> {
+    /// `x[T, I]` and `dy[T, O]` of `module`, whose weight is `w[O, I]`.
+    fn linear(&mut self, module: Module, x: View<'_, B, T>, dy: View<'_, B, T>, w: &Matrix<B>) -> Result<()>;
+}
+
+/// Nobody.
+impl<B: Backend, T: Real> Observe<B, T> for () {
+    fn linear(&mut self, _: Module, _: View<'_, B, T>, _: View<'_, B, T>, _: &Matrix<B>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What is trained.
+#[derive(Clone, Copy)]
+pub struct Trained<'a> {
+    /// Where the adapter lies, if there is one.
+    pub layout: Option<&'a Layout>,
+    /// A is frozen.
+    pub freeze_a: bool,
+}
+
+impl<B: Backend> Model<B> {
+    /// Gradients of the last forward pass and its loss (whose gradient lies in the room's `dn`), added to `grads`.
+    ///
+    /// `input`, `params` and `dropout` are those of the forward pass. Fails where the room keeps nothing to go back on.
+    pub fn backward<T: Real>(
+        &self,
+        room: &mut Room<B::Store, T>,
+        grads: &mut Buf<B, f32>,
+        backend: &B,
+        input: &Input,
+        params: &Buf<B, f32>,
+        trained: Trained<'_>,
+        dropout: DropoutKey,
+        observe: &mut impl Observe<B, T>,
+    ) -> Result<()> {
+        let Keep::Training { recomputed } = room.size.keep else {
+            return Err(Error::Op { op: "backward", why: "the room keeps no activations".into() });
+        };
+        let layouts = [trained.layout];
+        let stack = Stack { params, layouts: &layouts };
+        let pass = Pass::new(backend, input, stack, dropout);
+        let (t, d) = (input.tokens(), self.config.hidden);
+        let layers = self.config.layers;
+        {
+            let back = back(&mut room.back)?;
+            let [dh, _] = &mut back.dh;
+            backend.rms_norm_bwd(RmsNormBwd {
+                dx: B::Store::view_mut(dh, 0..t * d),
+                dy: B::Store::view(&back.dn, 0..t * d),
+                residual: None,
+                x: B::Store::view(&room.h[layers], 0..t * d),
+                rstd: B::Store::view(&room.rstd, 0..t),
+                w: B::Store::view(&self.norm, 0..d),
+                tokens: t,
+                width: d,
+            })?;
+        }
+        for l in (0..layers).rev() {
+            if l < recomputed {
+                self.layer_forward(room, &pass, l)?;
+            }
+            self.layer_backward(room, grads, &pass, trained, observe, l)?;
+        }
+        Ok(())
+    }
+
+    /// One layer: reads `dh[0]`, the gradient of its output, and leaves there the gradient of its input (the first
+    /// layer leaves it alone: nothing below is trained).
+    fn layer_backward<T: Real>(
+        &self,
+        room: &mut Room<B::Store, T>,
+        grads: &mut Buf<B, f32>,
+        pass: &Pass<'_, B>,
+        trained: Trained<'_>,
+        observe: &mut impl Observe<B, T>,
+        l: usize,
+    ) -> Result<()> {
+        let c = &self.config;
+        let (t, d, hd) = (pass.tokens, c.hidden, c.head_dim);
+        let sizes = c.layer_sizes(l);
+        let (hk, gk, f) = (sizes.heads * hd, sizes.kv_heads * hd, sizes.mlp);
+        let slot_at = room.slot_of(l, c.layers);
+        let table = room.size.table_rows * (hd / 2);
+        let Room { h, n, act, rstd, slots, tables, scratch, back: b, .. } = room;
+        let slot = &slots[slot_at];
+        let layer = &self.layers[l];
+        let Back { dh: [dh, dmid], dn, dq, dk, dv, do_, dact, dgate, dup } = back(b)?;
+        let backend = pass.backend;
+        let eps = c.rms_norm_eps as f32;
+        let mut linears = Linears { model: self, pass, trained, l, slot, grads, scratch, observe };
+
+        backend.swiglu(SwiGlu::<B::Store, T> {
+            h: B::Store::view_mut(act, 0..t * f),
+            gate: B::Store::view(&slot.gate, 0..t * f),
+            up: B::Store::view(&slot.up, 0..t * f),
+        })?;
+        linears.backward(Some(dact), &[(Target::Down, dh)], act, Masked::Down)?;
+        backend.swiglu_bwd(SwiGluBwd::<B::Store, T> {
+            dgate: B::Store::view_mut(dgate, 0..t * f),
+            dup: B::Store::view_mut(dup, 0..t * f),
+            dh: B::Store::view(dact, 0..t * f),
+            gate: B::Store::view(&slot.gate, 0..t * f),
+            up: B::Store::view(&slot.up, 0..t * f),
+        })?;
+        // The norms' outputs again; their rstd goes where the last norm's was, which is used up.
+        let mut renorm = |y: &mut Buf<B, T>, x, w| {
+            backend.rms_norm(RmsNorm::<B::Store, T> {
+                y: B::Store::view_mut(y, 0..t * d),
+                rstd: B::Store::view_mut(rstd, 0..t),
+                x: B::Store::view(x, 0..t * d),
+                w: B::Store::view(w, 0..d),
+                tokens: t,
+                width: d,
+                eps,
+            })
+        };
+        renorm(n, &slot.mid, &layer.norm2)?;
+        linears.backward(Some(dn), &[(Target::Gate, dgate), (Target::Up, dup)], n, Masked::GateUp)?;
+        backend.rms_norm_bwd(RmsNormBwd::<B::Store, T> {
+            dx: B::Store::view_mut(dmid, 0..t * d),
+            dy: B::Store::view(dn, 0..t * d),
+            residual: Some(B::Store::view(dh, 0..t * d)),
+            x: B::Store::view(&slot.mid, 0..t * d),
+            rstd: B::Store::view(&slot.rstd2, 0..t),
+            w: B::Store::view(&layer.norm2, 0..d),
+            tokens: t,
+            width: d,
+        })?;
+        linears.backward(Some(do_), &[(Target::O, dmid)], &slot.o, Masked::O)?;
+        backend.attention_bwd(AttentionBwd::<B::Store, T> {
+            dq: B::Store::view_mut(dq, 0..t * hk),
+            dk: B::Store::view_mut(dk, 0..t * gk),
+            dv: B::Store::view_mut(dv, 0..t * gk),
+            do_: B::Store::view(do_, 0..t * hk),
+            o: B::Store::view(&slot.o, 0..t * hk),
+            lse: B::Store::view(&slot.lse, 0..t * sizes.heads),
+            q: B::Store::view(&slot.q, 0..t * hk),
+            k: B::Store::view(&slot.k, 0..t * gk),
+            v: B::Store::view(&slot.v, 0..t * gk),
+            segments: &pass.segments,
+            heads: self.heads(l),
+        })?;
+        for (x, heads) in [
+            (B::Store::view_mut(dq, 0..t * hk), sizes.heads),
+            (B::Store::view_mut(dk, 0..t * gk), sizes.kv_heads),
+        ] {
+            backend.rope(Rope::<B::Store, T> {
+                x,
+                cos: B::Store::view(&tables.0, 0..table),
+                sin: B::Store::view(&tables.1, 0..table),
+                rows: &pass.rows,
+                heads,
+                head_dim: hd,
+                inverse: true,
+            })?;
+        }
+        renorm(n, &h[l], &layer.norm1)?;
+        let dx = if l > 0 { Some(&mut *dn) } else { None };
+        linears.backward(dx, &[(Target::Q, dq), (Target::K, dk), (Target::V, dv)], n, Masked::Qkv)?;
+        if l == 0 {
+            return Ok(());
+        }
+        backend.rms_norm_bwd(RmsNormBwd::<B::Store, T> {
+            dx: B::Store::view_mut(dh, 0..t * d),
+            dy: B::Store::view(dn, 0..t * d),
+            residual: Some(B::Store::view(dmid, 0..t * d)),
+            x: B::Store::view(&h[l], 0..t * d),
+            rstd: B::Store::view(&slot.rstd1, 0..t),
+            w: B::Store::view(&layer.norm1, 0..d),
+            tokens: t,
+            width: d,
+        })
+    }
+}
+
+/// The linears of one layer, on the way back.
+struct Linears<'a, B: Backend, T: Real, W> {
+    model: &'a Model<B>,
+    pass: &'a Pass<'a, B>,
+    trained: Trained<'a>,
+    l: usize,
+    slot: &'a Slot<B::Store, T>,
+    grads: &'a mut Buf<B, f32>,
+    scratch: &'a mut Buf<B, f32>,
+    observe: &'a mut W,
+}
+
+impl<B: Backend, T: Real, W: Observe<B, T>> Linears<'_, B, T, W> {
+    /// The targets that share `x`, each with the gradient of its output.
+    fn backward(
+        &mut self,
+        dx: Option<&mut Buf<B, T>>,
+        dys: &[(Target, &Buf<B, T>)],
+        x: &Buf<B, T>,
+        which: Masked,
+    ) -> Result<()> {
+        let t = self.pass.tokens;
+        let weights = &self.model.layers[self.l].linears;
+        let mut outs = Vec::with_capacity(dys.len());
+        let mut inner = 0;
+        for &(target, dy) in dys {
+            let module = Module { layer: self.l, target };
+            let (o, i) = self.model.config.dims(target, self.l);
+            let w = &weights[target as usize];
+            inner = t * i;
+            self.observe.linear(module, B::Store::view(x, 0..inner), B::Store::view(dy, 0..t * o), w)?;
+            let lora = self.trained.layout.and_then(|layout| layout.get(module));
+            outs.push(LinearBwdOut {
+                dy: B::Store::view(dy, 0..t * o),
+                t: B::Store::view(&self.slot.t[target as usize], 0..t * lora.map_or(0, |l| l.rank)),
+                w,
+                lora,
+            });
+        }
+        let (params, end) = (self.pass.stack.params, B::Store::len(self.grads));
+        self.pass.backend.linear_bwd(LinearBwd {
+            dx: dx.map(|dx| B::Store::view_mut(dx, 0..inner)),
+            grads: B::Store::view_mut(self.grads, 0..end),
+            scratch: whole_mut::<B::Store>(self.scratch),
+            outs,
+            x: B::Store::view(x, 0..inner),
+            params: B::Store::view(params, 0..B::Store::len(params)),
+            tokens: t,
+            dropout: self.pass.dropout.of(self.l, which),
+            freeze_a: self.trained.freeze_a,
+        })
+    }
+}
+
+fn back<S: Store, T: Real>(back: &mut Option<Back<S, T>>) -> Result<&mut Back<S, T>> {
+    back.as_mut().ok_or_else(|| Error::Op { op: "backward", why: "the room has no gradients".into() })
+}

@@ -1,0 +1,419 @@
+//! The forward pass, operation by operation.
+//!
+//! Per layer: `n = norm(h)`, `q, k, v = n Wᵀ`, rope, `o = attention(q, k, v)`, `mid = h + o Wᵀ`, `n = norm(mid)`,
+//! `gate, up = n Wᵀ`, `act = silu(gate) ∘ up`, `h' = mid + act Wᵀ`; each linear with its adapters.
+
+use super::adapters::Stack;
+use super::input::Input;
+use super::room::{Keep, Room};
+use super::weights::Model;
+use crate::backend::Backend;
+use crate::checkpoint::module::{Module, Target};
+use crate::error::{Error, Result};
+use crate::ops::attention::{Attention, Heads, Segment};
+use crate::ops::choice::Choice;
+use crate::ops::cross_entropy::CrossEntropy;
+use crate::ops::embed::Embed;
+use crate::ops::linear::{Dropout, Epilogue, Linear, LinearOut, LoraRows};
+use crate::ops::rms_norm::RmsNorm;
+use crate::ops::rope::Rope;
+use crate::tensor::{Real, Store};
+
+/// Which x of a layer has its own dropout mask.
+#[derive(Clone, Copy)]
+pub(crate) enum Masked {
+    Qkv,
+    O,
+    GateUp,
+    Down,
+}
+
+/// The dropout of one micro-batch: p, seed and step; the tensor is added by layer and place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DropoutKey {
+    /// Probability of zero; 0 for none.
+    pub p: f32,
+    /// The run's seed.
+    pub seed: u64,
+    /// The micro-batch, counted from 0 over the whole run.
+    pub step: u64,
+}
+
+impl DropoutKey {
+    /// No dropout.
+    pub const NONE: DropoutKey = DropoutKey { p: 0.0, seed: 0, step: 0 };
+
+    pub(crate) fn of(self, layer: usize, which: Masked) -> Option<Dropout> {
+        let tensor = (layer * 4 + which as usize) as u64;
+        (self.p > 0.0).then_some(Dropout { p: self.p, seed: self.seed, tensor, step: self.step })
+    }
+}
+
+/// What all layers of a pass share.
+pub(crate) struct Pass<'a, B: Backend> {
+    pub backend: &'a B,
+    pub stack: Stack<'a, B::Store>,
+    pub rows: Vec<u32>,
+    pub segments: Vec<Segment>,
+    /// Tokens of the batch, before stacking.
+    pub tokens: usize,
+    pub offset: usize,
+    pub dropout: DropoutKey,
+}
+
+impl<'a, B: Backend> Pass<'a, B> {
+    pub fn new(backend: &'a B, input: &Input, stack: Stack<'a, B::Store>, dropout: DropoutKey) -> Self {
+        let (rows, segments) = input.stacked(stack.copies());
+        Pass { backend, stack, rows, segments, tokens: input.tokens(), offset: input.offset, dropout }
+    }
+
+    /// Rows of the residual stream.
+    pub fn stacked(&self) -> usize {
+        self.tokens * self.stack.copies()
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// Runs `input` through all layers and the last norm; the normalised hidden states lie in `room.n`.
+    ///
+    /// Fails where the room is too small or an operation does.
+    pub fn forward<T: Real>(
+        &self,
+        room: &mut Room<B::Store, T>,
+        backend: &B,
+        input: &Input,
+        stack: Stack<'_, B::Store>,
+        dropout: DropoutKey,
+    ) -> Result<()> {
+        let t = input.tokens();
+        if t > room.size.tokens || stack.copies() > room.size.copies || stack.copies() == 0 {
+            return Err(Error::Op {
+                op: "forward",
+                why: format!(
+                    "a batch of {t} tokens × {} copies, expected at most {} × {}",
+                    stack.copies(),
+                    room.size.tokens,
+                    room.size.copies
+                ),
+            });
+        }
+        let pass = Pass::new(backend, input, stack, dropout);
+        let d = self.config.hidden;
+        backend.embed(Embed::<B::Store, T> {
+            y: B::Store::view_mut(&mut room.h[0], 0..t * d),
+            table: &self.embed,
+            ids: &input.ids,
+        })?;
+        for l in 0..self.config.layers {
+            self.layer_forward(room, &pass, l)?;
+        }
+        let rows = pass.stacked();
+        let last = room.stream_of(self.config.layers);
+        backend.rms_norm(RmsNorm {
+            y: B::Store::view_mut(&mut room.n, 0..rows * d),
+            rstd: B::Store::view_mut(&mut room.rstd, 0..rows),
+            x: B::Store::view(&room.h[last], 0..rows * d),
+            w: B::Store::view(&self.norm, 0..d),
+            tokens: rows,
+            width: d,
+            eps: self.config.rms_norm_eps as f32,
+        })
+    }
+
+    /// One layer: reads stream l, writes stream l + 1 and the layer's slot.
+    pub(crate) fn layer_forward<T: Real>(
+        &self,
+        room: &mut Room<B::Store, T>,
+        pass: &Pass<'_, B>,
+        l: usize,
+    ) -> Result<()> {
+        let c = &self.config;
+        let (d, hd) = (c.hidden, c.head_dim);
+        let sizes = c.layer_sizes(l);
+        let layer = &self.layers[l];
+        let rows = pass.stacked();
+        // The first layer's stream, norm and base products are equal for all copies and made once.
+        let first = if l == 0 { pass.tokens } else { rows };
+        let (in_, out) = (room.stream_of(l), room.stream_of(l + 1));
+        let slot_at = room.slot_of(l, c.layers);
+        let slot = &mut room.slots[slot_at];
+        let kept = !matches!(room.size.keep, Keep::Cache { .. });
+        let (keys, values) = match room.cache.get_mut(l) {
+            Some((k, v)) if !kept => (k, v),
+            _ => (&mut slot.k, &mut slot.v),
+        };
+        let kv = sizes.kv_heads * hd;
+        let held = pass.offset + rows;
+        if B::Store::len(keys) < held * kv {
+            return Err(Error::Op {
+                op: "forward",
+                why: format!("{held} keys of layer {l}, expected at most {}", B::Store::len(keys) / kv),
+            });
+        }
+        pass.backend.rms_norm(RmsNorm {
+            y: B::Store::view_mut(&mut room.n, 0..first * d),
+            rstd: B::Store::view_mut(&mut slot.rstd1, 0..first),
+            x: B::Store::view(&room.h[in_], 0..first * d),
+            w: B::Store::view(&layer.norm1, 0..d),
+            tokens: first,
+            width: d,
+            eps: c.rms_norm_eps as f32,
+        })?;
+        let groups: Vec<Vec<LoraRows>> = Target::ALL
+            .iter()
+            .map(|&target| pass.stack.groups(Module { layer: l, target }, pass.tokens))
+            .collect();
+        let [tq, tk, tv, to, tgate, tup, tdown] = &mut slot.t;
+        let part = pass.offset * kv..held * kv;
+        let qkv = vec![
+            self.out(
+                l,
+                Target::Q,
+                B::Store::view_mut(&mut slot.q, 0..rows * sizes.heads * hd),
+                tq,
+                &groups,
+                rows,
+            ),
+            self.out(l, Target::K, B::Store::view_mut(keys, part.clone()), tk, &groups, rows),
+            self.out(l, Target::V, B::Store::view_mut(values, part.clone()), tv, &groups, rows),
+        ];
+        pass.backend.linear(Linear {
+            outs: qkv,
+            epilogue: Epilogue::None,
+            scratch: whole_mut::<B::Store>(&mut room.scratch),
+            x: B::Store::view(&room.n, 0..first * d),
+            params: whole::<B::Store>(pass.stack.params),
+            tokens: first,
+            copies: rows / first.max(1),
+            dropout: pass.dropout.of(l, Masked::Qkv),
+        })?;
+        if first < rows {
+            // The residual that each copy adds to: the embedding, once below the other, by way of n.
+            pass.backend.copy(
+                B::Store::view_mut(&mut room.n, 0..first * d),
+                B::Store::view(&room.h[in_], 0..first * d),
+            )?;
+            for copy in 1..pass.stack.copies() {
+                let at = copy * first * d;
+                pass.backend.copy(
+                    B::Store::view_mut(&mut room.h[in_], at..at + first * d),
+                    B::Store::view(&room.n, 0..first * d),
+                )?;
+            }
+        }
+        let table = room.size.table_rows * (hd / 2);
+        for (x, heads) in [
+            (B::Store::view_mut(&mut slot.q, 0..rows * sizes.heads * hd), sizes.heads),
+            (B::Store::view_mut(keys, part), sizes.kv_heads),
+        ] {
+            pass.backend.rope(Rope {
+                x,
+                cos: B::Store::view(&room.tables.0, 0..table),
+                sin: B::Store::view(&room.tables.1, 0..table),
+                rows: &pass.rows,
+                heads,
+                head_dim: hd,
+                inverse: false,
+            })?;
+        }
+        pass.backend.attention(Attention {
+            o: B::Store::view_mut(&mut slot.o, 0..rows * sizes.heads * hd),
+            lse: B::Store::view_mut(&mut slot.lse, 0..rows * sizes.heads),
+            q: B::Store::view(&slot.q, 0..rows * sizes.heads * hd),
+            k: B::Store::view(keys, 0..held * kv),
+            v: B::Store::view(values, 0..held * kv),
+            segments: &pass.segments,
+            heads: self.heads(l),
+        })?;
+        pass.backend.linear(Linear {
+            outs: vec![self.out(
+                l,
+                Target::O,
+                B::Store::view_mut(&mut slot.mid, 0..rows * d),
+                to,
+                &groups,
+                rows,
+            )],
+            epilogue: Epilogue::Residual(B::Store::view(&room.h[in_], 0..rows * d)),
+            scratch: whole_mut::<B::Store>(&mut room.scratch),
+            x: B::Store::view(&slot.o, 0..rows * sizes.heads * hd),
+            params: whole::<B::Store>(pass.stack.params),
+            tokens: rows,
+            copies: 1,
+            dropout: pass.dropout.of(l, Masked::O),
+        })?;
+        pass.backend.rms_norm(RmsNorm {
+            y: B::Store::view_mut(&mut room.n, 0..rows * d),
+            rstd: B::Store::view_mut(&mut slot.rstd2, 0..rows),
+            x: B::Store::view(&slot.mid, 0..rows * d),
+            w: B::Store::view(&layer.norm2, 0..d),
+            tokens: rows,
+            width: d,
+            eps: c.rms_norm_eps as f32,
+        })?;
+        let f = sizes.mlp;
+        let gate_up = vec![
+            self.out(l, Target::Gate, B::Store::view_mut(&mut slot.gate, 0..rows * f), tgate, &groups, rows),
+            self.out(l, Target::Up, B::Store::view_mut(&mut slot.up, 0..rows * f), tup, &groups, rows),
+        ];
+        pass.backend.linear(Linear {
+            outs: gate_up,
+            epilogue: Epilogue::SwiGlu(B::Store::view_mut(&mut room.act, 0..rows * f)),
+            scratch: whole_mut::<B::Store>(&mut room.scratch),
+            x: B::Store::view(&room.n, 0..rows * d),
+            params: whole::<B::Store>(pass.stack.params),
+            tokens: rows,
+            copies: 1,
+            dropout: pass.dropout.of(l, Masked::GateUp),
+        })?;
+        let y = B::Store::view_mut(&mut room.h[out], 0..rows * d);
+        pass.backend.linear(Linear {
+            outs: vec![self.out(l, Target::Down, y, tdown, &groups, rows)],
+            epilogue: Epilogue::Residual(B::Store::view(&slot.mid, 0..rows * d)),
+            scratch: whole_mut::<B::Store>(&mut room.scratch),
+            x: B::Store::view(&room.act, 0..rows * f),
+            params: whole::<B::Store>(pass.stack.params),
+            tokens: rows,
+            copies: 1,
+            dropout: pass.dropout.of(l, Masked::Down),
+        })
+    }
+
+    fn out<'a, T: Real>(
+        &'a self,
+        l: usize,
+        target: Target,
+        y: <B::Store as Store>::ViewMut<'a, T>,
+        t: &'a mut <B::Store as Store>::Buf<T>,
+        groups: &'a [Vec<LoraRows>],
+        rows: usize,
+    ) -> LinearOut<'a, B::Store, T> {
+        let layer = &self.layers[l];
+        let at = target as usize;
+        let rank = groups[at].iter().map(|g| g.lora.rank).max().unwrap_or(0);
+        LinearOut {
+            y,
+            t: B::Store::view_mut(t, 0..rows * rank),
+            w: &layer.linears[at],
+            bias: layer.biases[at].as_ref().map(|b| B::Store::view(b, 0..B::Store::len(b))),
+            groups: &groups[at],
+        }
+    }
+
+    pub(crate) fn heads(&self, l: usize) -> Heads {
+        let s = self.config.layer_sizes(l);
+        let dim = self.config.head_dim;
+        Heads { q: s.heads, kv: s.kv_heads, dim, scale: (1.0 / (dim as f64).sqrt()) as f32 }
+    }
+
+    /// The negative log-likelihood of each supervised row of the last forward pass, and with `gradient` the gradient
+    /// of `weight · Σ nll` with respect to the normalised hidden states, in the room's `dn`.
+    pub fn loss<T: Real>(
+        &self,
+        nll: &mut [f32],
+        room: &mut Room<B::Store, T>,
+        backend: &B,
+        rows: &[u32],
+        targets: &[u32],
+        tokens: usize,
+        gradient: Option<f32>,
+    ) -> Result<()> {
+        let d = self.config.hidden;
+        if B::Store::len(&room.out) < rows.len() {
+            return Err(Error::Op {
+                op: "loss",
+                why: format!("{} supervised rows, expected at most {}", rows.len(), B::Store::len(&room.out)),
+            });
+        }
+        let dx = match (gradient, &mut room.back) {
+            (Some(_), Some(back)) => Some(B::Store::view_mut(&mut back.dn, 0..tokens * d)),
+            _ => None,
+        };
+        backend.cross_entropy(CrossEntropy::<B::Store, T> {
+            nll: B::Store::view_mut(&mut room.out, 0..rows.len()),
+            dx,
+            scratch: whole_mut::<B::Store>(&mut room.scratch),
+            x: B::Store::view(&room.n, 0..tokens * d),
+            head: self.head(),
+            rows,
+            targets,
+            tokens,
+            weight: gradient.unwrap_or(0.0),
+        })?;
+        backend.download(nll, B::Store::view(&room.out, 0..rows.len()))
+    }
+
+    /// Log-probabilities of (row, token) pairs of the last forward pass; `rows` do not descend.
+    pub fn choices<T: Real>(
+        &self,
+        out: &mut [f32],
+        room: &mut Room<B::Store, T>,
+        backend: &B,
+        rows: &[u32],
+        ids: &[u32],
+        tokens: usize,
+    ) -> Result<()> {
+        let d = self.config.hidden;
+        if B::Store::len(&room.out) < rows.len() {
+            return Err(Error::Op {
+                op: "choices",
+                why: format!("{} pairs, expected at most {}", rows.len(), B::Store::len(&room.out)),
+            });
+        }
+        backend.choice(Choice::<B::Store, T> {
+            out: B::Store::view_mut(&mut room.out, 0..rows.len()),
+            scratch: whole_mut::<B::Store>(&mut room.scratch),
+            x: B::Store::view(&room.n, 0..tokens * d),
+            head: self.head(),
+            rows,
+            ids,
+            tokens,
+        })?;
+        backend.download(out, B::Store::view(&room.out, 0..rows.len()))
+    }
+
+    /// All logits of rows `first..first + count` of the last forward pass, `[count, V]`, as f32.
+    pub fn logits<T: Real>(
+        &self,
+        out: &mut [f32],
+        room: &mut Room<B::Store, T>,
+        backend: &B,
+        first: usize,
+        count: usize,
+    ) -> Result<()> {
+        let (d, v) = (self.config.hidden, self.config.vocab);
+        let mut none = backend.alloc::<T>("no x Aᵀ", 0)?;
+        let empty = backend.alloc::<f32>("no adapter", 0)?;
+        backend.linear(Linear::<B::Store, T> {
+            outs: vec![LinearOut {
+                y: B::Store::view_mut(&mut room.logits, 0..count * v),
+                t: B::Store::view_mut(&mut none, 0..0),
+                w: self.head(),
+                bias: None,
+                groups: &[],
+            }],
+            epilogue: Epilogue::None,
+            scratch: whole_mut::<B::Store>(&mut room.scratch),
+            x: B::Store::view(&room.n, first * d..(first + count) * d),
+            params: B::Store::view(&empty, 0..0),
+            tokens: count,
+            copies: 1,
+            dropout: None,
+        })?;
+        let mut host = vec![T::from_f32(0.0); count * v];
+        backend.download(&mut host, B::Store::view(&room.logits, 0..count * v))?;
+        for (o, x) in out.iter_mut().zip(&host) {
+            *o = x.to_f32();
+        }
+        Ok(())
+    }
+}
+
+fn whole<S: Store>(buf: &S::Buf<f32>) -> S::View<'_, f32> {
+    S::view(buf, 0..S::len(buf))
+}
+
+pub(crate) fn whole_mut<S: Store>(buf: &mut S::Buf<f32>) -> S::ViewMut<'_, f32> {
+    let len = S::len(buf);
+    S::view_mut(buf, 0..len)
+}

@@ -1,0 +1,11 @@
+//! The transformer: weights, forward, backward, and the memory that they take.
+
+pub mod adapters;
+pub mod backward;
+pub mod forward;
+pub mod input;
+pub mod memory;
+pub mod paper;
+pub mod room;
+pub mod rope;
+pub mod weights;

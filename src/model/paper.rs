@@ -1,0 +1,75 @@
+//! Buffers that are only noted: how a plan is made without the memory that it asks for.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::memory::{Allocator, Part, Plan};
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Elem, Frozen, Length, Store};
+
+/// Notes buffers in a plan.
+#[derive(Debug, Default)]
+pub struct Paper {
+    /// What was noted.
+    pub plan: Plan,
+}
+
+impl Allocator for Paper {
+    type Store = Noted;
+    fn take<T: Elem>(&mut self, part: Part, name: &str, len: usize) -> Result<usize> {
+        let bytes = (len as u64)
+            .checked_mul(size_of::<T>() as u64)
+            .ok_or_else(|| Error::Memory(format!("{name} of {len} elements is larger than any memory")))?;
+        self.plan.add(part, name, bytes);
+        Ok(len)
+    }
+}
+
+/// Buffers that only have a length.
+#[derive(Debug)]
+pub struct Noted;
+
+/// A view of a buffer that only has a length.
+#[derive(Clone, Copy, Debug)]
+pub struct NotedView<'a, T>(usize, PhantomData<&'a T>);
+
+impl<T> Length for NotedView<'_, T> {
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+/// A weight that only has a size.
+#[derive(Debug)]
+pub struct NotedMatrix {
+    /// `(O, I)`.
+    pub size: (usize, usize),
+    /// How it would be stored.
+    pub dtype: DType,
+}
+
+impl Frozen for NotedMatrix {
+    fn size(&self) -> (usize, usize) {
+        self.size
+    }
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+}
+
+impl Store for Noted {
+    type Buf<T: Elem> = usize;
+    type View<'a, T: Elem> = NotedView<'a, T>;
+    type ViewMut<'a, T: Elem> = NotedView<'a, T>;
+    type Matrix = NotedMatrix;
+
+    fn view<T: Elem>(_: &usize, range: Range<usize>) -> NotedView<'_, T> {
+        NotedView(range.len(), PhantomData)
+    }
+    fn view_mut<T: Elem>(_: &mut usize, range: Range<usize>) -> NotedView<'_, T> {
+        NotedView(range.len(), PhantomData)
+    }
+    fn len<T: Elem>(buf: &usize) -> usize {
+        *buf
+    }
+}
