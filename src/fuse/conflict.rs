@@ -3,8 +3,8 @@
 use faer::Mat;
 use serde::Serialize;
 
-use crate::checkpoint::module::Module;
 use crate::error::Result;
+use crate::fuse::factors::Batch;
 use crate::fuse::gate::Direction;
 use crate::fuse::grams::Grams;
 use crate::fuse::lora_cr::{LoraCr, Resolution};
@@ -105,13 +105,11 @@ pub struct ConflictReport {
     pub energy_kept: f64,
 }
 
-/// Compares the updates of one module: `resolution` is what `options` made of those with `grams`.
+/// Compares the updates of one module: `grams` are theirs, `resolution` is what `options` made of them.
 ///
 /// The scores are those of the left side, or of the right one under `--side right`.
 pub fn module_conflict(
-    module: Module,
-    shape: (usize, usize),
-    adapters: &[usize],
+    batch: &Batch,
     grams: &Grams,
     options: &LoraCr,
     resolution: &Resolution,
@@ -128,11 +126,11 @@ pub fn module_conflict(
     let norms = norms(&before);
     let energy = trace(&before);
     Ok(ModuleConflict {
-        layer: module.layer,
-        target: module.target.short().to_owned(),
-        shape: [shape.0, shape.1],
-        adapters: adapters.to_vec(),
-        ranks: (0..grams.edges()).map(|e| grams.block(e).len()).collect(),
+        layer: batch.module.layer,
+        target: batch.module.target.short().to_owned(),
+        shape: [batch.size().0, batch.size().1],
+        adapters: batch.members.clone(),
+        ranks: batch.ranks(),
         directions: resolution.directions.len(),
         subspace_energy: resolution.subspace_energy,
         before: Score::of(&resolution.directions),

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use faer::{Mat, MatRef};
 
+use crate::checkpoint::module::Module;
 use crate::error::{Error, Result};
 use crate::fuse::algebra::product;
 
@@ -99,6 +100,10 @@ pub struct Kept {
 /// The updates of E adapters to one module, stacked: `[B₁ … B_E]` and `[A₁; …; A_E]` of rank P.
 #[derive(Clone, Debug)]
 pub struct Batch {
+    /// Which module.
+    pub module: Module,
+    /// The positions of the E adapters among all that are fused; one that lacks the module is not among them.
+    pub members: Vec<usize>,
     /// The stacked factors, scales folded into B.
     pub stack: Factors,
     /// Block e of the stack is rows `bounds[e]..bounds[e + 1]`.
@@ -112,10 +117,11 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// From the stacked factors and the rank of each adapter; weights `1/E`, nothing pruned, A not frozen.
+    /// From the stacked factors and the rank of each adapter; weights `1/E`, all adapters there, nothing pruned, A not
+    /// frozen.
     ///
     /// Fails where the ranks do not add up to the stack's.
-    pub fn new(stack: Factors, ranks: &[usize]) -> Result<Batch> {
+    pub fn new(module: Module, stack: Factors, ranks: &[usize]) -> Result<Batch> {
         let mut bounds = vec![0];
         for r in ranks {
             bounds.push(bounds[bounds.len() - 1] + r);
@@ -125,14 +131,22 @@ impl Batch {
             return Err(Error::Op {
                 op: "fuse",
                 why: format!(
-                    "the {e} ranks add up to {}, the stacked factors have {} rows",
+                    "{module}: the {e} ranks add up to {}, the stacked factors have {} rows",
                     bounds[e],
                     stack.rank()
                 ),
             });
         }
         let weights = vec![1.0 / e as f64; e];
-        Ok(Batch { stack, bounds, weights, kept: vec![Kept::default(); e], frozen: false })
+        Ok(Batch {
+            module,
+            members: (0..e).collect(),
+            stack,
+            bounds,
+            weights,
+            kept: vec![Kept::default(); e],
+            frozen: false,
+        })
     }
 
     /// The same with these weights, one an adapter.
@@ -189,12 +203,13 @@ impl Batch {
 
     /// The same adapters with other factors of the same ranks.
     pub fn with_stack(&self, stack: Factors) -> Batch {
-        let Batch { bounds, weights, kept, .. } = self;
         Batch {
+            module: self.module,
+            members: self.members.clone(),
             stack,
-            bounds: bounds.clone(),
-            weights: weights.clone(),
-            kept: kept.clone(),
+            bounds: self.bounds.clone(),
+            weights: self.weights.clone(),
+            kept: self.kept.clone(),
             frozen: self.frozen,
         }
     }

@@ -43,9 +43,9 @@ pub fn fuse(batch: &Batch, raw: &Batch) -> Result<(Factors, Variant)> {
     Ok((fused, variant))
 }
 
-/// Whether every adapter that declares a frozen A has the first one's, on the columns that both kept.
+/// Checks that every adapter of a batch that declares a frozen A has the first one's, on the columns that both kept.
 ///
-/// Fails, naming the adapter by its position, where one has not.
+/// Fails, naming the module and the two adapters by their positions, where one has not.
 pub fn check_frozen(batch: &Batch) -> Result<()> {
     for e in 1..batch.edges() {
         let (first, a) = (batch.a(0), batch.a(e));
@@ -63,7 +63,8 @@ pub fn check_frozen(batch: &Batch) -> Result<()> {
             return Err(Error::Op {
                 op: "ffa",
                 why: format!(
-                    "adapters 0 and {e} both declare a frozen A but hold different ones; --method mean needs none"
+                    "{}: adapters {} and {} both declare a frozen A but hold different ones; --method mean needs none",
+                    batch.module, batch.members[0], batch.members[e]
                 ),
             });
         }

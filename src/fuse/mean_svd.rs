@@ -5,8 +5,12 @@ use crate::fuse::factors::{Batch, Factors};
 use crate::fuse::mean;
 use crate::fuse::truncate::truncate;
 
-/// The truncated mean, and the share of its energy that is kept.
-pub fn fuse(batch: &Batch, rank: Option<usize>) -> Result<(Factors, f64)> {
-    let largest = batch.ranks().into_iter().max().unwrap_or(0);
-    truncate(mean::fuse(batch)?, rank.unwrap_or(largest))
+/// q where none is asked for.
+pub fn default_rank(batch: &Batch) -> usize {
+    batch.ranks().into_iter().max().unwrap_or(0)
+}
+
+/// The mean truncated to rank q, and the share of its energy that is kept.
+pub fn fuse(batch: &Batch, q: usize) -> Result<(Factors, f64)> {
+    truncate(mean::fuse(batch)?, q)
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::fuse::coverage::covered;
+use crate::fuse::coverage::{columns_differ, covered};
 use crate::fuse::factors::{Batch, Factors};
 use crate::fuse::options::{Coverage, Fedsa, Method};
 use crate::fuse::truncate::truncate;
@@ -63,17 +63,46 @@ impl Fusion {
         matches!(self.method, Method::Fedavg | Method::Ffa | Method::FfaLsq | Method::Fedsa)
     }
 
-    /// Fuses one module; `adapters` are the positions of the batch's members on the command line.
+    /// The rank of the result for a batch, without computing it.
     ///
-    /// Refuses mixed ranks where the method averages factors, and, if `as_adapter`, a rank above `min(O, I)`.
-    pub fn fuse(&self, batch: &Batch, adapters: &[usize], as_adapter: bool) -> Result<Fused> {
+    /// Refuses mixed ranks where the method averages factors, and, if `as_adapter`, a rank above `min(O, I)`: such an
+    /// adapter would be larger than the update it stands for.
+    pub fn rank_of(&self, batch: &Batch, as_adapter: bool) -> Result<usize> {
         let ranks = batch.ranks();
-        if self.needs_equal_ranks() && ranks.windows(2).any(|r| r[0] != r[1]) {
+        let (o, i) = batch.size();
+        let mixed = ranks.windows(2).any(|r| r[0] != r[1]);
+        let stacks = match self.method {
+            Method::Mean | Method::MeanSvd | Method::TaskArithmetic => true,
+            Method::Ffa => columns_differ(batch),
+            Method::Fedavg | Method::FfaLsq | Method::Fedsa => false,
+        };
+        if self.needs_equal_ranks() && mixed {
             return Err(Error::Usage(format!(
-                "--method {}: the adapters have ranks {ranks:?}, it needs equal ones; mean and mean-svd take any",
-                self.method
+                "--method {}: the adapters have ranks {ranks:?} in {}, it needs equal ones; mean and mean-svd take any",
+                self.method, batch.module
             )));
         }
+        let full = if stacks { batch.stack.rank() } else { ranks[0] };
+        let cut = self.rank.or((self.method == Method::MeanSvd).then(|| mean_svd::default_rank(batch)));
+        let rank = match cut {
+            Some(q) if q < full => q.min(o).min(i),
+            _ => full,
+        };
+        if as_adapter && stacks && rank > o.min(i) {
+            return Err(Error::Usage(format!(
+                "--method {}: the exact result has rank {rank} in {}, more than the {} of a {o} x {i} update; \
+                 --rank N truncates it, --merged writes it into the base's weights",
+                self.method,
+                batch.module,
+                o.min(i)
+            )));
+        }
+        Ok(rank)
+    }
+
+    /// Fuses one module; refuses what [`Fusion::rank_of`] does.
+    pub fn fuse(&self, batch: &Batch, as_adapter: bool) -> Result<Fused> {
+        self.rank_of(batch, as_adapter)?;
         let cover: Cow<'_, Batch> = match self.coverage {
             Coverage::Zero => Cow::Borrowed(batch),
             Coverage::Present => Cow::Owned(covered(batch, self.coverage)),
@@ -83,7 +112,9 @@ impl Fusion {
         let (factors, energy_kept) = match self.method {
             Method::Fedavg => (fedavg::fuse(cover)?, 1.0),
             Method::Mean => (mean::fuse(cover)?, 1.0),
-            Method::MeanSvd => mean_svd::fuse(cover, self.rank)?,
+            Method::MeanSvd => {
+                mean_svd::fuse(cover, self.rank.unwrap_or_else(|| mean_svd::default_rank(batch)))?
+            }
             Method::TaskArithmetic => (task_arithmetic::fuse(cover, self.lambda)?, 1.0),
             Method::FfaLsq => (ffa_lsq::fuse(cover, batch)?, 1.0),
             Method::Ffa => {
@@ -97,23 +128,13 @@ impl Fusion {
                     return Err(Error::Usage("--method fedsa needs --fedsa".into()));
                 };
                 variant = format!("fedsa_{choice}");
-                (fedsa::fuse(cover, batch, adapters, choice)?, 1.0)
+                (fedsa::fuse(cover, batch, choice)?, 1.0)
             }
         };
         let (factors, energy_kept) = match (self.method, self.rank) {
             (Method::MeanSvd, _) | (_, None) => (factors, energy_kept),
             (_, Some(q)) => truncate(factors, q)?,
         };
-        let (o, i) = factors.size();
-        if as_adapter && factors.rank() > o.min(i) {
-            return Err(Error::Usage(format!(
-                "--method {}: the exact result has rank {}, more than the {o} x {i} module's own {}; \
-                 --rank N truncates it, --merged writes it into the base's weights",
-                self.method,
-                factors.rank(),
-                o.min(i)
-            )));
-        }
         Ok(Fused { factors, variant, energy_kept })
     }
 }

@@ -22,6 +22,7 @@ pub mod options;
 mod subspace;
 mod task_arithmetic;
 pub mod truncate;
+pub mod weights;
 
 pub use factors::{Batch, Factors, Kept};
 pub use gate::Direction;

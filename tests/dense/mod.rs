@@ -1,6 +1,7 @@
 //! Dense f64 definitions that the factor algebra is tested against, written from the formulas alone.
 #![allow(dead_code)]
 
+use anabranch::checkpoint::module::{Module, Target};
 use anabranch::fuse::options::{Gate, SharedRank};
 use anabranch::fuse::{Batch, Factors};
 use faer::{Mat, MatRef};
@@ -55,7 +56,8 @@ pub fn batch(pairs: &[Pair]) -> Batch {
     let p = ranks.iter().sum();
     let bt = Mat::from_fn(p, pairs[0].0.nrows(), |p, x| pairs[row(p).0].0[(x, row(p).1)]);
     let a = Mat::from_fn(p, pairs[0].1.ncols(), |p, x| pairs[row(p).0].1[(row(p).1, x)]);
-    Batch::new(Factors::new(bt, a).unwrap(), &ranks).unwrap()
+    let module = Module { layer: 3, target: Target::Up };
+    Batch::new(module, Factors::new(bt, a).unwrap(), &ranks).unwrap()
 }
 
 /// `B A` of every adapter of a batch.
