@@ -25,6 +25,7 @@ pub mod host;
 pub mod model;
 pub mod ops;
 pub mod random;
+pub mod stage;
 
 pub mod tensor;
 

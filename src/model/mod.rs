@@ -8,4 +8,5 @@ pub mod memory;
 pub mod paper;
 pub mod room;
 pub mod rope;
+pub mod session;
 pub mod weights;

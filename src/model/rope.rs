@@ -123,6 +123,11 @@ impl Tables {
         Tables { config: config.clone(), base }
     }
 
+    /// K/2: numbers in a row.
+    pub fn half(&self) -> usize {
+        self.config.head_dim / 2
+    }
+
     /// Rows that the device must have for batches of at most `tokens` tokens.
     pub fn rows(&self, tokens: usize) -> usize {
         self.base + if dynamic(&self.config) { tokens } else { 0 }

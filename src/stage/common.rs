@@ -1,0 +1,44 @@
+//! What every stage is told besides its own options.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::progress::Progress;
+use crate::checkpoint::weights::OpenOptions;
+use crate::error::{Error, Result};
+
+/// The options that all commands share.
+#[derive(Clone, Debug, Default)]
+pub struct Common {
+    /// Read weights into memory instead of mapping them.
+    pub no_mmap: bool,
+    /// The most bytes that a run may allocate.
+    pub memory_limit: Option<u64>,
+    /// Everything random but the common A₀.
+    pub seed: u64,
+    /// Replace an existing output that this program made.
+    pub force: bool,
+    /// Go on from a leftover of the same command.
+    pub resume: bool,
+    /// Set when the process is asked to stop.
+    pub stop: Arc<AtomicBool>,
+    /// Where progress is shown.
+    pub progress: Progress,
+}
+
+impl Common {
+    /// How weights are opened.
+    pub fn open_options(&self) -> OpenOptions {
+        OpenOptions { no_mmap: self.no_mmap }
+    }
+
+    /// Whether the process was asked to stop.
+    pub fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Fails with [`Error::Interrupted`] if the process was asked to stop; `saved` says what is kept.
+    pub fn check_stop(&self, saved: &str) -> Result<()> {
+        if self.stopped() { Err(Error::Interrupted(saved.to_string())) } else { Ok(()) }
+    }
+}
