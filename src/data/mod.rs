@@ -1,5 +1,7 @@
 //! From text to tokens: tokenizers, training data and its packing, tasks and their prompts.
 
+pub mod chat;
+pub mod date;
 pub mod tokenizer;
 
 #[cfg(test)]
