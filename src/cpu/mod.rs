@@ -8,10 +8,13 @@ mod attention;
 mod choice;
 mod cross_entropy;
 mod embed;
+mod exp;
 mod importance;
 mod linear;
+mod parts;
 mod rms_norm;
 mod rope;
+mod simd;
 mod sum_sq;
 mod swiglu;
 

@@ -1,16 +1,177 @@
 //! See [`crate::ops::rms_norm`].
 
-use crate::error::{Error, Result};
+use rayon::prelude::*;
+
+use super::parts;
+use super::simd::{self, Kernel, LANES, fma, total};
+use crate::error::Result;
 use crate::host::Host;
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
 use crate::tensor::Real;
 
 pub fn rms_norm<T: Real>(op: RmsNorm<'_, Host, T>) -> Result<()> {
     op.check()?;
-    Err(Error::Op { op: "rms_norm", why: "not written yet".into() })
+    let rows = parts::rows(op.width);
+    let part = rows * op.width.max(1);
+    let (w, width, eps) = (op.w, op.width, op.eps);
+    op.rstd
+        .par_chunks_mut(rows)
+        .zip(op.y.par_chunks_mut(part))
+        .zip(op.x.par_chunks(part))
+        .for_each(|((rstd, y), x)| simd::run(Forward { y, rstd, x, w, width, eps }));
+    Ok(())
 }
 
 pub fn rms_norm_bwd<T: Real>(op: RmsNormBwd<'_, Host, T>) -> Result<()> {
     op.check()?;
-    Err(Error::Op { op: "rms_norm_bwd", why: "not written yet".into() })
+    let rows = parts::rows(op.width);
+    let (w, width, residual) = (op.w, op.width, op.residual);
+    let part = rows * width.max(1);
+    op.dx.par_chunks_mut(part).enumerate().for_each(|(n, dx)| {
+        let at = n * part..n * part + dx.len();
+        simd::run(Backward {
+            dy: &op.dy[at.clone()],
+            x: &op.x[at.clone()],
+            residual: residual.map(|r| &r[at]),
+            rstd: &op.rstd[n * rows..],
+            dx,
+            w,
+            width,
+        });
+    });
+    Ok(())
+}
+
+struct Forward<'a, T> {
+    y: &'a mut [T],
+    rstd: &'a mut [f32],
+    x: &'a [T],
+    w: &'a [f32],
+    width: usize,
+    eps: f32,
+}
+
+impl<T: Real> Kernel for Forward<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let rows = self.y.chunks_exact_mut(self.width).zip(self.x.chunks_exact(self.width));
+        for ((y, x), rstd) in rows.zip(self.rstd) {
+            let mut sums = [0f32; LANES];
+            let (lanes, rest) = x.as_chunks::<LANES>();
+            for x in lanes {
+                for (s, x) in sums.iter_mut().zip(x) {
+                    *s = fma::<FMA>(x.to_f32(), x.to_f32(), *s);
+                }
+            }
+            for (s, x) in sums.iter_mut().zip(rest) {
+                *s = fma::<FMA>(x.to_f32(), x.to_f32(), *s);
+            }
+            let mean = f64::from(total(sums)) / self.width as f64;
+            let r = (1.0 / (mean + f64::from(self.eps)).sqrt()) as f32;
+            *rstd = r;
+            for ((y, x), w) in y.iter_mut().zip(x).zip(self.w) {
+                *y = T::from_f32(x.to_f32() * r * w);
+            }
+        }
+    }
+}
+
+struct Backward<'a, T> {
+    dx: &'a mut [T],
+    dy: &'a [T],
+    residual: Option<&'a [T]>,
+    x: &'a [T],
+    rstd: &'a [f32],
+    w: &'a [f32],
+    width: usize,
+}
+
+impl<T: Real> Kernel for Backward<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let width = self.width;
+        let rows = self.dx.chunks_exact_mut(width).zip(self.rstd);
+        for (t, (dx, &r)) in rows.enumerate() {
+            let at = t * width..(t + 1) * width;
+            let (dy, x) = (&self.dy[at.clone()], &self.x[at.clone()]);
+            let mut sums = [0f32; LANES];
+            let parts = dy.chunks(LANES).zip(x.chunks(LANES)).zip(self.w.chunks(LANES));
+            for ((dy, x), w) in parts {
+                for (((s, dy), x), w) in sums.iter_mut().zip(dy).zip(x).zip(w) {
+                    *s = fma::<FMA>(dy.to_f32() * w, x.to_f32(), *s);
+                }
+            }
+            // mean(w∘dy∘x̂) · rstd, so that x itself can follow.
+            let c = (f64::from(total(sums)) * f64::from(r) * f64::from(r) / width as f64) as f32;
+            let slope = |dy: &T, x: &T, w: &f32| r * (dy.to_f32() * w - x.to_f32() * c);
+            let terms = dy.iter().zip(x).zip(self.w);
+            match self.residual {
+                Some(residual) => {
+                    for ((dx, ((dy, x), w)), past) in dx.iter_mut().zip(terms).zip(&residual[at]) {
+                        *dx = T::from_f32(past.to_f32() + slope(dy, x, w));
+                    }
+                }
+                None => {
+                    for (dx, ((dy, x), w)) in dx.iter_mut().zip(terms) {
+                        *dx = T::from_f32(slope(dy, x, w));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::ops::cases::{assert_close, normal, rounding, same_on_threads, unwritten};
+    use crate::ops::rms_norm::{reference, reference_bwd};
+
+    const SIZES: [(usize, usize); 8] =
+        [(1, 1), (3, 7), (5, 31), (5, 32), (7, 33), (2, 1024), (70, 512), (2, parts::ELEMENTS + 1)];
+
+    fn check<T: Real>() {
+        for (tokens, width) in SIZES {
+            let n = tokens * width;
+            let (x, w) = (normal::<T>(1, n, 2.0), normal::<f32>(2, width, 1.0));
+            let (dy, past) = (normal::<T>(3, n, 1.0), normal::<T>(4, n, 1.0));
+
+            let forward = |f: fn(RmsNorm<'_, Host, T>) -> Result<()>| {
+                let (mut y, mut rstd) = (unwritten::<T>(n), unwritten::<f32>(tokens));
+                let (y_out, rstd_out) = (y.out(), rstd.out());
+                f(RmsNorm { y: y_out, rstd: rstd_out, x: &x, w: &w, tokens, width, eps: 1e-5 }).expect("y");
+                (y.done(), rstd.done())
+            };
+            let (y, rstd) = same_on_threads(|| forward(rms_norm));
+            let (y_want, rstd_want) = forward(reference);
+            assert_close("y", &y, &y_want, 2.0 * rounding::<T>() + 5e-7, 0.0);
+            assert_close("rstd", &rstd, &rstd_want, 5e-7, 0.0);
+
+            for residual in [None, Some(&past[..])] {
+                let backward = |f: fn(RmsNormBwd<'_, Host, T>) -> Result<()>| {
+                    let mut dx = unwritten::<T>(n);
+                    let out = dx.out();
+                    f(RmsNormBwd { dx: out, dy: &dy, residual, x: &x, rstd: &rstd, w: &w, tokens, width })
+                        .expect("dx");
+                    dx.done()
+                };
+                let dx = same_on_threads(|| backward(rms_norm_bwd));
+                assert_close("dx", &dx, &backward(reference_bwd), 2.0 * rounding::<T>() + 5e-7, 3e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn as_the_reference_in_f32() {
+        check::<f32>();
+    }
+
+    #[test]
+    fn as_the_reference_in_bf16() {
+        check::<bf16>();
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::{ensure, holds};
+use super::{ensure, holds, narrow, wide};
 use crate::error::Result;
+use crate::host::Host;
 use crate::tensor::{Length, Real, Store};
 
 /// A run of queries that see one another causally, and everything in `past`.
@@ -35,8 +36,8 @@ pub struct Heads {
 
 /// `o[t, h] = Σ_u p[t, u] v[u, h/(H/G)]`, `p = softmax(scale · q k)` over the keys that t sees.
 ///
-/// Online softmax in f32, no T × T matrix; `o` rounds once. Under bf16 the probabilities round to bf16 before they
-/// meet v. Queries that no segment names are left alone.
+/// Online softmax in f32, no T × T matrix; `o` rounds once. Under bf16 the exponentials (not their sum) round to bf16
+/// before they meet v. Queries that no segment names are left alone.
 pub struct Attention<'a, S: Store, T: Real> {
     /// `[T, H·K]`, written.
     pub o: S::ViewMut<'a, T>,
@@ -70,8 +71,8 @@ impl<S: Store, T: Real> Attention<'_, S, T> {
 /// Gradients of [`Attention`] for segments without past, whose keys are their own rows:
 /// `dv = pᵀ do`, `ds = p ∘ (do vᵀ − Σ_k do∘o)`, `dq = scale · ds k`, `dk = scale · dsᵀ q`.
 ///
-/// `p` is recomputed from q, k and the log-sum-exp. Sums in f32, each output rounds once. Rows that no segment names
-/// are left alone.
+/// `p` is recomputed from q, k and the log-sum-exp. Sums in f32, each output rounds once; under bf16, p and ds round
+/// to bf16 where they are operands of a product. Rows that no segment names are left alone.
 pub struct AttentionBwd<'a, S: Store, T: Real> {
     /// `[T, H·K]`, written.
     pub dq: S::ViewMut<'a, T>,
@@ -144,6 +145,91 @@ fn segments(op: &'static str, segments: &[Segment], t: usize, u: usize) -> Resul
         let own = s.own..s.own + s.q.len();
         let fits = s.past.iter().all(|p| p.start <= p.end && p.end <= u) && own.end <= u;
         ensure(op, fits, || format!("segment {n} has keys beyond U = {u}"))?;
+    }
+    Ok(())
+}
+
+impl Segment {
+    /// The rows of k and v that query `t` sees, ascending in time.
+    fn keys(&self, t: usize) -> Vec<usize> {
+        let own = self.own..self.own + (t - self.q.start) + 1;
+        self.past.iter().cloned().chain([own]).flatten().collect()
+    }
+}
+
+/// Softmax of `scale · q·k`: the exponentials (largest 1), their sum, and the log-sum-exp.
+fn softmax(q: &[f64], k: &[&[f64]], scale: f64) -> (Vec<f64>, f64, f64) {
+    let dot = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() * scale;
+    let scores: Vec<f64> = k.iter().map(|k| dot(k)).collect();
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let exps: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    (exps, sum, max + sum.ln())
+}
+
+/// `Σ_u (exps[u] / sum) v[u]`.
+fn mix(exps: &[f64], sum: f64, v: &[&[f64]]) -> Vec<f64> {
+    let mut o = vec![0.0; v[0].len()];
+    for (e, v) in exps.iter().zip(v) {
+        o.iter_mut().zip(*v).for_each(|(o, v)| *o += e * v);
+    }
+    o.iter().map(|o| o / sum).collect()
+}
+
+fn round<T: Real>(x: f64) -> f64 {
+    f64::from(T::round(x as f32))
+}
+
+/// The definition in f64: all scores of a query at once.
+pub fn reference<T: Real>(op: Attention<'_, Host, T>) -> Result<()> {
+    op.check()?;
+    let Heads { q: heads, kv, dim, scale } = op.heads;
+    let (q, k, v) = (wide(op.q), wide(op.k), wide(op.v));
+    for s in op.segments {
+        for (t, h) in s.q.clone().flat_map(|t| (0..heads).map(move |h| (t, h))) {
+            let keys: Vec<usize> = s.keys(t).iter().map(|u| (u * kv + h / (heads / kv)) * dim).collect();
+            let (k, v): (Vec<_>, Vec<_>) = keys.iter().map(|&u| (&k[u..u + dim], &v[u..u + dim])).unzip();
+            let at = (t * heads + h) * dim..(t * heads + h + 1) * dim;
+            let (mut exps, sum, lse) = softmax(&q[at.clone()], &k, f64::from(scale));
+            exps.iter_mut().for_each(|e| *e = round::<T>(*e));
+            narrow(&mut op.o[at], &mix(&exps, sum, &v));
+            op.lse[t * heads + h] = lse as f32;
+        }
+    }
+    Ok(())
+}
+
+/// The definition in f64.
+pub fn reference_bwd<T: Real>(op: AttentionBwd<'_, Host, T>) -> Result<()> {
+    let tokens = op.check()?;
+    let Heads { q: heads, kv, dim, scale } = op.heads;
+    let scale = f64::from(scale);
+    let [q, k, v, o, do_] = [op.q, op.k, op.v, op.o, op.do_].map(wide);
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let add = |to: &mut [f64], x: &[f64], by: f64| to.iter_mut().zip(x).for_each(|(to, x)| *to += by * x);
+    let mut dk = vec![0.0; tokens * kv * dim];
+    let mut dv = dk.clone();
+    for s in op.segments {
+        for (t, h) in s.q.clone().flat_map(|t| (0..heads).map(move |h| (t, h))) {
+            let at = (t * heads + h) * dim..(t * heads + h + 1) * dim;
+            let (q, do_) = (&q[at.clone()], &do_[at.clone()]);
+            let delta = dot(do_, &o[at.clone()]);
+            let mut dq = vec![0.0; dim];
+            for u in s.keys(t) {
+                let key = (u * kv + h / (heads / kv)) * dim;
+                let key = key..key + dim;
+                let p = (scale * dot(q, &k[key.clone()]) - f64::from(op.lse[t * heads + h])).exp();
+                let ds = round::<T>(p * (dot(do_, &v[key.clone()]) - delta));
+                add(&mut dq, &k[key.clone()], scale * ds);
+                add(&mut dk[key.clone()], q, scale * ds);
+                add(&mut dv[key], do_, round::<T>(p));
+            }
+            narrow(&mut op.dq[at], &dq);
+        }
+    }
+    for rows in op.segments.iter().map(|s| s.q.start * kv * dim..s.q.end * kv * dim) {
+        narrow(&mut op.dk[rows.clone()], &dk[rows.clone()]);
+        narrow(&mut op.dv[rows.clone()], &dv[rows]);
     }
     Ok(())
 }

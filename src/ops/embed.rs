@@ -2,6 +2,7 @@
 
 use super::{ensure, holds};
 use crate::error::Result;
+use crate::host::{Elements, Host};
 use crate::tensor::{Frozen, Real, Store};
 
 /// `y[t] = E[ids[t]]`, rounded once to `T`.
@@ -26,4 +27,20 @@ impl<S: Store, T: Real> Embed<'_, S, T> {
         })?;
         Ok((self.ids.len(), d))
     }
+}
+
+/// The definition: element by element.
+pub fn reference<T: Real>(op: Embed<'_, Host, T>) -> Result<()> {
+    let (tokens, d) = op.check()?;
+    for t in 0..tokens {
+        for k in 0..d {
+            let at = op.ids[t] as usize * d + k;
+            op.y[t * d + k] = T::from_f32(match op.table.elements() {
+                Elements::BF16(e) => e[at].to_f32(),
+                Elements::F16(e) => e[at].to_f32(),
+                Elements::F32(e) => e[at],
+            });
+        }
+    }
+    Ok(())
 }

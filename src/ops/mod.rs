@@ -9,6 +9,8 @@
 
 pub mod adamw;
 pub mod attention;
+#[cfg(test)]
+pub(crate) mod cases;
 pub mod choice;
 pub mod cross_entropy;
 pub mod embed;
@@ -20,7 +22,7 @@ pub mod sum_sq;
 pub mod swiglu;
 
 use crate::error::{Error, Result};
-use crate::tensor::Length;
+use crate::tensor::{Length, Real};
 
 /// Fails unless `view` holds exactly the product of `sizes`; a size is a letter and its value.
 pub(crate) fn holds(op: &'static str, name: &str, view: &impl Length, sizes: &[(&str, usize)]) -> Result<()> {
@@ -44,4 +46,14 @@ pub(crate) fn holds(op: &'static str, name: &str, view: &impl Length, sizes: &[(
 /// Fails with `why` unless `ok`.
 pub(crate) fn ensure(op: &'static str, ok: bool, why: impl FnOnce() -> String) -> Result<()> {
     if ok { Ok(()) } else { Err(Error::Op { op, why: why() }) }
+}
+
+/// `x` in f64, for the references.
+fn wide<T: Real>(x: &[T]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(x.to_f32())).collect()
+}
+
+/// `out` = `x`, rounded.
+fn narrow<T: Real>(out: &mut [T], x: &[f64]) {
+    out.iter_mut().zip(x).for_each(|(out, &x)| *out = T::from_f32(x as f32));
 }

@@ -2,6 +2,7 @@
 
 use super::{ensure, holds};
 use crate::error::Result;
+use crate::host::Host;
 use crate::tensor::{Length, Real, Store};
 
 /// Rotates each head in place: with `(a, b) = (x[k], x[k + K/2])` and row `r = rows[t]` of the tables,
@@ -43,4 +44,24 @@ impl<S: Store, T: Real> Rope<'_, S, T> {
             format!("token {t} is at table row {}, expected a row below P = {p}", self.rows[t])
         })
     }
+}
+
+/// The definition in f64.
+pub fn reference<T: Real>(op: Rope<'_, Host, T>) -> Result<()> {
+    op.check()?;
+    let half = op.head_dim / 2;
+    for t in 0..op.rows.len() {
+        for h in 0..op.heads {
+            for k in 0..half {
+                let low = (t * op.heads + h) * op.head_dim + k;
+                let at = op.rows[t] as usize * half + k;
+                let (a, b) = (f64::from(op.x[low].to_f32()), f64::from(op.x[low + half].to_f32()));
+                let (cos, sin) = (f64::from(op.cos[at]), f64::from(op.sin[at]));
+                let sin = if op.inverse { -sin } else { sin };
+                op.x[low] = T::from_f32((a * cos - b * sin) as f32);
+                op.x[low + half] = T::from_f32((b * cos + a * sin) as f32);
+            }
+        }
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::holds;
 use crate::error::Result;
+use crate::host::Host;
 use crate::tensor::Store;
 
 /// `out[0] = Σ x²` in f64, in a fixed order.
@@ -17,4 +18,11 @@ impl<S: Store> SumSq<'_, S> {
     pub fn check(&self) -> Result<()> {
         holds("sum_sq", "out", &self.out, &[("1", 1)])
     }
+}
+
+/// The definition: one sum from the first element to the last.
+pub fn reference(op: SumSq<'_, Host>) -> Result<()> {
+    op.check()?;
+    op.out[0] = op.x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    Ok(())
 }

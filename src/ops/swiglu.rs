@@ -1,7 +1,8 @@
 //! The gated activation of the MLP.
 
-use super::holds;
+use super::{holds, narrow, wide};
 use crate::error::Result;
+use crate::host::Host;
 use crate::tensor::{Length, Real, Store};
 
 /// `h = silu(gate) ∘ up`, `silu(z) = z / (1 + e^−z)`. Computed in f32, rounded once.
@@ -45,5 +46,55 @@ impl<S: Store, T: Real> SwiGluBwd<'_, S, T> {
         holds("swiglu_bwd", "dup", &self.dup, &[n])?;
         holds("swiglu_bwd", "gate", &self.gate, &[n])?;
         holds("swiglu_bwd", "up", &self.up, &[n])
+    }
+}
+
+/// The definition in f64.
+pub fn reference<T: Real>(op: SwiGlu<'_, Host, T>) -> Result<()> {
+    op.check()?;
+    let h: Vec<f64> = wide(op.gate).iter().zip(wide(op.up)).map(|(z, up)| silu(*z) * up).collect();
+    narrow(op.h, &h);
+    Ok(())
+}
+
+fn silu(z: f64) -> f64 {
+    z / (1.0 + (-z).exp())
+}
+
+/// The definition in f64.
+pub fn reference_bwd<T: Real>(op: SwiGluBwd<'_, Host, T>) -> Result<()> {
+    op.check()?;
+    let (dh, gate, up) = (wide(op.dh), wide(op.gate), wide(op.up));
+    let sigma = |z: f64| 1.0 / (1.0 + (-z).exp());
+    let slope = |z: f64| sigma(z) * (1.0 + z * (1.0 - sigma(z)));
+    let dgate: Vec<f64> = (0..dh.len()).map(|i| dh[i] * up[i] * slope(gate[i])).collect();
+    let dup: Vec<f64> = (0..dh.len()).map(|i| dh[i] * silu(gate[i])).collect();
+    narrow(op.dgate, &dgate);
+    narrow(op.dup, &dup);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cases::{differences, normal};
+
+    #[test]
+    fn backward_is_the_derivative() -> Result<()> {
+        let n = 101;
+        let [gate, up, dh] = [1, 2, 3].map(|seed| normal::<f32>(seed, n, 3.0));
+        let (mut dgate, mut dup) = (vec![f32::NAN; n], vec![f32::NAN; n]);
+        reference_bwd::<f32>(SwiGluBwd { dgate: &mut dgate, dup: &mut dup, dh: &dh, gate: &gate, up: &up })?;
+        let value = |gate: &[f64], up: &[f64]| -> f64 {
+            (0..n).map(|i| silu(gate[i]) * up[i] * f64::from(dh[i])).sum()
+        };
+        let (gate, up) = (wide(&gate), wide(&up));
+        let by_gate = differences(&gate, |gate| value(gate, &up));
+        let by_up = differences(&up, |up| value(&gate, up));
+        for i in 0..n {
+            assert!((f64::from(dgate[i]) - by_gate[i]).abs() <= 2e-5, "{i}: {} {}", dgate[i], by_gate[i]);
+            assert!((f64::from(dup[i]) - by_up[i]).abs() <= 2e-5, "{i}: {} {}", dup[i], by_up[i]);
+        }
+        Ok(())
     }
 }

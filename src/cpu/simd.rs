@@ -1,0 +1,71 @@
+//! Loops compiled for what the processor at hand can do.
+//!
+//! The crate is built for the oldest processor of its architecture. A hot loop is a [`Kernel`]: plain Rust that the
+//! compiler vectorises, built once per instruction set, of which [`run`] takes the widest that the processor has.
+//! Results may therefore differ between processors, never between thread counts.
+
+/// A loop worth compiling for several instruction sets.
+pub(super) trait Kernel {
+    /// What it computes.
+    type Output;
+    /// The loop, `#[inline(always)]`. `FMA` says whether a fused multiply-add is one instruction.
+    fn run<const FMA: bool>(self) -> Self::Output;
+}
+
+/// Runs `kernel` with the widest instructions that the processor has.
+#[inline]
+#[allow(unsafe_code)]
+pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            // SAFETY: the processor has the features, as was just seen.
+            return unsafe { avx512(kernel) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the processor has the features, as was just seen.
+            return unsafe { avx2(kernel) };
+        }
+        kernel.run::<false>()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    kernel.run::<{ cfg!(target_arch = "aarch64") }>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<true>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<true>()
+}
+
+/// `a · b + c`, rounded once where that is one instruction.
+#[inline(always)]
+pub(super) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Partial sums that a loop keeps, so that it does not wait for one addition to end before the next.
+pub(super) const LANES: usize = 32;
+
+/// The sum of partial sums, pairs first.
+#[inline(always)]
+pub(super) fn total(mut lanes: [f32; LANES]) -> f32 {
+    let mut n = LANES / 2;
+    while n > 0 {
+        for i in 0..n {
+            lanes[i] += lanes[i + n];
+        }
+        n /= 2;
+    }
+    lanes[0]
+}
