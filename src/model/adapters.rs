@@ -1,6 +1,7 @@
 //! LoRA pairs in one flat arena of f32: where each lies, how it starts, how it is read and written.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::checkpoint::config::ModelConfig;
 use crate::checkpoint::module::{Module, Target};
@@ -12,22 +13,38 @@ use crate::tensor::Store;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Layout {
     modules: BTreeMap<Module, Lora>,
+    first_b: usize,
     end: usize,
 }
 
 impl Layout {
     /// A layout whose first matrix will lie at `start`.
     pub fn starting_at(start: usize) -> Layout {
-        Layout { modules: BTreeMap::new(), end: start }
+        Layout { end: start, ..Layout::default() }
     }
 
-    /// One rank and scale for all `targets` of all layers of `config`, from place 0.
+    /// One rank and scale for all `targets` of all layers of `config`, from place 0: every A first, then every B, so
+    /// that what is trained is one range even where A is frozen.
     pub fn uniform(config: &ModelConfig, targets: &[Target], rank: usize, scale: f32) -> Layout {
+        let modules: Vec<Module> = config.modules().filter(|m| targets.contains(&m.target)).collect();
+        let dims = |m: &Module| config.dims(m.target, m.layer);
+        let mut a = 0;
+        let mut b: usize = modules.iter().map(|m| rank * dims(m).1).sum();
         let mut layout = Layout::default();
-        for module in config.modules().filter(|m| targets.contains(&m.target)) {
-            layout.push(module, config.dims(module.target, module.layer), rank, scale);
+        for module in modules {
+            let (o, i) = dims(&module);
+            layout.modules.insert(module, Lora { a, b, rank, scale });
+            a += rank * i;
+            b += o * rank;
         }
+        layout.first_b = a;
+        layout.end = b;
         layout
+    }
+
+    /// Where A and B, or with `freeze_a` the B alone, of [`Layout::uniform`] lie.
+    pub fn trained(&self, freeze_a: bool) -> Range<usize> {
+        if freeze_a { self.first_b..self.end } else { 0..self.end }
     }
 
     /// Adds a pair of `size` `(O, I)`; A comes first, B after it.

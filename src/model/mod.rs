@@ -9,4 +9,5 @@ pub mod paper;
 pub mod room;
 pub mod rope;
 pub mod session;
+pub mod trainer;
 pub mod weights;

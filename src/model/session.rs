@@ -24,6 +24,11 @@ impl<B: Backend, T: Real> Session<B, T> {
     pub fn new(backend: &B, model: &Model<B>, tables: Tables, size: RoomSize) -> Result<Session<B, T>> {
         let size = RoomSize { table_rows: tables.rows(size.tokens), ..size };
         let room = Room::new(&mut Device(backend), backend, &model.config, size)?;
+        Session::with_room(backend, room, tables)
+    }
+
+    /// Fills the rope tables of a room that is made.
+    pub fn with_room(backend: &B, room: Room<B::Store, T>, tables: Tables) -> Result<Session<B, T>> {
         let mut session = Session { room, tables };
         let fixed = session.tables.fixed();
         session.put(backend, &fixed)?;
