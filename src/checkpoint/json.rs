@@ -94,9 +94,12 @@ pub fn read_bounded(path: &Path) -> Result<Vec<u8>> {
 
 /// The JSON value in `text`; a key twice in one object is an error. `path` is for the error's text.
 pub fn parse(path: &Path, text: &[u8]) -> Result<Value> {
-    let Unique(v) = serde_json::from_slice(text)
-        .map_err(|e| Error::file(path, format!("is not the JSON expected: {e}")))?;
-    Ok(v)
+    parse_line(text).map_err(|e| Error::file(path, format!("is not the JSON expected: {e}")))
+}
+
+/// The JSON value in `text`, one line of a file say; a key twice in one object is an error.
+pub fn parse_line(text: &[u8]) -> serde_json::Result<Value> {
+    serde_json::from_slice(text).map(|Unique(v)| v)
 }
 
 /// The JSON object in the file at `path`.

@@ -2,6 +2,8 @@
 
 pub mod chat;
 pub mod date;
+pub mod documents;
+pub mod lines;
 pub mod tokenizer;
 
 #[cfg(test)]

@@ -1,0 +1,152 @@
+//! Files of lines: JSON objects one a line, or plain text.
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::checkpoint::json;
+use crate::error::{Error, Result};
+
+/// Whether the file's name says that it holds a JSON object a line: `.jsonl`, `.ndjson` or `.json`.
+pub fn is_jsonl(path: &Path) -> bool {
+    path.extension().is_some_and(|e| ["jsonl", "ndjson", "json"].iter().any(|x| e.eq_ignore_ascii_case(x)))
+}
+
+/// All of the file at `path`, which is UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    if file.metadata().map_err(Error::io(path))?.is_dir() {
+        return Err(Error::file(path, "is a folder, expected a file"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(Error::io(path))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
+        Error::file(path, format!("line {line}: is not UTF-8"))
+    })
+}
+
+/// The lines of `text` that are not blank, with their numbers from 1.
+pub fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    text.lines().enumerate().map(|(i, line)| (i + 1, line)).filter(|(_, line)| !line.trim().is_empty())
+}
+
+/// The JSON object in one line.
+pub fn object(line: &str) -> Result<Map<String, Value>, String> {
+    match json::parse_line(line.as_bytes()) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => Err(format!("is {}, expected a JSON object", json::kind(&other))),
+        // The parser counts lines within what it was given.
+        Err(e) => Err(format!("is no JSON object: {e}").replace(" at line 1 column ", " at column ")),
+    }
+}
+
+/// The string under `key`; an error says what stands there instead.
+pub fn string(map: &Map<String, Value>, key: &str) -> Result<String, String> {
+    match map.get(key) {
+        Some(Value::String(s)) => Ok(s.clone()),
+        Some(other) => Err(format!("{key} is {}, expected a string", json::kind(other))),
+        None => Err(format!("has no {key}")),
+    }
+}
+
+/// What parts documents in plain text whose author says so.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// The documents in plain text, as byte ranges without the white space around them.
+///
+/// Where `<|endoftext|>` occurs it alone parts documents, so that they may have paragraphs; else blank lines do.
+pub fn plain_documents(text: &str) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    if text.contains(END_OF_TEXT) {
+        let mut start = 0;
+        for piece in text.split(END_OF_TEXT) {
+            parts.push(start..start + piece.len());
+            start += piece.len() + END_OF_TEXT.len();
+        }
+    } else {
+        let (mut start, mut at) = (0, 0);
+        for line in text.split_inclusive('\n') {
+            if line.trim().is_empty() {
+                parts.push(start..at);
+                start = at + line.len();
+            }
+            at += line.len();
+        }
+        parts.push(start..at);
+    }
+    parts
+        .into_iter()
+        .map(|r| {
+            let piece = &text[r.clone()];
+            let start = r.start + (piece.len() - piece.trim_start().len());
+            start..(r.start + piece.trim_end().len()).max(start)
+        })
+        .filter(|r| !r.is_empty())
+        .collect()
+}
+
+/// The number, from 1, of the line that byte `at` of `text` is in.
+pub fn line_of(text: &str, at: usize) -> usize {
+    text.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parts(text: &str) -> Vec<&str> {
+        plain_documents(text).into_iter().map(|r| &text[r]).collect()
+    }
+
+    #[test]
+    fn plain_text_is_parted_by_blank_lines_or_by_the_mark() {
+        assert_eq!(parts("a\nb\n\n \nc\r\n\r\nd"), ["a\nb", "c", "d"]);
+        assert_eq!(parts("\na\n\nb\n<|endoftext|>\nc<|endoftext|>"), ["a\n\nb", "c"]);
+        assert_eq!(parts(" \n\n"), Vec::<&str>::new());
+        assert_eq!(line_of("a\nb\nc", 4), 3);
+    }
+
+    #[test]
+    fn lines_say_what_is_wrong_with_them() {
+        let all: Vec<_> = numbered("\u{feff}{}\n\n  \n{\"a\": 1}\r\n").collect();
+        assert_eq!(all, [(1, "{}"), (4, "{\"a\": 1}")]);
+        assert_eq!(object("[1]").unwrap_err(), "is an array, expected a JSON object");
+        let err = object("{\"a\": }").unwrap_err();
+        assert!(err.starts_with("is no JSON object: ") && err.ends_with("at column 7"), "{err}");
+        assert!(object("{\"a\":1,\"a\":2}").unwrap_err().contains("twice"));
+        let map = object("{\"a\": 3}").unwrap();
+        assert_eq!(string(&map, "a").unwrap_err(), "a is 3, expected a string");
+        assert_eq!(string(&map, "b").unwrap_err(), "has no b");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_named_by_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.txt");
+        std::fs::write(&path, b"a\nb\n\xff").unwrap();
+        assert!(read_text(&path).unwrap_err().to_string().ends_with("line 3: is not UTF-8"));
+        assert!(read_text(dir.path()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn documents_hold_all_that_is_not_white_space(text in "(a|b| |\n|\r\n|<\\|endoftext\\|>|é)*") {
+            let kept: String = parts(&text).concat();
+            let squeeze = |s: &str| s.replace(END_OF_TEXT, "").split_whitespace().collect::<String>();
+            prop_assert_eq!(squeeze(&kept), squeeze(&text));
+            prop_assert!(parts(&text).iter().all(|p| !p.is_empty() && p.trim() == *p));
+        }
+
+        #[test]
+        fn any_line_is_read_or_refused(line in ".*") {
+            let _ = object(&line);
+        }
+    }
+}
