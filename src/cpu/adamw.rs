@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::parts::ELEMENTS;
-use super::simd::{self, Kernel, fma};
+use super::simd::{self, Isa, Kernel, fma};
 use crate::error::Result;
 use crate::host::Host;
 use crate::ops::adamw::{AdamW, Factors};
@@ -31,13 +31,13 @@ struct Update<'a> {
 impl Kernel for Update<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<I: Isa>(self) {
         let f = self.factors;
         let state = self.m.iter_mut().zip(self.v);
         for ((p, (m, v)), g) in self.params.iter_mut().zip(state).zip(self.grads) {
             let g = g * f.clip;
-            *m = fma::<FMA>(f.new1, g - *m, *m);
-            *v = fma::<FMA>(f.new2 * g, g, f.old2 * *v);
+            *m = fma::<I>(f.new1, g - *m, *m);
+            *v = fma::<I>(f.new2 * g, g, f.old2 * *v);
             *p = *p * f.decay + (f.step * *m) / (v.sqrt() / f.root + f.eps);
         }
     }

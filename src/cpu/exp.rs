@@ -1,28 +1,28 @@
 //! The exponential function in f32, branch-free so that loops over it vectorise.
 
-use super::simd::fma;
+use super::simd::{Isa, fma};
 
 /// `eˣ` within 2 units in the last place, subnormal results included; 0 for −∞, ∞ beyond 88.73, NaN for NaN.
 ///
 /// `eˣ = 2ⁿ eʳ` with n the integer next to x/ln 2 and |r| ≤ ln 2 / 2; `eʳ` is the polynomial of Cephes' `expf`.
 #[inline(always)]
-pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
+pub(super) fn exp<I: Isa>(x: f32) -> f32 {
     // Beyond these bounds the result is 0 or ∞ anyway. Written so that NaN passes.
     let x = if x < -104.0 { -104.0 } else { x };
     let x = if x > 89.0 { 89.0 } else { x };
     // Adding 1.5 · 2²³ rounds to an integer and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    let rounded = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let rounded = fma::<I>(x, std::f32::consts::LOG2_E, ROUND);
     let n = rounded - ROUND;
     let exponent = (rounded.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     // ln 2 in two parts; the first has 9 bits, so that n times it is exact.
-    let r = fma::<FMA>(n, -0.693_359_4, x);
-    let r = fma::<FMA>(n, 2.121_944_4e-4, r);
+    let r = fma::<I>(n, -0.693_359_4, x);
+    let r = fma::<I>(n, 2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
-        p = fma::<FMA>(p, r, c);
+        p = fma::<I>(p, r, c);
     }
-    let y = fma::<FMA>(p, r * r, r) + 1.0;
+    let y = fma::<I>(p, r * r, r) + 1.0;
     // Two factors, because 2ⁿ itself is no normal number at both ends.
     let half = exponent >> 1;
     y * power(half) * power(exponent.wrapping_sub(half))
@@ -38,10 +38,21 @@ fn power(n: i32) -> f32 {
 mod tests {
     use super::*;
 
-    fn worst<const FMA: bool>() -> f64 {
+    struct Fused;
+    impl Isa for Fused {
+        const FMA: bool = true;
+        const WIDE: bool = false;
+    }
+    struct Plain;
+    impl Isa for Plain {
+        const FMA: bool = false;
+        const WIDE: bool = false;
+    }
+
+    fn worst<I: Isa>() -> f64 {
         let mut worst = 0f64;
         let mut check = |x: f32| {
-            let (got, want) = (f64::from(exp::<FMA>(x)), f64::from(x).exp());
+            let (got, want) = (f64::from(exp::<I>(x)), f64::from(x).exp());
             // One unit in the last place of the nearest f32.
             let ulp = 2f64.powi((want.log2().floor() as i32).max(-126) - 23);
             let err = (got - want).abs() / ulp;
@@ -55,19 +66,19 @@ mod tests {
 
     #[test]
     fn within_two_units() {
-        println!("fused {:.3}, plain {:.3}", worst::<true>(), worst::<false>());
+        println!("fused {:.3}, plain {:.3}", worst::<Fused>(), worst::<Plain>());
     }
 
     #[test]
     fn ends() {
-        assert_eq!(exp::<true>(0.0), 1.0);
-        assert_eq!(exp::<true>(-0.0), 1.0);
-        assert_eq!(exp::<true>(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp::<true>(-1e30), 0.0);
-        assert_eq!(exp::<true>(f32::INFINITY), f32::INFINITY);
-        assert_eq!(exp::<true>(89.0), f32::INFINITY);
-        assert!(exp::<true>(88.72).is_finite());
-        assert!(exp::<true>(-103.0) > 0.0);
-        assert!(exp::<true>(f32::NAN).is_nan());
+        assert_eq!(exp::<Fused>(0.0), 1.0);
+        assert_eq!(exp::<Fused>(-0.0), 1.0);
+        assert_eq!(exp::<Fused>(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp::<Fused>(-1e30), 0.0);
+        assert_eq!(exp::<Fused>(f32::INFINITY), f32::INFINITY);
+        assert_eq!(exp::<Fused>(89.0), f32::INFINITY);
+        assert!(exp::<Fused>(88.72).is_finite());
+        assert!(exp::<Fused>(-103.0) > 0.0);
+        assert!(exp::<Fused>(f32::NAN).is_nan());
     }
 }

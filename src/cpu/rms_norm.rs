@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::parts;
-use super::simd::{self, Kernel, LANES, fma, total};
+use super::simd::{self, Isa, Kernel, LANES, fma, total};
 use crate::error::Result;
 use crate::host::Host;
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
@@ -54,18 +54,18 @@ struct Forward<'a, T> {
 impl<T: Real> Kernel for Forward<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<I: Isa>(self) {
         let rows = self.y.chunks_exact_mut(self.width).zip(self.x.chunks_exact(self.width));
         for ((y, x), rstd) in rows.zip(self.rstd) {
             let mut sums = [0f32; LANES];
             let (lanes, rest) = x.as_chunks::<LANES>();
             for x in lanes {
                 for (s, x) in sums.iter_mut().zip(x) {
-                    *s = fma::<FMA>(x.to_f32(), x.to_f32(), *s);
+                    *s = fma::<I>(x.to_f32(), x.to_f32(), *s);
                 }
             }
             for (s, x) in sums.iter_mut().zip(rest) {
-                *s = fma::<FMA>(x.to_f32(), x.to_f32(), *s);
+                *s = fma::<I>(x.to_f32(), x.to_f32(), *s);
             }
             let mean = f64::from(total(sums)) / self.width as f64;
             let r = (1.0 / (mean + f64::from(self.eps)).sqrt()) as f32;
@@ -90,7 +90,7 @@ struct Backward<'a, T> {
 impl<T: Real> Kernel for Backward<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<I: Isa>(self) {
         let width = self.width;
         let rows = self.dx.chunks_exact_mut(width).zip(self.rstd);
         for (t, (dx, &r)) in rows.enumerate() {
@@ -100,7 +100,7 @@ impl<T: Real> Kernel for Backward<'_, T> {
             let parts = dy.chunks(LANES).zip(x.chunks(LANES)).zip(self.w.chunks(LANES));
             for ((dy, x), w) in parts {
                 for (((s, dy), x), w) in sums.iter_mut().zip(dy).zip(x).zip(w) {
-                    *s = fma::<FMA>(dy.to_f32() * w, x.to_f32(), *s);
+                    *s = fma::<I>(dy.to_f32() * w, x.to_f32(), *s);
                 }
             }
             // mean(w∘dy∘x̂) · rstd, so that x itself can follow.

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::parts;
-use super::simd::{self, Kernel};
+use super::simd::{self, Isa, Kernel};
 use crate::error::Result;
 use crate::host::Host;
 use crate::ops::rope::Rope;
@@ -38,7 +38,7 @@ struct Rotate<'a, T> {
 impl<T: Real> Kernel for Rotate<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<I: Isa>(self) {
         let half = self.dim / 2;
         for (x, &row) in self.x.chunks_exact_mut(self.width).zip(self.rows) {
             let at = row as usize * half..(row as usize + 1) * half;

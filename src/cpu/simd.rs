@@ -4,12 +4,44 @@
 //! compiler vectorises, built once per instruction set, of which [`run`] takes the widest that the processor has.
 //! Results may therefore differ between processors, never between thread counts.
 
+/// What a loop may want to know of the instructions that it is compiled for.
+pub(super) trait Isa {
+    /// A fused multiply-add is one instruction.
+    const FMA: bool;
+    /// There is room for 32 registers of 16 numbers.
+    const WIDE: bool;
+}
+
+/// 32 registers of 512 bits.
+#[cfg(target_arch = "x86_64")]
+struct Avx512;
+/// 16 registers of 256 bits.
+#[cfg(target_arch = "x86_64")]
+struct Avx2;
+/// What every processor of the architecture has.
+struct Baseline;
+
+#[cfg(target_arch = "x86_64")]
+impl Isa for Avx512 {
+    const FMA: bool = true;
+    const WIDE: bool = true;
+}
+#[cfg(target_arch = "x86_64")]
+impl Isa for Avx2 {
+    const FMA: bool = true;
+    const WIDE: bool = false;
+}
+impl Isa for Baseline {
+    const FMA: bool = cfg!(target_arch = "aarch64");
+    const WIDE: bool = false;
+}
+
 /// A loop worth compiling for several instruction sets.
 pub(super) trait Kernel {
     /// What it computes.
     type Output;
-    /// The loop, `#[inline(always)]`. `FMA` says whether a fused multiply-add is one instruction.
-    fn run<const FMA: bool>(self) -> Self::Output;
+    /// The loop, `#[inline(always)]`.
+    fn run<I: Isa>(self) -> Self::Output;
 }
 
 /// Runs `kernel` with the widest instructions that the processor has.
@@ -30,28 +62,26 @@ pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
             // SAFETY: the processor has the features, as was just seen.
             return unsafe { avx2(kernel) };
         }
-        kernel.run::<false>()
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    kernel.run::<{ cfg!(target_arch = "aarch64") }>()
+    kernel.run::<Baseline>()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 fn avx512<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<true>()
+    kernel.run::<Avx512>()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<true>()
+    kernel.run::<Avx2>()
 }
 
 /// `a · b + c`, rounded once where that is one instruction.
 #[inline(always)]
-pub(super) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
+pub(super) fn fma<I: Isa>(a: f32, b: f32, c: f32) -> f32 {
+    if I::FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// Partial sums that a loop keeps, so that it does not wait for one addition to end before the next.

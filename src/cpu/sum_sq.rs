@@ -1,7 +1,7 @@
 //! See [`crate::ops::sum_sq`].
 
 use super::parts::ELEMENTS;
-use super::simd::{self, Kernel};
+use super::simd::{self, Isa, Kernel};
 use crate::error::Result;
 use crate::host::Host;
 use crate::ops::sum_sq::SumSq;
@@ -28,7 +28,7 @@ struct Part<'a>(&'a [f32]);
 impl Kernel for Part<'_> {
     type Output = f64;
     #[inline(always)]
-    fn run<const FMA: bool>(self) -> f64 {
+    fn run<I: Isa>(self) -> f64 {
         let mut sums = [0f64; 32];
         for x in self.0.chunks(32) {
             for (s, &x) in sums.iter_mut().zip(x) {

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::exp::exp;
 use super::parts::ELEMENTS;
-use super::simd::{self, Kernel};
+use super::simd::{self, Isa, Kernel};
 use crate::error::Result;
 use crate::host::Host;
 use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
@@ -42,10 +42,10 @@ struct Forward<'a, T> {
 impl<T: Real> Kernel for Forward<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<I: Isa>(self) {
         for ((h, gate), up) in self.h.iter_mut().zip(self.gate).zip(self.up) {
             let z = gate.to_f32();
-            *h = T::from_f32(z / (1.0 + exp::<FMA>(-z)) * up.to_f32());
+            *h = T::from_f32(z / (1.0 + exp::<I>(-z)) * up.to_f32());
         }
     }
 }
@@ -61,11 +61,11 @@ struct Backward<'a, T> {
 impl<T: Real> Kernel for Backward<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<I: Isa>(self) {
         let inputs = self.dh.iter().zip(self.gate).zip(self.up);
         for ((dgate, dup), ((dh, gate), up)) in self.dgate.iter_mut().zip(self.dup).zip(inputs) {
             let (z, dh) = (gate.to_f32(), dh.to_f32());
-            let sigma = 1.0 / (1.0 + exp::<FMA>(-z));
+            let sigma = 1.0 / (1.0 + exp::<I>(-z));
             *dup = T::from_f32(dh * (z * sigma));
             *dgate = T::from_f32(dh * up.to_f32() * (sigma * (1.0 + z * (1.0 - sigma))));
         }
