@@ -8,6 +8,7 @@ pub mod memory;
 pub mod paper;
 pub mod room;
 pub mod rope;
+pub mod schedule;
 pub mod session;
 pub mod trainer;
 pub mod weights;

@@ -1,7 +1,7 @@
 //! One file a verb: what a command does, as a function from options to a report that can be printed or serialised.
 //!
-//! Stages are generic over the back end and the precision; they write through `checkpoint::output` and
-//! print nothing.
+//! Stages are generic over the back end and the precision; they write through `checkpoint::output` and print nothing.
 
 pub mod common;
+pub mod metrics;
 pub mod progress;
