@@ -1,9 +1,12 @@
 //! From text to tokens: tokenizers, training data and its packing, tasks and their prompts.
 
+pub mod batch;
+pub mod calibration;
 pub mod chat;
 pub mod date;
 pub mod documents;
 pub mod lines;
+pub mod schedule;
 pub mod tokenizer;
 
 #[cfg(test)]
