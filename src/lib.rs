@@ -25,6 +25,7 @@ pub mod fuse;
 pub mod host;
 pub mod model;
 pub mod ops;
+pub mod prune;
 pub mod random;
 pub mod stage;
 
