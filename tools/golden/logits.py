@@ -173,4 +173,5 @@ def main():
         seeded.write_safetensors(GOLDEN / "logits.safetensors", tensors)
 
 
-main()
+if __name__ == "__main__":
+    main()

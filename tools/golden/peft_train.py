@@ -138,4 +138,5 @@ def main():
     seeded.write_safetensors(GOLDEN / "peft_train.safetensors", tensors)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -52,4 +52,5 @@ def main():
     print(json.dumps({"seconds": seconds, "losses": losses, "tokens": ids.numel(), **versions}))
 
 
-main()
+if __name__ == "__main__":
+    main()
