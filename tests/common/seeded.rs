@@ -25,9 +25,8 @@ fn mix(mut x: u64) -> u64 {
 
 /// `count` words of 64 random bits for the tensor `name`.
 pub fn bits(seed: u64, name: &str, count: usize) -> impl Iterator<Item = u64> {
-    let fnv = name
-        .bytes()
-        .fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3));
+    let fnv =
+        name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3));
     let key = mix(fnv.wrapping_add((seed + 1).wrapping_mul(GOLDEN)));
     (1..=count as u64).map(move |i| mix(key.wrapping_add(i.wrapping_mul(GOLDEN))))
 }
@@ -79,8 +78,9 @@ pub fn checkpoint(config: &Value, seed: u64) -> Vec<Tensor> {
     let g = size("num_key_value_heads").unwrap_or(h);
     let k = size("head_dim").unwrap_or(d / h);
     let mut tensors = Vec::new();
-    let mut add =
-        |name: String, shape: Vec<usize>, mean: f64| tensors.push(Tensor::seeded(seed, name, shape, mean, 0.2));
+    let mut add = |name: String, shape: Vec<usize>, mean: f64| {
+        tensors.push(Tensor::seeded(seed, name, shape, mean, 0.2))
+    };
     add("model.embed_tokens.weight".into(), vec![v, d], 0.0);
     for layer in 0..need("num_hidden_layers") {
         for (name, o, i, bias) in [
@@ -159,7 +159,14 @@ pub fn write_tokenizer(dir: &Path, vocab: usize) {
     let names = json!({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
                        "unk_token": "<unk>"});
     std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).expect("tokenizer.json written");
-    std::fs::write(dir.join("tokenizer_config.json"), names.to_string()).expect("tokenizer_config.json written");
+    std::fs::write(dir.join("tokenizer_config.json"), names.to_string())
+        .expect("tokenizer_config.json written");
+}
+
+/// The elements of a tensor that must be F32.
+pub fn f32s(tensor: &TensorView<'_>) -> Vec<f32> {
+    assert_eq!(tensor.dtype(), Dtype::F32);
+    tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 /// The text that [`write_tokenizer`]'s tokenizer turns into these ids, none of them special.
