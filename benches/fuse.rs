@@ -5,7 +5,7 @@ use std::hint::black_box;
 use anabranch::checkpoint::module::{Module, Target};
 use anabranch::fuse::certificate::measure;
 use anabranch::fuse::options::Method;
-use anabranch::fuse::{Batch, Factors, Fusion, Grams, LoraCr};
+use anabranch::fuse::{Batch, Factors, Frame, Fusion, Grams, LoraCr};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use faer::Mat;
 
@@ -16,7 +16,8 @@ fn two(o: usize, i: usize) -> Batch {
     };
     let stack =
         Factors::new(Mat::from_fn(16, o, value(1)), Mat::from_fn(16, i, value(5))).expect("equal ranks");
-    Batch::new(Module { layer: 0, target: Target::Q }, stack, &[8, 8]).expect("the ranks add up")
+    Batch::new(Frame::new(Module { layer: 0, target: Target::Q }, (o, i), &[8, 8]), stack)
+        .expect("the ranks add up")
 }
 
 fn modules(c: &mut Criterion) {
@@ -26,12 +27,12 @@ fn modules(c: &mut Criterion) {
         group.throughput(Throughput::Bytes((16 * (o + i) * 4) as u64)).sample_size(20);
         let batch = two(o, i);
         let grams = Grams::of(&batch);
-        let resolution = LoraCr::default().resolve(&grams, &batch.weights).expect("finite");
+        let resolution = LoraCr::default().resolve(&grams, &batch.frame.weights).expect("finite");
         let resolved = batch.with_stack(batch.stack.mapped(resolution.left.as_ref().map(Mat::as_ref), None));
         let fused = fusion.fuse(&resolved, true).expect("equal ranks").factors;
         group.bench_function("grams", |b| b.iter(|| Grams::of(black_box(&batch))));
         group.bench_function("resolve", |b| {
-            b.iter(|| LoraCr::default().resolve(black_box(&grams), &batch.weights))
+            b.iter(|| LoraCr::default().resolve(black_box(&grams), &batch.frame.weights))
         });
         group.bench_function("apply", |b| {
             b.iter(|| black_box(&batch).stack.mapped(resolution.left.as_ref().map(Mat::as_ref), None))

@@ -17,7 +17,17 @@ const WEIGHTS: [f64; 3] = [0.5, 0.2, 0.3];
 
 /// Three adapters of rank 4 on a 24 x 18 module, weighted.
 fn three() -> Batch {
-    batch(&adapters(1, 24, 18, &[4, 4, 4])).weighted(WEIGHTS.to_vec())
+    weigh(batch(&adapters(1, 24, 18, &[4, 4, 4])), &WEIGHTS)
+}
+
+fn weigh(mut x: Batch, weights: &[f64]) -> Batch {
+    x.frame.weights = weights.to_vec();
+    x
+}
+
+fn frozen(mut x: Batch) -> Batch {
+    x.frame.frozen = true;
+    x
 }
 
 fn fuse(fusion: Fusion, batch: &Batch) -> Factors {
@@ -34,8 +44,8 @@ fn fedsa(choice: Fedsa) -> Fusion {
 
 /// `Σ wᵢBᵢ` and `Σ wᵢAᵢ`.
 fn means(batch: &Batch, w: &[f64]) -> (Mat<f64>, Mat<f64>) {
-    let b: Vec<_> = (0..batch.edges()).map(|e| batch.bt(e).transpose().to_owned()).collect();
-    let a: Vec<_> = (0..batch.edges()).map(|e| batch.a(e).to_owned()).collect();
+    let b: Vec<_> = (0..batch.frame.edges()).map(|e| batch.bt(e).transpose().to_owned()).collect();
+    let a: Vec<_> = (0..batch.frame.edges()).map(|e| batch.a(e).to_owned()).collect();
     (weighted(&b, w), weighted(&a, w))
 }
 
@@ -66,7 +76,7 @@ fn every_method_has_its_definition() {
     same(&fuse(fedsa(Fedsa::Sum), &x), &(means(&x, &[1.0; 3]).0 * &a), 1e-14);
     same(&fuse(fedsa(Fedsa::Lsq), &x), &projected(&mean, &a), 1e-12);
     let sum = Fusion { lambda: 0.75, ..plain(Method::TaskArithmetic) };
-    let ones = three().weighted(vec![1.0; 3]);
+    let ones = weigh(three(), &[1.0; 3]);
     same(&fuse(sum, &ones), &weighted(&updates(&x), &[0.75; 3]), 1e-14);
 
     let svd = mean.thin_svd().unwrap();
@@ -121,7 +131,7 @@ fn options_that_do_not_go_together_are_refused() {
     assert!(Fusion { lambda: 2.0, ..plain(Method::Mean) }.check().is_err());
     assert!(Fusion { lambda: f64::NAN, ..plain(Method::TaskArithmetic) }.check().is_err());
     let mut gap = batch(&adapters(1, 9, 9, &[2, 2]));
-    gap.members = vec![0, 2];
+    gap.frame.members = vec![0, 2];
     let missing = fedsa(Fedsa::Client(1)).fuse(&gap, true);
     assert!(missing.unwrap_err().to_string().contains("client:1"));
     for text in ["", "0", "-1", "energy:", "energy:0", "energy:1.5", "energy:NaN", "some"] {
@@ -142,8 +152,8 @@ fn pruned_rows() -> (Batch, Vec<f64>) {
         *b = Mat::from_fn(24, 3, |o, k| if kept.contains(&o) { b[(o, k)] } else { 0.0 });
     }
     let mut x = batch(&pairs);
-    x.weights = vec![0.25, 0.75];
-    x.kept = kept.iter().map(|r| Kept { rows: Some(r.clone().collect()), columns: None }).collect();
+    x.frame.weights = vec![0.25, 0.75];
+    x.frame.kept = kept.iter().map(|r| Kept { rows: Some(r.clone().collect()), columns: None }).collect();
     let covered = |o: usize| (0..2).filter(|&e| kept[e].contains(&o)).map(|e| [0.25, 0.75][e]).sum();
     (x, (0..24).map(covered).collect())
 }
@@ -151,11 +161,11 @@ fn pruned_rows() -> (Batch, Vec<f64>) {
 #[test]
 fn present_coverage_is_a_mean_over_the_edges_that_kept_a_row() {
     let (x, covered) = pruned_rows();
-    let mean = weighted(&updates(&x), &x.weights);
+    let mean = weighted(&updates(&x), &x.frame.weights);
     let want = Mat::from_fn(24, 18, |o, i| mean[(o, i)] / covered[o]);
     let present = |method| Fusion { coverage: Coverage::Present, ..plain(method) };
     same(&fuse(present(Method::Mean), &x), &want, 1e-14);
-    let (b, a) = means(&x, &x.weights);
+    let (b, a) = means(&x, &x.frame.weights);
     let b = Mat::from_fn(24, 3, |o, k| b[(o, k)] / covered[o]);
     same(&fuse(present(Method::Fedavg), &x), &(&b * &a), 1e-14);
     same(&fuse(plain(Method::Mean), &x), &mean, 1e-14);
@@ -172,21 +182,22 @@ fn ffa_with_different_column_masks_is_exact_by_stacking() {
         *a = Mat::from_fn(3, 18, |k, i| if kept.contains(&i) { common[(k, i)] } else { 0.0 });
     }
     let kept = kept.iter().map(|r| Kept { rows: None, columns: Some(r.clone().collect()) }).collect();
-    let x = batch(&pairs).pruned(kept).frozen(true);
+    let mut x = frozen(batch(&pairs));
+    x.frame.kept = kept;
     check_frozen(&x).unwrap();
     let fused = plain(Method::Ffa).fuse(&x, true).unwrap();
-    let mean = weighted(&updates(&x), &x.weights);
+    let mean = weighted(&updates(&x), &x.frame.weights);
     assert_eq!((fused.variant.as_str(), fused.factors.rank()), ("stacked", 6));
     same(&fused.factors, &mean, 1e-14);
     // The frozen A is put together from both edges' columns.
     same(&fuse(plain(Method::FfaLsq), &x), &projected(&mean, &common), 1e-12);
 
-    let equal = batch(&[(pairs[0].0.clone(), common.clone()), (pairs[1].0.clone(), common)]).frozen(true);
+    let equal = frozen(batch(&[(pairs[0].0.clone(), common.clone()), (pairs[1].0.clone(), common)]));
     let fused = plain(Method::Ffa).fuse(&equal, true).unwrap();
     assert_eq!(fused.variant, "ffa_init");
-    same(&fused.factors, &weighted(&updates(&equal), &equal.weights), 1e-14);
+    same(&fused.factors, &weighted(&updates(&equal), &equal.frame.weights), 1e-14);
 
-    let liars = three().frozen(true);
+    let liars = frozen(three());
     assert!(check_frozen(&liars).unwrap_err().to_string().contains("adapters 0 and 1"));
 }
 
@@ -194,11 +205,11 @@ fn ffa_with_different_column_masks_is_exact_by_stacking() {
 fn a_frozen_a_stays_exact_after_conflict_resolution() {
     let mut pairs = adapters(6, 24, 18, &[3, 3]);
     pairs[1].1 = pairs[0].1.clone();
-    let x = batch(&pairs).frozen(true);
-    let resolution = LoraCr::default().resolve(&Grams::of(&x), &x.weights).unwrap();
+    let x = frozen(batch(&pairs));
+    let resolution = LoraCr::default().resolve(&Grams::of(&x), &x.frame.weights).unwrap();
     let resolved = x.with_stack(x.stack.mapped(resolution.left.as_ref().map(Mat::as_ref), None));
     let (want, _) = dense::lora_cr(&updates(&x), SharedRank::All, Gate::Paper);
-    same(&fuse(plain(Method::Ffa), &resolved), &weighted(&want, &x.weights), 1e-11);
+    same(&fuse(plain(Method::Ffa), &resolved), &weighted(&want, &x.frame.weights), 1e-11);
 }
 
 fn rounded(f: &Factors) -> Factors {
@@ -246,7 +257,7 @@ fn the_certificate_measures_what_dense_norms_measure() {
 fn the_certificate_after_resolution_compares_with_the_resolved_mean() {
     let x = three();
     let grams = Grams::of(&x);
-    let resolution = LoraCr::default().resolve(&grams, &x.weights).unwrap();
+    let resolution = LoraCr::default().resolve(&grams, &x.frame.weights).unwrap();
     let resolved = x.with_stack(x.stack.mapped(resolution.left.as_ref().map(Mat::as_ref), None));
     let expected = fuse(plain(Method::Fedavg), &resolved);
     let m = measure(&expected, &expected, &x, &grams, Some(&resolution)).unwrap();
@@ -261,11 +272,11 @@ fn conflict_scores_are_those_of_the_dense_updates() {
     let d = updates(&x);
     let grams = Grams::of(&x);
     let options = LoraCr::default();
-    let resolution = options.resolve(&grams, &x.weights).unwrap();
+    let resolution = options.resolve(&grams, &x.frame.weights).unwrap();
     let module = |layer, target| {
         let module = Module { layer, target };
         let mut x = x.clone();
-        x.module = module;
+        x.frame.module = module;
         module_conflict(&x, &grams, &options, &resolution).unwrap()
     };
     let m = module(3, Target::Up);
@@ -320,7 +331,7 @@ proptest! {
     ) {
         let x = batch(&adapters(seed, o, i, &ranks));
         let fused = plain(Method::Mean).fuse(&x, false).unwrap();
-        let mean = weighted(&updates(&x), &x.weights);
+        let mean = weighted(&updates(&x), &x.frame.weights);
         prop_assert!(distance(product(&fused.factors).as_ref(), mean.as_ref()) <= 1e-13);
     }
 }

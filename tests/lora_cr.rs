@@ -9,7 +9,7 @@ use faer::{Mat, Scale};
 use proptest::prelude::*;
 
 fn resolve(batch: &Batch, options: LoraCr) -> (Batch, Resolution) {
-    let resolution = options.resolve(&Grams::of(batch), &batch.weights).unwrap();
+    let resolution = options.resolve(&Grams::of(batch), &batch.frame.weights).unwrap();
     let view = |m: &Option<Mat<f64>>| m.as_ref().map(|m| m.to_owned());
     let (left, right) = (view(&resolution.left), view(&resolution.right));
     let stack = batch.stack.mapped(left.as_ref().map(Mat::as_ref), right.as_ref().map(Mat::as_ref));
@@ -254,7 +254,8 @@ fn restore_gives_norms_back() {
             assert!((got.norm_l2() / want.norm_l2() - 1.0).abs() <= 1e-12);
         }
         let (got, _) = resolve(&b, LoraCr { restore: Restore::Global, side, ..LoraCr::default() });
-        let (x, y) = (weighted(&updates(&got), &b.weights).norm_l2(), weighted(&d, &b.weights).norm_l2());
+        let (x, y) =
+            (weighted(&updates(&got), &b.frame.weights).norm_l2(), weighted(&d, &b.frame.weights).norm_l2());
         assert!((x / y - 1.0).abs() <= 1e-12, "{x} {y}");
     }
     // Of 64 equal orthogonal rows each keeps 0.07 of its norm; the factor stops at 4.

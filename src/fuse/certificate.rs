@@ -73,20 +73,20 @@ pub fn measure(
             (r.grams(grams).products(), self::along(inputs, gb.as_ref(), ga.as_ref()))
         }
     };
-    let w = Mat::from_fn(inputs.edges(), 1, |e, _| inputs.weights[e]);
+    let w = Mat::from_fn(inputs.frame.edges(), 1, |e, _| inputs.frame.weights[e]);
     let mean = product(w.transpose(), product(products.as_ref(), w.as_ref()).as_ref())[(0, 0)];
     let cross = product(w.transpose(), along.as_ref())[(0, 0)];
     Ok(Measured {
         error,
         distance_to_mean: ratio(size - 2.0 * cross + mean, mean, size),
-        effective_scale: (0..inputs.edges()).map(|e| scale[(e, 0)]).collect(),
+        effective_scale: (0..inputs.frame.edges()).map(|e| scale[(e, 0)]).collect(),
     })
 }
 
 /// `⟨got, Dₑ⟩` for each e, `[E, 1]`, from `gb = Bᵀ [B₁ …]` and `ga = A [A₁; …]ᵀ`, both `[R, P]`.
 fn along(inputs: &Batch, gb: MatRef<'_, f64>, ga: MatRef<'_, f64>) -> Mat<f64> {
-    Mat::from_fn(inputs.edges(), 1, |e, _| {
-        let at = inputs.block(e);
+    Mat::from_fn(inputs.frame.edges(), 1, |e, _| {
+        let at = inputs.frame.block(e);
         inner(gb.subcols(at.start, at.len()), ga.subcols(at.start, at.len()))
     })
 }

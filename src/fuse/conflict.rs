@@ -126,11 +126,11 @@ pub fn module_conflict(
     let norms = norms(&before);
     let energy = trace(&before);
     Ok(ModuleConflict {
-        layer: batch.module.layer,
-        target: batch.module.target.short().to_owned(),
-        shape: [batch.size().0, batch.size().1],
-        adapters: batch.members.clone(),
-        ranks: batch.ranks(),
+        layer: batch.frame.module.layer,
+        target: batch.frame.module.target.short().to_owned(),
+        shape: [batch.frame.size.0, batch.frame.size.1],
+        adapters: batch.frame.members.clone(),
+        ranks: batch.frame.ranks(),
         directions: resolution.directions.len(),
         subspace_energy: resolution.subspace_energy,
         before: Score::of(&resolution.directions),

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use faer::{Mat, MatRef};
+use faer::{Mat, MatRef, unzip, zip};
 
 use crate::checkpoint::module::Module;
 use crate::error::{Error, Result};
@@ -97,16 +97,16 @@ pub struct Kept {
     pub columns: Option<Vec<usize>>,
 }
 
-/// The updates of E adapters to one module, stacked: `[B₁ … B_E]` and `[A₁; …; A_E]` of rank P.
+/// Which updates of one module are put together, and how they count: everything but the numbers.
 #[derive(Clone, Debug)]
-pub struct Batch {
+pub struct Frame {
     /// Which module.
     pub module: Module,
+    /// `(O, I)`.
+    pub size: (usize, usize),
     /// The positions of the E adapters among all that are fused; one that lacks the module is not among them.
     pub members: Vec<usize>,
-    /// The stacked factors, scales folded into B.
-    pub stack: Factors,
-    /// Block e of the stack is rows `bounds[e]..bounds[e + 1]`.
+    /// The bounds of each adapter's rows in the stack: E + 1 of them, from 0 to P.
     bounds: Vec<usize>,
     /// One weight an adapter.
     pub weights: Vec<f64>,
@@ -116,52 +116,23 @@ pub struct Batch {
     pub frozen: bool,
 }
 
-impl Batch {
-    /// From the stacked factors and the rank of each adapter; weights `1/E`, all adapters there, nothing pruned, A not
-    /// frozen.
-    ///
-    /// Fails where the ranks do not add up to the stack's.
-    pub fn new(module: Module, stack: Factors, ranks: &[usize]) -> Result<Batch> {
+impl Frame {
+    /// Of E adapters of these ranks; weights `1/E`, all adapters there, nothing pruned, A not frozen.
+    pub fn new(module: Module, size: (usize, usize), ranks: &[usize]) -> Frame {
         let mut bounds = vec![0];
         for r in ranks {
             bounds.push(bounds[bounds.len() - 1] + r);
         }
         let e = ranks.len();
-        if e == 0 || bounds[e] != stack.rank() {
-            return Err(Error::Op {
-                op: "fuse",
-                why: format!(
-                    "{module}: the {e} ranks add up to {}, the stacked factors have {} rows",
-                    bounds[e],
-                    stack.rank()
-                ),
-            });
-        }
-        let weights = vec![1.0 / e as f64; e];
-        Ok(Batch {
+        Frame {
             module,
+            size,
             members: (0..e).collect(),
-            stack,
             bounds,
-            weights,
+            weights: vec![1.0 / e as f64; e],
             kept: vec![Kept::default(); e],
             frozen: false,
-        })
-    }
-
-    /// The same with these weights, one an adapter.
-    pub fn weighted(self, weights: Vec<f64>) -> Batch {
-        Batch { weights, ..self }
-    }
-
-    /// The same with what each edge's pruning kept of this module.
-    pub fn pruned(self, kept: Vec<Kept>) -> Batch {
-        Batch { kept, ..self }
-    }
-
-    /// The same with `frozen` set.
-    pub fn frozen(self, frozen: bool) -> Batch {
-        Batch { frozen, ..self }
+        }
     }
 
     /// E.
@@ -169,19 +140,9 @@ impl Batch {
         self.bounds.len() - 1
     }
 
-    /// `(O, I)`.
-    pub fn size(&self) -> (usize, usize) {
-        self.stack.size()
-    }
-
-    /// The rows of the stack that are adapter `e`'s.
-    pub fn block(&self, e: usize) -> Range<usize> {
-        self.bounds[e]..self.bounds[e + 1]
-    }
-
-    /// The bounds of the blocks, E + 1 of them, from 0 to P.
-    pub fn bounds(&self) -> &[usize] {
-        &self.bounds
+    /// P.
+    pub fn rank(&self) -> usize {
+        self.bounds[self.edges()]
     }
 
     /// The rank of each adapter.
@@ -189,29 +150,70 @@ impl Batch {
         self.bounds.windows(2).map(|w| w[1] - w[0]).collect()
     }
 
+    /// Where each adapter's rows in the stack begin, and where the last ones end: E + 1 numbers.
+    pub fn bounds(&self) -> &[usize] {
+        &self.bounds
+    }
+
+    /// The rows of the stack that are adapter `e`'s.
+    pub fn block(&self, e: usize) -> Range<usize> {
+        self.bounds[e]..self.bounds[e + 1]
+    }
+
+    /// `cₑ` repeated for each of adapter e's rows: one number a row of the stack.
+    pub fn along_rank(&self, c: &[f64]) -> Vec<f64> {
+        (0..self.edges()).flat_map(|e| vec![c[e]; self.block(e).len()]).collect()
+    }
+
+    /// Whether the edges kept different columns of A.
+    pub fn columns_differ(&self) -> bool {
+        self.kept.windows(2).any(|k| k[0].columns != k[1].columns)
+    }
+}
+
+/// The updates of E adapters to one module, stacked: `[B₁ … B_E]` and `[A₁; …; A_E]` of rank P.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Whose they are and how they count.
+    pub frame: Frame,
+    /// The stacked factors, scales folded into B.
+    pub stack: Factors,
+}
+
+impl Batch {
+    /// Fails where the stack has not the frame's rank and size.
+    pub fn new(frame: Frame, stack: Factors) -> Result<Batch> {
+        if (stack.rank(), stack.size()) != (frame.rank(), frame.size) {
+            return Err(Error::Op {
+                op: "fuse",
+                why: format!(
+                    "{}: the stacked factors have rank {} and size {:?}, expected {} and {:?}",
+                    frame.module,
+                    stack.rank(),
+                    stack.size(),
+                    frame.rank(),
+                    frame.size
+                ),
+            });
+        }
+        Ok(Batch { frame, stack })
+    }
+
+    /// The same adapters with other factors of the same ranks and size.
+    pub fn with_stack(&self, stack: Factors) -> Batch {
+        Batch { frame: self.frame.clone(), stack }
+    }
+
     /// `Bᵀ[R, O]` of adapter `e`.
     pub fn bt(&self, e: usize) -> MatRef<'_, f64> {
-        let r = self.block(e);
+        let r = self.frame.block(e);
         self.stack.bt().subrows(r.start, r.len())
     }
 
     /// `A[R, I]` of adapter `e`.
     pub fn a(&self, e: usize) -> MatRef<'_, f64> {
-        let r = self.block(e);
+        let r = self.frame.block(e);
         self.stack.a().subrows(r.start, r.len())
-    }
-
-    /// The same adapters with other factors of the same ranks.
-    pub fn with_stack(&self, stack: Factors) -> Batch {
-        Batch {
-            module: self.module,
-            members: self.members.clone(),
-            stack,
-            bounds: self.bounds.clone(),
-            weights: self.weights.clone(),
-            kept: self.kept.clone(),
-            frozen: self.frozen,
-        }
     }
 
     /// `Σₑ cₑ Bₑᵀ`, `[R, O]`; the ranks must be equal.
@@ -225,14 +227,11 @@ impl Batch {
     }
 
     fn sum(&self, x: MatRef<'_, f64>, c: &[f64]) -> Mat<f64> {
-        let r = self.bounds[1];
-        Mat::from_fn(r, x.ncols(), |k, j| {
-            c.iter().enumerate().map(|(e, c)| c * x[(self.bounds[e] + k, j)]).sum()
-        })
-    }
-
-    /// `cₑ` repeated for each of adapter e's rows: one number a row of the stack.
-    pub fn along_rank(&self, c: &[f64]) -> Vec<f64> {
-        (0..self.edges()).flat_map(|e| vec![c[e]; self.block(e).len()]).collect()
+        let r = self.frame.block(0).len();
+        let mut out = Mat::zeros(r, x.ncols());
+        for (e, &c) in c.iter().enumerate() {
+            zip!(&mut out, x.subrows(self.frame.block(e).start, r)).for_each(|unzip!(out, x)| *out += c * x);
+        }
+        out
     }
 }

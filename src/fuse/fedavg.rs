@@ -5,5 +5,5 @@ use crate::fuse::factors::{Batch, Factors};
 
 /// The averaged factors, `B[O, R]`, `A[R, I]`; the ranks must be equal.
 pub fn fuse(batch: &Batch) -> Result<Factors> {
-    Factors::new(batch.sum_bt(&batch.weights), batch.sum_a(&batch.weights))
+    Factors::new(batch.sum_bt(&batch.frame.weights), batch.sum_a(&batch.frame.weights))
 }

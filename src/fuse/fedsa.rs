@@ -10,13 +10,13 @@ use crate::fuse::options::Fedsa;
 /// `batch` has its coverage applied, `raw` not: the B of one client, and the sum, are the clients' own. Fails where the
 /// client does not have the module.
 pub fn fuse(batch: &Batch, raw: &Batch, choice: Fedsa) -> Result<Factors> {
-    let a = batch.sum_a(&batch.weights);
+    let a = batch.sum_a(&batch.frame.weights);
     let bt = match choice {
-        Fedsa::Mean => batch.sum_bt(&batch.weights),
-        Fedsa::Sum => raw.sum_bt(&vec![1.0; raw.edges()]),
+        Fedsa::Mean => batch.sum_bt(&batch.frame.weights),
+        Fedsa::Sum => raw.sum_bt(&vec![1.0; raw.frame.edges()]),
         Fedsa::Lsq => return project(batch, a),
         Fedsa::Client(j) => {
-            let at = raw.members.iter().position(|&e| e == j).ok_or_else(|| {
+            let at = raw.frame.members.iter().position(|&e| e == j).ok_or_else(|| {
                 Error::Usage(format!(
                     "--fedsa client:{j}: adapter {j} (counted from 0) does not have this module"
                 ))

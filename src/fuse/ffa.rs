@@ -4,7 +4,6 @@
 //! edges (o and down), no `B A₀` is the mean, and the factors are stacked instead.
 
 use crate::error::{Error, Result};
-use crate::fuse::coverage::columns_differ;
 use crate::fuse::factors::{Batch, Factors};
 use crate::fuse::mean;
 
@@ -35,11 +34,11 @@ impl Variant {
 /// `batch` has its coverage applied, `raw` not: A₀ is taken from `raw`. Fails where adapters that declare a frozen A
 /// hold different ones.
 pub fn fuse(batch: &Batch, raw: &Batch) -> Result<(Factors, Variant)> {
-    if columns_differ(raw) {
+    if raw.frame.columns_differ() {
         return Ok((mean::fuse(batch)?, Variant::Stacked));
     }
-    let variant = if raw.frozen { Variant::Init } else { Variant::Reference };
-    let fused = Factors::new(batch.sum_bt(&batch.weights), raw.a(0).to_owned())?;
+    let variant = if raw.frame.frozen { Variant::Init } else { Variant::Reference };
+    let fused = Factors::new(batch.sum_bt(&batch.frame.weights), raw.a(0).to_owned())?;
     Ok((fused, variant))
 }
 
@@ -47,9 +46,9 @@ pub fn fuse(batch: &Batch, raw: &Batch) -> Result<(Factors, Variant)> {
 ///
 /// Fails, naming the module and the two adapters by their positions, where one has not.
 pub fn check_frozen(batch: &Batch) -> Result<()> {
-    for e in 1..batch.edges() {
+    for e in 1..batch.frame.edges() {
         let (first, a) = (batch.a(0), batch.a(e));
-        let both: Vec<usize> = match (&batch.kept[0].columns, &batch.kept[e].columns) {
+        let both: Vec<usize> = match (&batch.frame.kept[0].columns, &batch.frame.kept[e].columns) {
             (None, None) => (0..a.ncols()).collect(),
             (Some(x), None) | (None, Some(x)) => x.clone(),
             (Some(x), Some(y)) => x.iter().copied().filter(|i| y.binary_search(i).is_ok()).collect(),
@@ -64,7 +63,7 @@ pub fn check_frozen(batch: &Batch) -> Result<()> {
                 op: "ffa",
                 why: format!(
                     "{}: adapters {} and {} both declare a frozen A but hold different ones; --method mean needs none",
-                    batch.module, batch.members[0], batch.members[e]
+                    batch.frame.module, batch.frame.members[0], batch.frame.members[e]
                 ),
             });
         }

@@ -11,9 +11,9 @@ use crate::fuse::factors::{Batch, Factors};
 /// `batch` has its coverage applied, `raw` not. A frozen A₀ is put together from the columns that the edges kept.
 pub fn fuse(batch: &Batch, raw: &Batch) -> Result<Factors> {
     let mut a = raw.a(0).to_owned();
-    if raw.frozen {
+    if raw.frame.frozen {
         let (r, width) = (a.nrows(), a.ncols());
-        for (e, kept) in raw.kept.iter().enumerate() {
+        for (e, kept) in raw.frame.kept.iter().enumerate() {
             for &i in kept.columns.iter().flatten().filter(|&&i| i < width) {
                 (0..r).for_each(|k| a[(k, i)] = raw.a(e)[(k, i)]);
             }
@@ -26,6 +26,6 @@ pub fn fuse(batch: &Batch, raw: &Batch) -> Result<Factors> {
 pub fn project(batch: &Batch, a: Mat<f64>) -> Result<Factors> {
     let inverse = pseudo_inverse(gram(a.as_ref()).as_ref())?;
     let onto = product(product(batch.stack.a(), a.transpose()).as_ref(), inverse.as_ref());
-    let weighted = scale_columns(onto.transpose(), &batch.along_rank(&batch.weights));
+    let weighted = scale_columns(onto.transpose(), &batch.frame.along_rank(&batch.frame.weights));
     Factors::new(product(weighted.as_ref(), batch.stack.bt()), a)
 }

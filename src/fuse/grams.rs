@@ -20,7 +20,7 @@ pub struct Grams {
 impl Grams {
     /// The Grams of a batch: one pass over each factor.
     pub fn of(batch: &Batch) -> Grams {
-        Grams { b: gram(batch.stack.bt()), a: gram(batch.stack.a()), bounds: batch.bounds().to_vec() }
+        Grams { b: gram(batch.stack.bt()), a: gram(batch.stack.a()), bounds: batch.frame.bounds().to_vec() }
     }
 
     /// E.

@@ -1,13 +1,13 @@
 //! `mean-svd`: the best approximation of `Σ wᵢBᵢAᵢ` at rank q, by default the largest rank of the inputs.
 
 use crate::error::Result;
-use crate::fuse::factors::{Batch, Factors};
+use crate::fuse::factors::{Batch, Factors, Frame};
 use crate::fuse::mean;
 use crate::fuse::truncate::truncate;
 
 /// q where none is asked for.
-pub fn default_rank(batch: &Batch) -> usize {
-    batch.ranks().into_iter().max().unwrap_or(0)
+pub fn default_rank(frame: &Frame) -> usize {
+    frame.ranks().into_iter().max().unwrap_or(0)
 }
 
 /// The mean truncated to rank q, and the share of its energy that is kept.

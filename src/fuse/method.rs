@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::fuse::coverage::{columns_differ, covered};
-use crate::fuse::factors::{Batch, Factors};
+use crate::fuse::coverage::covered;
+use crate::fuse::factors::{Batch, Factors, Frame};
 use crate::fuse::options::{Coverage, Fedsa, Method};
 use crate::fuse::truncate::truncate;
 use crate::fuse::{fedavg, fedsa, ffa, ffa_lsq, mean, mean_svd, task_arithmetic};
@@ -63,27 +63,27 @@ impl Fusion {
         matches!(self.method, Method::Fedavg | Method::Ffa | Method::FfaLsq | Method::Fedsa)
     }
 
-    /// The rank of the result for a batch, without computing it.
+    /// The rank of the result for a batch with this frame, without computing it.
     ///
     /// Refuses mixed ranks where the method averages factors, and, if `as_adapter`, a rank above `min(O, I)`: such an
     /// adapter would be larger than the update it stands for.
-    pub fn rank_of(&self, batch: &Batch, as_adapter: bool) -> Result<usize> {
-        let ranks = batch.ranks();
-        let (o, i) = batch.size();
+    pub fn rank_of(&self, frame: &Frame, as_adapter: bool) -> Result<usize> {
+        let ranks = frame.ranks();
+        let (o, i) = frame.size;
         let mixed = ranks.windows(2).any(|r| r[0] != r[1]);
         let stacks = match self.method {
             Method::Mean | Method::MeanSvd | Method::TaskArithmetic => true,
-            Method::Ffa => columns_differ(batch),
+            Method::Ffa => frame.columns_differ(),
             Method::Fedavg | Method::FfaLsq | Method::Fedsa => false,
         };
         if self.needs_equal_ranks() && mixed {
             return Err(Error::Usage(format!(
                 "--method {}: the adapters have ranks {ranks:?} in {}, it needs equal ones; mean and mean-svd take any",
-                self.method, batch.module
+                self.method, frame.module
             )));
         }
-        let full = if stacks { batch.stack.rank() } else { ranks[0] };
-        let cut = self.rank.or((self.method == Method::MeanSvd).then(|| mean_svd::default_rank(batch)));
+        let full = if stacks { frame.rank() } else { ranks[0] };
+        let cut = self.rank.or((self.method == Method::MeanSvd).then(|| mean_svd::default_rank(frame)));
         let rank = match cut {
             Some(q) if q < full => q.min(o).min(i),
             _ => full,
@@ -93,7 +93,7 @@ impl Fusion {
                 "--method {}: the exact result has rank {rank} in {}, more than the {} of a {o} x {i} update; \
                  --rank N truncates it, --merged writes it into the base's weights",
                 self.method,
-                batch.module,
+                frame.module,
                 o.min(i)
             )));
         }
@@ -102,7 +102,7 @@ impl Fusion {
 
     /// Fuses one module; refuses what [`Fusion::rank_of`] does.
     pub fn fuse(&self, batch: &Batch, as_adapter: bool) -> Result<Fused> {
-        self.rank_of(batch, as_adapter)?;
+        self.rank_of(&batch.frame, as_adapter)?;
         let cover: Cow<'_, Batch> = match self.coverage {
             Coverage::Zero => Cow::Borrowed(batch),
             Coverage::Present => Cow::Owned(covered(batch, self.coverage)),
@@ -113,7 +113,7 @@ impl Fusion {
             Method::Fedavg => (fedavg::fuse(cover)?, 1.0),
             Method::Mean => (mean::fuse(cover)?, 1.0),
             Method::MeanSvd => {
-                mean_svd::fuse(cover, self.rank.unwrap_or_else(|| mean_svd::default_rank(batch)))?
+                mean_svd::fuse(cover, self.rank.unwrap_or_else(|| mean_svd::default_rank(&batch.frame)))?
             }
             Method::TaskArithmetic => (task_arithmetic::fuse(cover, self.lambda)?, 1.0),
             Method::FfaLsq => (ffa_lsq::fuse(cover, batch)?, 1.0),

@@ -6,6 +6,6 @@ use crate::fuse::mean::stack;
 
 /// The stacked factors, B times λ; rank P.
 pub fn fuse(batch: &Batch, lambda: f64) -> Result<Factors> {
-    let c: Vec<f64> = batch.weights.iter().map(|w| lambda * w).collect();
+    let c: Vec<f64> = batch.frame.weights.iter().map(|w| lambda * w).collect();
     stack(batch, &c)
 }

@@ -3,7 +3,7 @@
 
 use anabranch::checkpoint::module::{Module, Target};
 use anabranch::fuse::options::{Gate, SharedRank};
-use anabranch::fuse::{Batch, Factors};
+use anabranch::fuse::{Batch, Factors, Frame};
 use faer::{Mat, MatRef};
 
 /// A stream of numbers in (-1, 1) from a seed.
@@ -57,12 +57,13 @@ pub fn batch(pairs: &[Pair]) -> Batch {
     let bt = Mat::from_fn(p, pairs[0].0.nrows(), |p, x| pairs[row(p).0].0[(x, row(p).1)]);
     let a = Mat::from_fn(p, pairs[0].1.ncols(), |p, x| pairs[row(p).0].1[(row(p).1, x)]);
     let module = Module { layer: 3, target: Target::Up };
-    Batch::new(module, Factors::new(bt, a).unwrap(), &ranks).unwrap()
+    let size = (bt.ncols(), a.ncols());
+    Batch::new(Frame::new(module, size, &ranks), Factors::new(bt, a).unwrap()).unwrap()
 }
 
 /// `B A` of every adapter of a batch.
 pub fn updates(batch: &Batch) -> Vec<Mat<f64>> {
-    (0..batch.edges()).map(|e| batch.bt(e).transpose() * batch.a(e)).collect()
+    (0..batch.frame.edges()).map(|e| batch.bt(e).transpose() * batch.a(e)).collect()
 }
 
 /// `B A`.

@@ -1,0 +1,199 @@
+//! The adapters that are compared or fused: opened, checked against one another, read module by module.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use faer::Mat;
+
+use crate::checkpoint::adapter::{Adapter, Coordinates};
+use crate::checkpoint::factor::Pair;
+use crate::checkpoint::module::Module;
+use crate::checkpoint::weights::OpenOptions;
+use crate::error::{Error, Result};
+use crate::fuse::factors::{Batch, Factors, Frame, Kept};
+
+/// Adapters of one base, at its full dimensions.
+#[derive(Debug)]
+pub struct Inputs {
+    /// In the order of the command line.
+    pub adapters: Vec<Adapter>,
+    /// Every module that an adapter has, by layer and in the order of the forward pass.
+    pub modules: Vec<Module>,
+    /// The base's fingerprint, where an adapter knows it.
+    pub base_fingerprint: Option<String>,
+    /// What a user should know and what is no error: base names that differ.
+    pub warnings: Vec<String>,
+}
+
+impl Inputs {
+    /// Opens the folders in `paths`; reads no values.
+    ///
+    /// An error where there is none, where one is at a pruned model's dimensions, where two have different bases by
+    /// fingerprint or shapes, and, unless `allow_missing`, where one lacks a module that another has.
+    pub fn open(paths: &[PathBuf], allow_missing: bool, options: OpenOptions) -> Result<Inputs> {
+        if paths.is_empty() {
+            return Err(Error::Usage("no adapter: give the folders of those to be compared or fused".into()));
+        }
+        let adapters = paths.iter().map(|p| Adapter::open(p, options)).collect::<Result<Vec<_>>>()?;
+        for adapter in &adapters {
+            if adapter.coordinates()? == Coordinates::Pruned {
+                let path = adapter.path.display();
+                return Err(Error::file(
+                    &adapter.path,
+                    format!(
+                        "is at the dimensions of a pruned model, expected the full one's: run first \
+                         `anabranch recover --adapter {path} --out {path}-recovered`"
+                    ),
+                ));
+            }
+        }
+        let base_fingerprint = one_fingerprint(&adapters)?;
+        let modules: BTreeSet<Module> = adapters.iter().flat_map(|a| a.modules.keys().copied()).collect();
+        for &module in &modules {
+            check_module(&adapters, module, allow_missing)?;
+        }
+        let warnings = base_names(&adapters).into_iter().collect();
+        Ok(Inputs { adapters, modules: modules.into_iter().collect(), base_fingerprint, warnings })
+    }
+
+    /// How many samples each adapter was trained on, where it says.
+    pub fn samples(&self) -> Vec<Option<u64>> {
+        self.adapters.iter().map(|a| a.provenance.as_ref().and_then(|p| p.samples)).collect()
+    }
+
+    /// Whether all adapters say that they were trained with A frozen as it was drawn from one seed.
+    pub fn frozen(&self) -> bool {
+        let seed =
+            |a: &Adapter| a.provenance.as_ref().filter(|p| p.freeze_a == Some(true)).map(|p| p.init_seed);
+        let first = self.adapters.first().and_then(seed);
+        first.is_some_and(|s| s.is_some()) && self.adapters.iter().all(|a| seed(a) == first)
+    }
+
+    /// The base's name that all adapters agree on.
+    pub fn base_name(&self) -> Option<&str> {
+        let first = self.adapters.first()?.config.base.as_deref();
+        self.adapters.iter().all(|a| a.config.base.as_deref() == first).then_some(first).flatten()
+    }
+
+    /// Who has `module`, with what rank and what pruning left of it; weights `1/E`. Reads no values.
+    pub fn frame(&self, module: Module) -> Frame {
+        let members: Vec<usize> =
+            (0..self.adapters.len()).filter(|&e| self.adapters[e].modules.contains_key(&module)).collect();
+        let pairs = self.pairs(module);
+        let ranks: Vec<usize> = pairs.iter().map(|p| p.rank).collect();
+        let size = pairs.first().map_or((0, 0), |p| p.dims());
+        let kept = members.iter().map(|&e| kept(&self.adapters[e], module)).collect();
+        let mut frame = Frame::new(module, size, &ranks);
+        (frame.members, frame.kept, frame.frozen) = (members, kept, self.frozen());
+        frame
+    }
+
+    /// The updates of a frame's module in f64, the scales folded into B.
+    ///
+    /// An error, naming file and tensor, where a value is NaN or infinite.
+    pub fn batch(&self, frame: Frame) -> Result<Batch> {
+        let pairs = self.pairs(frame.module);
+        let (o, i) = frame.size;
+        let mut bt = Mat::zeros(frame.rank(), o);
+        let mut a = Mat::zeros(frame.rank(), i);
+        for (e, pair) in pairs.iter().enumerate() {
+            let rows = frame.block(e);
+            // B[O, R] lies in the file as the columns of Bᵀ do in memory, A[R, I] across them.
+            let (from_b, from_a) = (pair.b.to_f64(), pair.a.to_f64());
+            for (x, from) in from_b.chunks_exact(pair.rank).enumerate() {
+                for (out, b) in bt.col_as_slice_mut(x)[rows.clone()].iter_mut().zip(from) {
+                    *out = pair.scale * b;
+                }
+            }
+            for x in 0..i {
+                for (k, out) in a.col_as_slice_mut(x)[rows.clone()].iter_mut().enumerate() {
+                    *out = from_a[k * i + x];
+                }
+            }
+        }
+        if !(bt.is_all_finite() && a.is_all_finite()) {
+            pairs.iter().try_for_each(|p| p.check_finite())?;
+            let why = format!("{}: a scale of {:?} is too large for f64", frame.module, pairs[0].scale);
+            return Err(Error::Numeric(why));
+        }
+        Batch::new(frame, Factors::new(bt, a)?)
+    }
+
+    fn pairs(&self, module: Module) -> Vec<&Pair> {
+        self.adapters.iter().filter_map(|a| a.modules.get(&module)).collect()
+    }
+}
+
+/// The rows or columns of `module` that an adapter's pruning kept; none where it knows of none or kept all.
+fn kept(adapter: &Adapter, module: Module) -> Kept {
+    let Some(pruning) = &adapter.pruning else { return Kept::default() };
+    let (o, i) = pruning.full_dims(module.target);
+    let rows = module.target.prunes_rows();
+    let kept = pruning.kept(module.target, module.layer);
+    let some = (kept.len() < if rows { o } else { i }).then_some(kept);
+    if rows { Kept { rows: some, columns: None } } else { Kept { rows: None, columns: some } }
+}
+
+/// The fingerprint of the base that every adapter which names one agrees on.
+fn one_fingerprint(adapters: &[Adapter]) -> Result<Option<String>> {
+    let of = |a: &Adapter| {
+        let provenance = a.provenance.as_ref().and_then(|p| p.base_fingerprint.clone());
+        provenance.or_else(|| a.pruning.as_ref().map(|p| p.base.fingerprint.clone()))
+    };
+    let mut known = adapters.iter().filter_map(|a| of(a).map(|f| (a, f)));
+    let Some((first, fingerprint)) = known.next() else { return Ok(None) };
+    match known.find(|(_, f)| *f != fingerprint) {
+        None => Ok(Some(fingerprint)),
+        Some((other, found)) => Err(Error::file(
+            &other.path,
+            format!(
+                "is of a base with fingerprint {found}, expected {fingerprint} as {}: adapters of different bases \
+                 have nothing in common",
+                first.path.display()
+            ),
+        )),
+    }
+}
+
+/// A warning where the adapters name different bases.
+fn base_names(adapters: &[Adapter]) -> Option<String> {
+    let mut named = adapters.iter().filter_map(|a| a.config.base.as_deref().map(|b| (a, b)));
+    let (first, base) = named.next()?;
+    let (other, found) = named.find(|(_, b)| *b != base)?;
+    Some(format!(
+        "{} names the base {found:?}, {} names {base:?}: taken to be the same model",
+        other.path.display(),
+        first.path.display()
+    ))
+}
+
+/// Whether every adapter has the module, or may lack it, and all have one shape.
+fn check_module(adapters: &[Adapter], module: Module, allow_missing: bool) -> Result<()> {
+    let mut first: Option<(&Adapter, &Pair)> = None;
+    for adapter in adapters {
+        let Some(pair) = adapter.modules.get(&module) else {
+            if allow_missing {
+                continue;
+            }
+            return Err(Error::file(
+                &adapter.path,
+                format!(
+                    "has no {module}, which another adapter has; --allow-missing takes the mean over those who have it"
+                ),
+            ));
+        };
+        match first {
+            None => first = Some((adapter, pair)),
+            Some((other, expected)) if expected.dims() != pair.dims() => {
+                return Err(pair.b.error(format!(
+                    "and its A make an update of {:?}, expected {:?} as in {}",
+                    pair.dims(),
+                    expected.dims(),
+                    other.path.display()
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
