@@ -194,19 +194,20 @@ impl Cutter<'_> {
 
     fn completion(&self, prompt: &str, completion: &str) -> Result<Document, String> {
         let pair = self.tokenizer.encode_pair(prompt, completion).map_err(|e| e.to_string())?;
-        let mut ids = pair.ids;
-        if pair.prompt >= ids.len() {
+        let from = pair.prompt.len();
+        if pair.rest().is_empty() {
             return Err("the completion adds no token to the prompt".into());
         }
-        if pair.prompt >= self.seq {
+        if from >= self.seq {
             return Err(format!(
-                "the prompt has {} tokens and would leave nothing of the completion in a sequence of {}",
-                pair.prompt, self.seq
+                "the prompt has {from} tokens and would leave nothing of the completion in a sequence of {}",
+                self.seq
             ));
         }
+        let mut ids = pair.whole;
         ids.push(self.tokenizer.eos().map_err(|e| e.to_string())?);
         ids.truncate(self.seq);
-        Ok(Document::supervised_from(ids, pair.prompt))
+        Ok(Document::supervised_from(ids, from))
     }
 
     /// The rendered conversation, its own special tokens the only ones, as transformers tokenises it.

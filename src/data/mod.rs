@@ -6,7 +6,10 @@ pub mod chat;
 pub mod date;
 pub mod documents;
 pub mod lines;
+pub mod prefix_tree;
 pub mod schedule;
+pub mod tasks;
+pub mod template;
 pub mod tokenizer;
 
 #[cfg(test)]

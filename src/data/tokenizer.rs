@@ -21,13 +21,20 @@ pub struct Tokenizer {
     chat: Option<(PathBuf, String)>,
 }
 
-/// A prompt and what follows it, tokenised together.
+/// A prompt, and the prompt and what follows it tokenised together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
-    /// Ids of the whole, BOS first where the tokenizer puts one.
-    pub ids: Vec<u32>,
-    /// How many of them the prompt alone has, BOS included.
-    pub prompt: usize,
+    /// Ids of the prompt alone, BOS first where the tokenizer puts one.
+    pub prompt: Vec<u32>,
+    /// Ids of the whole, parted at the prompt's count; tokenizers may join what meets there.
+    pub whole: Vec<u32>,
+}
+
+impl Pair {
+    /// What the whole has after as many tokens as the prompt has.
+    pub fn rest(&self) -> &[u32] {
+        &self.whole[self.prompt.len().min(self.whole.len())..]
+    }
 }
 
 impl Tokenizer {
@@ -130,14 +137,16 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
-    /// `prompt` and `rest` tokenised together, parted at the token count of the prompt alone.
-    ///
-    /// White space that ends the prompt counts as the rest's, because tokenizers join it to the word that follows
-    /// (as lm-evaluation-harness does).
+    /// `prompt` and `rest` tokenised together, parted at the token count of the prompt alone; see
+    /// [`Tokenizer::encode_prompt`].
     pub fn encode_pair(&self, prompt: &str, rest: &str) -> Result<Pair> {
-        let ids = self.encode(&format!("{prompt}{rest}"))?;
-        let alone = self.encode(prompt.trim_end())?;
-        Ok(Pair { prompt: alone.len().min(ids.len()), ids })
+        Ok(Pair { prompt: self.encode_prompt(prompt)?, whole: self.encode(&format!("{prompt}{rest}"))? })
+    }
+
+    /// Ids of `prompt` as the beginning of something longer: white space at its end counts as what follows it,
+    /// because tokenizers join it to the next word (as lm-evaluation-harness does).
+    pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
+        self.encode(prompt.trim_end())
     }
 
     /// The text of `ids`, special tokens left out if `skip_special`.
@@ -290,9 +299,11 @@ mod tests {
     #[test]
     fn pairs_part_at_the_prompts_own_count() {
         let t = fixture::tokenizer(true, &[]);
-        assert_eq!(t.encode_pair("a b", " c").unwrap(), Pair { ids: vec![1, 3, 4, 5], prompt: 3 });
-        assert_eq!(t.encode_pair("a b ", "c").unwrap(), Pair { ids: vec![1, 3, 4, 5], prompt: 3 });
-        assert_eq!(t.encode_pair("", "c").unwrap(), Pair { ids: vec![1, 5], prompt: 1 });
+        let pair = t.encode_pair("a b", " c").unwrap();
+        assert_eq!((&pair.prompt[..], pair.rest()), (&[1, 3, 4][..], &[5][..]));
+        assert_eq!(t.encode_pair("a b ", "c").unwrap(), pair);
+        assert_eq!(t.encode_pair("", "c").unwrap(), Pair { prompt: vec![1], whole: vec![1, 5] });
+        assert!(t.encode_pair("a", "b").unwrap().rest().is_empty());
     }
 
     #[test]
