@@ -2,13 +2,17 @@
 
 pub mod adapters;
 pub mod backward;
+pub mod cuda_sizes;
+pub mod edge;
 pub mod forward;
 pub mod input;
 pub mod memory;
 pub mod paper;
+pub mod recompute;
 pub mod room;
 pub mod rope;
 pub mod schedule;
 pub mod session;
+pub mod shape;
 pub mod trainer;
 pub mod weights;
