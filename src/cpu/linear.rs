@@ -1,24 +1,333 @@
 //! See [`crate::ops::linear`].
+//!
+//! The adapters' `t = x Aᵀ` first, by rows; then the outputs, by tiles: bias or residual, base product, adapters'
+//! part and epilogue are made one after another while the tile is in the cache.
 
-use crate::error::{Error, Result};
-use crate::host::Host;
-use crate::ops::linear::{Linear, LinearBwd};
-use crate::tensor::Real;
+#![allow(unsafe_code)]
 
+use std::ops::Range;
+
+use super::dropout::Mask;
+use super::operand::{Source, Term, depth, narrow, weight_in_place, widen};
+use super::product::{Shared, TileMut, product};
+use super::swiglu::gated;
+use super::tiles::{Grid, Rooms, enough};
+use crate::backend::LinearSize;
+use crate::error::Result;
+use crate::host::{Host, HostMatrix};
+use crate::ops::linear::{Epilogue, Linear, LinearOut, Lora, LoraRows};
+use crate::tensor::{DType, Frozen, Real};
+
+/// Rows of x that one task multiplies with the adapters' A.
+pub(super) const THIN: usize = 128;
+
+/// Room of one thread, see [`linear_scratch`].
+fn room<T: Real>(size: LinearSize) -> usize {
+    let single = T::DTYPE == DType::F32;
+    let (thin, k) = (THIN.min(size.copies * size.tokens), depth(size.inner));
+    // x and A widened, and sums of t.
+    let x = if single && !size.dropout { 0 } else { thin * k };
+    let a = if single { 0 } else { size.rank * k + thin * size.rank };
+    let t = if size.rank == 0 { 0 } else { x + a };
+    let (m, n) = Grid::most(size.tokens, size.out);
+    // The base's tile and the output's, where they are not made in place, and widened operands.
+    let tiles = usize::from(!single) + usize::from(size.copies > 1);
+    let base = if single { 0 } else { m * k } + if weight_in_place::<T>(size.dtype) { 0 } else { n * k };
+    let adapter = (if single { 0 } else { m } + n) * depth(size.rank);
+    t.max(tiles * m * n + base.max(adapter))
+}
+
+/// f32 elements of scratch that [`linear`] uses on `threads` threads.
+pub fn linear_scratch<T: Real>(size: LinearSize, threads: usize) -> usize {
+    threads * room::<T>(size)
+}
+
+/// Computes [`Linear`].
 pub fn linear<T: Real>(op: Linear<'_, Host, T>) -> Result<()> {
-    op.check()?;
-    Err(Error::Op { op: "linear", why: "not written yet".into() })
+    let inner = op.check()?;
+    let Linear { mut outs, epilogue, scratch, x, params, tokens, copies, dropout } = op;
+    let size = LinearSize {
+        tokens,
+        copies,
+        out: outs.iter().map(|o| o.w.size().0).sum(),
+        inner,
+        rank: outs.iter().map(|o| width(o.groups)).sum(),
+        dtype: widest(outs.iter().map(|o| o.w)),
+        dropout: dropout.is_some(),
+    };
+    let need = room::<T>(size);
+    enough("linear", scratch, need * rayon::current_num_threads())?;
+    let rooms = Rooms::new(scratch, need);
+    let mask = dropout.map(Mask::new);
+    let x = Rows { data: x, inner, tokens, mask: mask.as_ref() };
+    if size.rank > 0 {
+        thin(&mut outs, &rooms, x, params, copies * tokens);
+    }
+    let outputs = outs.iter_mut().map(|out| Output {
+        y: Shared::new(&mut *out.y),
+        t: &*out.t,
+        w: out.w,
+        bias: out.bias,
+        groups: out.groups,
+    });
+    Pass { outputs: outputs.collect(), x, params, copies }.run(epilogue, &rooms);
+    Ok(())
 }
 
-pub fn linear_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
-    op.check()?;
-    Err(Error::Op { op: "linear_bwd", why: "not written yet".into() })
+/// R of the `t` of these groups.
+fn width(groups: &[LoraRows]) -> usize {
+    groups.iter().map(|g| g.lora.rank).max().unwrap_or(0)
 }
 
-pub fn linear_scratch<T: Real>(_: crate::backend::LinearSize) -> usize {
-    0
+/// The dtype of the weights; where they differ, one that needs room.
+pub(super) fn widest<'a>(weights: impl Iterator<Item = &'a HostMatrix>) -> DType {
+    let mut all = weights.map(|w| w.dtype());
+    all.find(|&d| d != DType::F32).unwrap_or(DType::F32)
 }
 
-pub fn linear_bwd_scratch<T: Real>(_: crate::backend::LinearSize) -> usize {
-    0
+/// `A[R, I]` as an operand.
+pub(super) fn a<T: Real>(params: &[f32], l: Lora, inner: usize) -> Source<'_, T> {
+    Source::Adapter { data: &params[l.a..][..l.rank * inner], stride: inner, scale: 1.0 }
+}
+
+/// `sB[O, R]` as an operand.
+pub(super) fn b<T: Real>(params: &[f32], l: Lora, o: usize) -> Source<'_, T> {
+    Source::Adapter { data: &params[l.b..][..o * l.rank], stride: l.rank, scale: l.scale }
+}
+
+/// x, and what dropout leaves of it.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a, T> {
+    pub(super) data: &'a [T],
+    pub(super) inner: usize,
+    pub(super) tokens: usize,
+    pub(super) mask: Option<&'a Mask>,
+}
+
+impl<'a, T: Real> Rows<'a, T> {
+    /// The base's operand.
+    pub(super) fn base(&self) -> Source<'a, T> {
+        Source::Real { data: self.data, stride: self.inner }
+    }
+
+    /// The adapters' operand, without the division by 1 − p.
+    pub(super) fn adapters(&self) -> Source<'a, T> {
+        match self.mask {
+            None => self.base(),
+            Some(mask) => Source::Masked { data: self.data, stride: self.inner, mask },
+        }
+    }
+
+    /// 1 / (1 − p).
+    pub(super) fn scale(&self) -> f32 {
+        self.mask.map_or(1.0, |m| m.scale)
+    }
+}
+
+/// `t = (m∘x) Aᵀ / (1 − p)` of all outputs: one pass over x, by blocks of rows.
+fn thin<T: Real>(
+    outs: &mut [LinearOut<'_, Host, T>],
+    rooms: &Rooms<'_>,
+    x: Rows<'_, T>,
+    params: &[f32],
+    rows: usize,
+) {
+    let single = T::DTYPE == DType::F32;
+    // Blocks do not cross from one copy of x to the next.
+    let blocks = x.tokens.div_ceil(THIN);
+    let rank: usize = outs.iter().map(|out| width(out.groups)).sum();
+    let ts: Vec<_> =
+        outs.iter_mut().map(|out| (width(out.groups), Shared::new(&mut *out.t), out.groups)).collect();
+    let source = x.adapters();
+    let step = if source.in_place() { x.inner } else { depth(x.inner) };
+    rooms.each(blocks * (rows / x.tokens.max(1)), |i, room| {
+        let (copy, start) = (i / blocks * x.tokens, i % blocks * THIN);
+        let of_x = start..(start + THIN).min(x.tokens);
+        let of_y = copy + of_x.start..copy + of_x.end;
+        // Under f32 the sums are made in t itself, else in the room, and rounded at the end.
+        let (sums, room) = room.split_at_mut(if single { 0 } else { of_x.len() * rank });
+        let (xs, room) = room.split_at_mut(if source.in_place() { 0 } else { of_x.len() * step });
+        let pieces = |groups: &'_ [LoraRows]| {
+            let of_y = of_y.clone();
+            let cut = move |g: &LoraRows| (g.rows.start.max(of_y.start)..g.rows.end.min(of_y.end), g.lora);
+            groups.iter().map(cut).filter(|(rows, _)| !rows.is_empty()).collect::<Vec<_>>()
+        };
+        let mut k = 0;
+        loop {
+            let ks = k..(k + step).min(x.inner);
+            let xs = source.block(of_x.clone(), ks.clone(), xs);
+            let mut at = 0;
+            for (width, t, groups) in &ts {
+                for (rows, l) in pieces(groups) {
+                    let local = rows.start - of_y.start..rows.end - of_y.start;
+                    // SAFETY: a row of t belongs to one group and one block of rows.
+                    let mut t = unsafe { t.tile(rows.start * width, rows.len(), l.rank, *width) };
+                    let mut room_for_sums;
+                    let mut dst = match t.single() {
+                        Some(t) => t,
+                        None => {
+                            room_for_sums =
+                                TileMut::new(&mut sums[at..][local.start * width..], rows.len(), *width);
+                            room_for_sums.columns(l.rank)
+                        }
+                    };
+                    let a = a::<T>(params, l, x.inner);
+                    let a = a.block(0..l.rank, ks.clone(), room);
+                    product(&mut dst, k > 0, x.scale(), xs.rows(local), a.t());
+                }
+                at += if single { 0 } else { of_x.len() * width };
+            }
+            k = ks.end;
+            if k == x.inner {
+                break;
+            }
+        }
+        let mut at = 0;
+        for (width, t, groups) in &ts {
+            for (rows, l) in pieces(groups) {
+                // SAFETY: a row of t belongs to one group and one block of rows.
+                let mut t = unsafe { t.tile(rows.start * width, rows.len(), *width, *width) };
+                for (r, row) in rows.enumerate() {
+                    let t = t.row(r);
+                    if !single {
+                        narrow(&mut t[..l.rank], &sums[at + (row - of_y.start) * width..][..l.rank]);
+                    }
+                    t[l.rank..].fill(T::zeroed());
+                }
+            }
+            at += if single { 0 } else { of_x.len() * width };
+        }
+    });
+}
+
+/// One output of the second pass.
+struct Output<'a, T> {
+    y: Shared<'a, T>,
+    t: &'a [T],
+    w: &'a HostMatrix,
+    bias: Option<&'a [f32]>,
+    groups: &'a [LoraRows],
+}
+
+/// The second pass: the outputs by tiles.
+struct Pass<'a, T> {
+    outputs: Vec<Output<'a, T>>,
+    x: Rows<'a, T>,
+    params: &'a [f32],
+    copies: usize,
+}
+
+impl<T: Real> Pass<'_, T> {
+    fn run(&self, epilogue: Epilogue<'_, Host, T>, rooms: &Rooms<'_>) {
+        let grid = |out: &Output<'_, T>| Grid::new(self.x.tokens, out.w.size().0, self.x.inner);
+        match epilogue {
+            Epilogue::SwiGlu(h) => {
+                let f = self.outputs[0].w.size().0;
+                let (h, grid) = (Shared::new(h), grid(&self.outputs[0]));
+                rooms.each(grid.len(), |i, room| {
+                    let (m, n) = grid.at(i);
+                    self.outputs.iter().for_each(|out| self.tile(out, None, m.clone(), n.clone(), room));
+                    for copy in 0..self.copies {
+                        let start = (copy * self.x.tokens + m.start) * f + n.start;
+                        // SAFETY: tiles of a grid are disjoint, and so are copies.
+                        let [mut h, mut gate, mut up] = [&h, &self.outputs[0].y, &self.outputs[1].y]
+                            .map(|all| unsafe { all.tile(start, m.len(), n.len(), f) });
+                        (0..m.len()).for_each(|r| gated(h.row(r), gate.row(r), up.row(r)));
+                    }
+                });
+            }
+            Epilogue::None | Epilogue::Residual(_) => {
+                let residual =
+                    if let Epilogue::Residual(residual) = epilogue { Some(residual) } else { None };
+                let grids: Vec<_> = self.outputs.iter().map(|out| (out, grid(out))).collect();
+                rooms.each(grids.iter().map(|(_, grid)| grid.len()).sum(), |mut i, room| {
+                    for (out, grid) in &grids {
+                        if i < grid.len() {
+                            let (m, n) = grid.at(i);
+                            return self.tile(out, residual, m, n, room);
+                        }
+                        i -= grid.len();
+                    }
+                });
+            }
+        }
+    }
+
+    /// Rows `m` of x, columns `n` of one output, all copies.
+    fn tile(
+        &self,
+        out: &Output<'_, T>,
+        residual: Option<&[T]>,
+        m: Range<usize>,
+        n: Range<usize>,
+        room: &mut [f32],
+    ) {
+        let (o, inner) = out.w.size();
+        let single = T::DTYPE == DType::F32;
+        let area = m.len() * n.len();
+        let (base, room) = room.split_at_mut(if self.copies > 1 { area } else { 0 });
+        let (sums, room) = room.split_at_mut(if single { 0 } else { area });
+        let product = Term {
+            left: self.x.base().by_columns(),
+            right: Source::Weight(out.w).by_columns(),
+            k: inner,
+            alpha: 1.0,
+        };
+        if self.copies > 1 {
+            product.tile(&mut TileMut::new(base, m.len(), n.len()), false, m.clone(), n.clone(), room);
+        }
+        for copy in 0..self.copies {
+            let rows = copy * self.x.tokens + m.start..copy * self.x.tokens + m.end;
+            // SAFETY: tiles of a grid are disjoint, and so are outputs and copies.
+            let mut y = unsafe { out.y.tile(rows.start * o + n.start, m.len(), n.len(), o) };
+            let mut sum = match y.single() {
+                Some(y) => y,
+                None => TileMut::new(sums, m.len(), n.len()),
+            };
+            let bias = out.bias.map(|bias| &bias[n.clone()]);
+            for (r, row) in rows.clone().enumerate() {
+                let base = (self.copies > 1).then(|| &base[r * n.len()..][..n.len()]);
+                begin(sum.row(r), base, bias, residual.map(|all| &all[row * o..][n.clone()]));
+            }
+            if self.copies == 1 {
+                product.tile(&mut sum, bias.is_some() || residual.is_some(), m.clone(), n.clone(), room);
+            }
+            for group in out.groups {
+                let of_y = group.rows.start.max(rows.start)..group.rows.end.min(rows.end);
+                if of_y.is_empty() {
+                    continue;
+                }
+                let adapter = Term {
+                    left: Source::Real { data: out.t, stride: width(out.groups) }.by_columns(),
+                    right: b(self.params, group.lora, o).by_columns(),
+                    k: group.lora.rank,
+                    alpha: 1.0,
+                };
+                let mut part = sum.part(of_y.start - rows.start..of_y.end - rows.start);
+                adapter.tile(&mut part, true, of_y, n.clone(), room);
+            }
+            if !single {
+                for r in 0..m.len() {
+                    narrow(y.row(r), &sums[r * n.len()..][..n.len()]);
+                }
+            }
+        }
+    }
+}
+
+/// What a row of the output starts from; untouched if there is nothing to start from.
+fn begin<T: Real>(row: &mut [f32], base: Option<&[f32]>, bias: Option<&[f32]>, residual: Option<&[T]>) {
+    let add = |row: &mut [f32], x: &[f32]| row.iter_mut().zip(x).for_each(|(row, x)| *row += x);
+    match (residual, base, bias) {
+        (Some(residual), base, bias) => {
+            widen::<T, T>(row, residual);
+            base.into_iter().chain(bias).for_each(|x| add(row, x));
+        }
+        (None, Some(base), bias) => {
+            row.copy_from_slice(base);
+            bias.into_iter().for_each(|x| add(row, x));
+        }
+        (None, None, Some(bias)) => row.copy_from_slice(bias),
+        (None, None, None) => {}
+    }
 }

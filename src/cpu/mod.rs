@@ -7,16 +7,21 @@ mod adamw;
 mod attention;
 mod choice;
 mod cross_entropy;
+mod dropout;
 mod embed;
 mod exp;
 mod importance;
 mod linear;
+mod linear_bwd;
+mod operand;
 mod parts;
+mod product;
 mod rms_norm;
 mod rope;
 mod simd;
 mod sum_sq;
 mod swiglu;
+mod tiles;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -61,10 +66,10 @@ impl Cpu {
 
 impl Scratch for Cpu {
     fn linear_scratch<T: Real>(&self, size: LinearSize) -> usize {
-        linear::linear_scratch::<T>(size)
+        linear::linear_scratch::<T>(size, self.threads())
     }
     fn linear_bwd_scratch<T: Real>(&self, size: LinearSize) -> usize {
-        linear::linear_bwd_scratch::<T>(size)
+        linear_bwd::linear_bwd_scratch::<T>(size, self.threads())
     }
     fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
         cross_entropy::cross_entropy_scratch::<T>(rows, vocab, width, dtype)
@@ -127,7 +132,7 @@ impl Backend for Cpu {
         self.pool.install(|| linear::linear(op))
     }
     fn linear_bwd<T: Real>(&self, op: LinearBwd<'_, Host, T>) -> Result<()> {
-        self.pool.install(|| linear::linear_bwd(op))
+        self.pool.install(|| linear_bwd::linear_bwd(op))
     }
     fn rope<T: Real>(&self, op: Rope<'_, Host, T>) -> Result<()> {
         self.pool.install(|| rope::rope(op))

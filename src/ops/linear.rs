@@ -6,8 +6,10 @@
 
 use std::ops::Range;
 
-use super::{ensure, holds};
+use super::{dot, ensure, exact, holds};
 use crate::error::Result;
+use crate::host::Host;
+use crate::random::{Philox, Purpose};
 use crate::tensor::{Frozen, Length, Real, Store};
 
 /// Rows of y that carry one adapter. Several groups are several adapters stacked as rows.
@@ -159,7 +161,8 @@ pub struct LinearBwdOut<'a, S: Store, T: Real> {
 /// Backward of [`Linear`] with one group over all rows:
 /// `dx = Σⱼ dyⱼ Wⱼ + m∘(uⱼ Aⱼ)/(1−p)`, `u = s dy B`, `dB += s dyᵀ t`, `dA += uᵀ (m∘x)/(1−p)`.
 ///
-/// u rounds to `T` before it meets a product (it is an operand there), dx rounds once, dA and dB are f32 sums.
+/// A and s·B are the forward pass's operands, rounded to `T`; u rounds to `T` before it meets a product (it is an
+/// operand there), dx rounds once, dA and dB are f32 sums.
 pub struct LinearBwd<'a, S: Store, T: Real> {
     /// `[T, I]`, written; none where nothing below is trained.
     pub dx: Option<S::ViewMut<'a, T>>,
@@ -202,6 +205,15 @@ impl<S: Store, T: Real> LinearBwd<'_, S, T> {
                 inside(OP, &self.grads, lora, o, i)?;
             }
         }
+        let arena = |out: &LinearBwdOut<'_, S, T>| {
+            let (o, l) = (out.w.size().0, out.lora?);
+            Some([l.a..l.a + l.rank * i, l.b..l.b + o * l.rank])
+        };
+        let mut taken: Vec<Range<usize>> = self.outs.iter().filter_map(arena).flatten().collect();
+        taken.sort_by_key(|r| r.start);
+        ensure(OP, taken.windows(2).all(|w| w[0].end <= w[1].start), || {
+            "two gradients share a place in the arena".into()
+        })?;
         dropout(OP, self.dropout)?;
         Ok(i)
     }
@@ -222,4 +234,121 @@ fn inside(op: &'static str, arena: &impl Length, l: Lora, o: usize, i: usize) ->
 
 fn dropout(op: &'static str, d: Option<Dropout>) -> Result<()> {
     ensure(op, d.is_none_or(|d| d.p > 0.0 && d.p < 1.0), || "dropout is not between 0 and 1".into())
+}
+
+/// The definition of [`Linear`].
+pub fn reference<T: Real>(op: Linear<'_, Host, T>) -> Result<()> {
+    let i = op.check()?;
+    let Linear { mut outs, epilogue, x, params, tokens, copies, dropout, .. } = op;
+    let masked = masked(x, dropout);
+    let rows = copies * tokens;
+    for out in &mut outs {
+        let o = out.w.size().0;
+        let width = out.groups.iter().map(|g| g.lora.rank).max().unwrap_or(0);
+        for group in out.groups {
+            let l = group.lora;
+            for row in group.rows.clone() {
+                let x = &masked[row % tokens * i..][..i];
+                let t = &mut out.t[row * width..][..width];
+                t.fill(T::zeroed());
+                for (t, a) in t.iter_mut().zip(params[l.a..][..l.rank * i].chunks(i.max(1))) {
+                    *t = T::from_f32(
+                        dot(x.iter().copied().zip(a.iter().map(|&a| f64::from(T::round(a))))) as f32
+                    );
+                }
+            }
+        }
+        let mut w = vec![0f32; i];
+        for column in 0..o {
+            out.w.rows::<T>(&mut w, column..column + 1);
+            for row in 0..rows {
+                let x = &x[row % tokens * i..][..i];
+                let mut sum = dot(x.iter().zip(&w).map(|(x, &w)| (exact(x), f64::from(w))));
+                sum += out.bias.map_or(0.0, |b| f64::from(b[column]));
+                if let Some(group) = out.groups.iter().find(|g| g.rows.contains(&row)) {
+                    let l = group.lora;
+                    let b = &params[l.b + column * l.rank..][..l.rank];
+                    let b = b.iter().map(|&b| f64::from(T::round(l.scale * b)));
+                    sum += dot(out.t[row * width..].iter().map(exact).zip(b));
+                }
+                if let Epilogue::Residual(residual) = &epilogue {
+                    sum += exact(&residual[row * o + column]);
+                }
+                out.y[row * o + column] = T::from_f32(sum as f32);
+            }
+        }
+    }
+    if let Epilogue::SwiGlu(h) = epilogue {
+        for ((h, gate), up) in h.iter_mut().zip(outs[0].y.iter()).zip(outs[1].y.iter()) {
+            let (gate, up) = (exact(gate), exact(up));
+            *h = T::from_f32((gate / (1.0 + (-gate).exp()) * up) as f32);
+        }
+    }
+    Ok(())
+}
+
+/// The definition of [`LinearBwd`].
+pub fn reference_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
+    let i = op.check()?;
+    let LinearBwd { dx, grads, outs, x, params, tokens, dropout, freeze_a, .. } = op;
+    let masked = masked(x, dropout);
+    let mut sums = vec![0f64; tokens * i];
+    for out in &outs {
+        let o = out.w.size().0;
+        let Some(l) = out.lora else { continue };
+        let r = l.rank;
+        let mut u = vec![0f64; tokens * r];
+        for (at, u) in u.iter_mut().enumerate() {
+            let (row, rho) = (at / r, at % r);
+            let b = (0..o).map(|c| f64::from(T::round(l.scale * params[l.b + c * r + rho])));
+            let sum = dot(out.dy[row * o..][..o].iter().map(exact).zip(b));
+            *u = f64::from(T::round(sum as f32));
+        }
+        for column in 0..o {
+            for rho in 0..r {
+                let dy = (0..tokens).map(|row| exact(&out.dy[row * o + column]));
+                let sum = dot(dy.zip((0..tokens).map(|row| exact(&out.t[row * r + rho]))));
+                grads[l.b + column * r + rho] += (f64::from(l.scale) * sum) as f32;
+            }
+        }
+        for rho in 0..r {
+            for column in 0..i {
+                let u = (0..tokens).map(|row| u[row * r + rho]);
+                let sum = dot(u.zip((0..tokens).map(|row| masked[row * i + column])));
+                if !freeze_a {
+                    grads[l.a + rho * i + column] += sum as f32;
+                }
+            }
+        }
+        for (at, sum) in sums.iter_mut().enumerate() {
+            let (row, column) = (at / i, at % i);
+            let a = (0..r).map(|rho| f64::from(T::round(params[l.a + rho * i + column])));
+            *sum += dot(u[row * r..][..r].iter().copied().zip(a)) * mask(dropout, at);
+        }
+    }
+    let Some(dx) = dx else { return Ok(()) };
+    for out in &outs {
+        let mut w = vec![0f32; i];
+        for column in 0..out.w.size().0 {
+            out.w.rows::<T>(&mut w, column..column + 1);
+            for (row, sums) in sums.chunks_mut(i.max(1)).enumerate() {
+                let dy = exact(&out.dy[row * out.w.size().0 + column]);
+                sums.iter_mut().zip(&w).for_each(|(sum, &w)| *sum += dy * f64::from(w));
+            }
+        }
+    }
+    dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = T::from_f32(sum as f32));
+    Ok(())
+}
+
+/// What dropout multiplies element `at` of x by: 0 or 1 / (1 − p).
+fn mask(dropout: Option<Dropout>, at: usize) -> f64 {
+    let Some(d) = dropout else { return 1.0 };
+    let numbers = Philox::new(d.seed, Purpose::Dropout.stream(d.tensor)).at_step(d.step);
+    if numbers.uniform(at as u64) >= d.p { 1.0 / (1.0 - f64::from(d.p)) } else { 0.0 }
+}
+
+/// `m∘x/(1−p)`.
+fn masked<T: Real>(x: &[T], dropout: Option<Dropout>) -> Vec<f64> {
+    x.iter().enumerate().map(|(at, x)| exact(x) * mask(dropout, at)).collect()
 }

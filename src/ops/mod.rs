@@ -48,12 +48,22 @@ pub(crate) fn ensure(op: &'static str, ok: bool, why: impl FnOnce() -> String) -
     if ok { Ok(()) } else { Err(Error::Op { op, why: why() }) }
 }
 
+/// The value in f64.
+fn exact<T: Real>(x: &T) -> f64 {
+    f64::from(x.to_f32())
+}
+
 /// `x` in f64, for the references.
 fn wide<T: Real>(x: &[T]) -> Vec<f64> {
-    x.iter().map(|x| f64::from(x.to_f32())).collect()
+    x.iter().map(exact).collect()
 }
 
 /// `out` = `x`, rounded.
 fn narrow<T: Real>(out: &mut [T], x: &[f64]) {
     out.iter_mut().zip(x).for_each(|(out, &x)| *out = T::from_f32(x as f32));
+}
+
+/// The sum of the pairs' products.
+fn dot(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
+    pairs.map(|(a, b)| a * b).sum()
 }

@@ -1,0 +1,217 @@
+//! See [`crate::ops::linear::LinearBwd`].
+//!
+//! First what passes over dy: `u = dy (sB)` by blocks of rows and `dB += s dyᵀ t` by blocks of columns. Then
+//! `dx = Σ dy W + m∘(u A)/(1−p)` by tiles, the outputs one after another into the same tile, and `dA += uᵀ (m∘x)/(1−p)`
+//! by blocks of columns.
+
+#![allow(unsafe_code)]
+
+use super::dropout::Mask;
+use super::linear::{Rows, THIN, a, b, widest};
+use super::operand::{Source, Term, depth, narrow, round, weight_in_place};
+use super::product::{Shared, TileMut, product};
+use super::tiles::{Grid, Rooms, enough};
+use crate::backend::LinearSize;
+use crate::error::Result;
+use crate::host::Host;
+use crate::ops::linear::{LinearBwd, LinearBwdOut, Lora};
+use crate::tensor::{DType, Frozen, Real};
+
+/// Rows of B or columns of A whose gradient one task makes.
+const WIDE: usize = 256;
+
+/// Room of one thread, see [`linear_bwd_scratch`].
+fn room<T: Real>(size: LinearSize) -> usize {
+    let single = T::DTYPE == DType::F32;
+    let (m, n) = Grid::most(size.tokens, size.inner);
+    let (thin, k, wide) = (THIN.min(size.tokens), depth(size.out), depth(size.tokens));
+    // dy and sB, or dy and t, widened.
+    let u = size.rank * k + if single { 0 } else { thin * k };
+    let db = if single { 0 } else { (WIDE.min(size.out) + size.rank) * wide };
+    // The tile, then dy and W, or A, widened.
+    let base = if single { 0 } else { m * k } + if weight_in_place::<T>(size.dtype) { 0 } else { n * k };
+    let adapter = if single { 0 } else { n * depth(size.rank) };
+    let dx = base.max(adapter) + if single { 0 } else { m * n };
+    // x widened.
+    let da = if single && !size.dropout { 0 } else { wide * WIDE.min(size.inner) };
+    let thin = if size.rank == 0 { 0 } else { u.max(db).max(da) };
+    thin.max(dx)
+}
+
+/// f32 elements of scratch that [`linear_bwd`] uses on `threads` threads: u and the threads' rooms.
+pub fn linear_bwd_scratch<T: Real>(size: LinearSize, threads: usize) -> usize {
+    size.tokens * size.rank + threads * room::<T>(size)
+}
+
+/// Computes [`LinearBwd`].
+pub fn linear_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
+    let inner = op.check()?;
+    let LinearBwd { dx, grads, scratch, outs, x, params, tokens, dropout, freeze_a } = op;
+    let size = LinearSize {
+        tokens,
+        copies: 1,
+        out: outs.iter().map(|o| o.w.size().0).sum(),
+        inner,
+        rank: outs.iter().filter_map(|o| o.lora).map(|l| l.rank).sum(),
+        dtype: widest(outs.iter().map(|o| o.w)),
+        dropout: dropout.is_some(),
+    };
+    let need = room::<T>(size);
+    enough("linear_bwd", scratch, tokens * size.rank + need * rayon::current_num_threads())?;
+    let (u, scratch) = scratch.split_at_mut(tokens * size.rank);
+    let rooms = Rooms::new(scratch, need);
+    let mask = dropout.map(Mask::new);
+    let x = Rows { data: x, inner, tokens, mask: mask.as_ref() };
+    let grads = Shared::new(grads);
+    let needs_u = dx.is_some() || !freeze_a;
+    let starts = outs.iter().scan(0, |at, out| {
+        let start = *at;
+        *at += tokens * out.lora.map_or(0, |l| l.rank);
+        Some((start, out))
+    });
+    let adapted: Vec<_> =
+        starts.filter_map(|(start, out)| Some(Adapted { start, out, lora: out.lora? })).collect();
+    over_dy(u, &grads, &rooms, &adapted, params, tokens, needs_u);
+    let u = &*u;
+    let dx = dx.map(|dx| (Shared::new(dx), Grid::new(tokens, inner, size.out)));
+    let tiles = dx.as_ref().map_or(0, |(_, grid)| grid.len());
+    let blocks = if freeze_a || adapted.is_empty() { 0 } else { inner.div_ceil(WIDE) };
+    rooms.each(tiles + blocks, |i, room| match &dx {
+        Some((dx, grid)) if i < tiles => tile(dx, *grid, i, u, &outs, &adapted, x, params, room),
+        _ => gradient_of_a(&grads, i - tiles, u, &adapted, x, room),
+    });
+    Ok(())
+}
+
+/// An output with an adapter.
+struct Adapted<'s, 'a, T: Real> {
+    /// Where its `u[T, R]` starts.
+    start: usize,
+    out: &'s LinearBwdOut<'a, Host, T>,
+    lora: Lora,
+}
+
+impl<T: Real> Adapted<'_, '_, T> {
+    /// Its u as an operand.
+    fn u<'u>(&self, u: &'u [f32], tokens: usize) -> Source<'u, T> {
+        Source::Single { data: &u[self.start..][..tokens * self.lora.rank], stride: self.lora.rank }
+    }
+}
+
+/// u and dB of all outputs.
+fn over_dy<T: Real>(
+    u: &mut [f32],
+    grads: &Shared<'_, f32>,
+    rooms: &Rooms<'_>,
+    adapted: &[Adapted<'_, '_, T>],
+    params: &[f32],
+    tokens: usize,
+    needs_u: bool,
+) {
+    let u = Shared::new(u);
+    let blocks = if needs_u { tokens.div_ceil(THIN) } else { 0 };
+    let tasks = |out: &Adapted<'_, '_, T>| blocks + out.out.w.size().0.div_ceil(WIDE);
+    rooms.each(adapted.iter().map(tasks).sum(), |mut i, room| {
+        for adapter in adapted {
+            let count = tasks(adapter);
+            if i >= count {
+                i -= count;
+                continue;
+            }
+            let (o, Lora { rank, scale, b: at, .. }) = (adapter.out.w.size().0, adapter.lora);
+            let dy = Source::Real { data: adapter.out.dy, stride: o };
+            if i < blocks {
+                let rows = i * THIN..(i * THIN + THIN).min(tokens);
+                // SAFETY: each block of rows of each output's u is made by one task.
+                let mut u = unsafe { u.tile(adapter.start + rows.start * rank, rows.len(), rank, rank) };
+                let right = b::<T>(params, adapter.lora, o).by_rows();
+                let product = Term { left: dy.by_columns(), right, k: o, alpha: 1.0 };
+                product.tile(&mut u, false, rows.clone(), 0..rank, room);
+                (0..rows.len()).for_each(|r| round::<T>(u.row(r)));
+            } else {
+                let start = (i - blocks) * WIDE;
+                let columns = start..(start + WIDE).min(o);
+                // SAFETY: each block of each gradient is made by one task, and gradients are disjoint (`check`).
+                let mut db = unsafe { grads.tile(at + columns.start * rank, columns.len(), rank, rank) };
+                let right = Source::Real { data: adapter.out.t, stride: rank }.by_rows();
+                let product = Term { left: dy.by_rows(), right, k: tokens, alpha: scale };
+                product.tile(&mut db, true, columns, 0..rank, room);
+            }
+            return;
+        }
+    });
+}
+
+/// Tile `i` of dx: the adapters' part, masked, then each output's `dy W`.
+fn tile<T: Real>(
+    dx: &Shared<'_, T>,
+    grid: Grid,
+    i: usize,
+    u: &[f32],
+    outs: &[LinearBwdOut<'_, Host, T>],
+    adapted: &[Adapted<'_, '_, T>],
+    x: Rows<'_, T>,
+    params: &[f32],
+    room: &mut [f32],
+) {
+    let (m, n) = grid.at(i);
+    let single = T::DTYPE == DType::F32;
+    let area = if single { 0 } else { m.len() * n.len() };
+    let (sums, room) = room.split_at_mut(area);
+    // SAFETY: tiles of a grid are disjoint.
+    let mut dx = unsafe { dx.tile(m.start * x.inner + n.start, m.len(), n.len(), x.inner) };
+    let mut sum = match dx.single() {
+        Some(dx) => dx,
+        None => TileMut::new(sums, m.len(), n.len()),
+    };
+    let mut keep = false;
+    for adapter in adapted {
+        let left = adapter.u(u, x.tokens).by_columns();
+        let right = a(params, adapter.lora, x.inner).by_rows();
+        let product = Term { left, right, k: adapter.lora.rank, alpha: 1.0 };
+        product.tile(&mut sum, keep, m.clone(), n.clone(), room);
+        keep = true;
+    }
+    if let (Some(mask), true) = (x.mask, keep) {
+        for (r, row) in m.clone().enumerate() {
+            mask.apply(sum.row(r), (row * x.inner + n.start) as u64, mask.scale);
+        }
+    }
+    for out in outs {
+        let o = out.w.size().0;
+        let left = Source::Real { data: out.dy, stride: o }.by_columns();
+        let product = Term { left, right: Source::Weight(out.w).by_rows(), k: o, alpha: 1.0 };
+        product.tile(&mut sum, keep, m.clone(), n.clone(), room);
+        keep = true;
+    }
+    if !single {
+        (0..m.len()).for_each(|r| narrow(dx.row(r), &sums[r * n.len()..][..n.len()]));
+    }
+}
+
+/// Block `i` of the columns of dA, of all outputs: one pass over x.
+fn gradient_of_a<T: Real>(
+    grads: &Shared<'_, f32>,
+    i: usize,
+    u: &[f32],
+    adapted: &[Adapted<'_, '_, T>],
+    x: Rows<'_, T>,
+    room: &mut [f32],
+) {
+    let columns = i * WIDE..(i * WIDE + WIDE).min(x.inner);
+    let source = x.adapters();
+    let step = if source.in_place() { x.tokens } else { depth(x.tokens) }.max(1);
+    for start in (0..x.tokens).step_by(step) {
+        let rows = start..(start + step).min(x.tokens);
+        let xs = source.block(rows.clone(), columns.clone(), room);
+        for adapter in adapted {
+            let rank = adapter.lora.rank;
+            let at = adapter.lora.a + columns.start;
+            // SAFETY: each block of each gradient is made by one task, and gradients are disjoint (`check`).
+            let mut da = unsafe { grads.tile(at, rank, columns.len(), x.inner) };
+            let u = adapter.u(u, x.tokens);
+            let u = u.block(rows.clone(), 0..rank, &mut []);
+            product(&mut da, true, x.scale(), u.t(), xs);
+        }
+    }
+}
