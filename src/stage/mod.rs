@@ -3,5 +3,6 @@
 //! Stages are generic over the back end and the precision; they write through `checkpoint::output` and print nothing.
 
 pub mod common;
+pub mod evaluate;
 pub mod metrics;
 pub mod progress;
