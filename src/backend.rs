@@ -50,7 +50,7 @@ pub trait Scratch: Send + Sync {
     fn choice_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize;
     /// Room for [`Backend::importance`] of a weight `[out, inner]`.
     fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize;
-    /// Bytes that kept libraries hold for themselves while they run, on all threads together: a fixed bound.
+    /// Bytes that operations and kept libraries hold per thread besides scratch, on all threads together: a fixed bound.
     fn kept_bytes(&self) -> usize;
 }
 

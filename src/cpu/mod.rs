@@ -81,7 +81,7 @@ impl Scratch for Cpu {
         importance::importance_scratch::<T>(out, inner, scores)
     }
     fn kept_bytes(&self) -> usize {
-        0
+        attention::ROOM_BYTES * self.threads()
     }
 }
 

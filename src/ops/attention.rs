@@ -233,3 +233,76 @@ pub fn reference_bwd<T: Real>(op: AttentionBwd<'_, Host, T>) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cases::{differences, normal};
+
+    #[test]
+    fn backward_is_the_derivative() -> Result<()> {
+        let (tokens, heads) = (7, Heads { q: 4, kv: 2, dim: 3, scale: 0.6 });
+        let segments = [Segment { q: 0..2, own: 0, past: vec![] }, Segment { q: 2..7, own: 2, past: vec![] }];
+        let (wide_len, narrow_len) = (tokens * heads.q * heads.dim, tokens * heads.kv * heads.dim);
+        let [q, do_] = [1, 2].map(|seed| normal::<f32>(seed, wide_len, 1.0));
+        let [k, v] = [3, 4].map(|seed| normal::<f32>(seed, narrow_len, 1.0));
+        let (mut o, mut lse) = (vec![f32::NAN; wide_len], vec![f32::NAN; tokens * heads.q]);
+        reference::<f32>(Attention {
+            o: &mut o,
+            lse: &mut lse,
+            q: &q,
+            k: &k,
+            v: &v,
+            segments: &segments,
+            heads,
+        })?;
+        let mut dq = vec![f32::NAN; wide_len];
+        let (mut dk, mut dv) = (vec![f32::NAN; narrow_len], vec![f32::NAN; narrow_len]);
+        reference_bwd::<f32>(AttentionBwd {
+            dq: &mut dq,
+            dk: &mut dk,
+            dv: &mut dv,
+            do_: &do_,
+            o: &o,
+            lse: &lse,
+            q: &q,
+            k: &k,
+            v: &v,
+            segments: &segments,
+            heads,
+        })?;
+
+        // Σ do∘o, with the softmax written out once more.
+        let value = |q: &[f64], k: &[f64], v: &[f64]| -> f64 {
+            let mut sum = 0.0;
+            for s in &segments {
+                for (t, h) in s.q.clone().flat_map(|t| (0..heads.q).map(move |h| (t, h))) {
+                    let row = (t * heads.q + h) * heads.dim;
+                    let key = |u: usize| (u * heads.kv + h / 2) * heads.dim;
+                    let dot = |u: usize| (0..heads.dim).map(|c| q[row + c] * k[key(u) + c]).sum::<f64>();
+                    let weights: Vec<f64> =
+                        (s.q.start..=t).map(|u| (dot(u) * f64::from(heads.scale)).exp()).collect();
+                    let total: f64 = weights.iter().sum();
+                    for (u, w) in (s.q.start..).zip(&weights) {
+                        for c in 0..heads.dim {
+                            sum += w / total * v[key(u) + c] * f64::from(do_[row + c]);
+                        }
+                    }
+                }
+            }
+            sum
+        };
+        let (q, k, v) = (wide(&q), wide(&k), wide(&v));
+        let all = [
+            ("dq", &dq, differences(&q, |q| value(q, &k, &v))),
+            ("dk", &dk, differences(&k, |k| value(&q, k, &v))),
+            ("dv", &dv, differences(&v, |v| value(&q, &k, v))),
+        ];
+        for (name, got, want) in all {
+            for (i, (got, want)) in got.iter().zip(want).enumerate() {
+                assert!((f64::from(*got) - want).abs() <= 3e-6, "{name}[{i}]: {got}, expected {want}");
+            }
+        }
+        Ok(())
+    }
+}

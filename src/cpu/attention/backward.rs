@@ -1,0 +1,199 @@
+//! Gradients of attention in two passes, so that each task owns what it writes: dq over runs of queries, dk and dv over
+//! runs of keys. Scores are made in both.
+
+use super::blocks::{
+    KEYS, PAIRS, Pairs, Room, Rows, each_run, gather, head_runs, queries, transpose, with_room,
+};
+use super::product::{ByColumn, ByRow, COLUMNS, Size, padded, product};
+use super::{rows_of, seen};
+use crate::cpu::exp::exp;
+use crate::cpu::simd::{self, Isa, Kernel, LANES, fma, total};
+use crate::error::Result;
+use crate::host::Host;
+use crate::ops::attention::{AttentionBwd, Heads, Segment};
+use crate::tensor::Real;
+
+pub fn attention_bwd<T: Real>(op: AttentionBwd<'_, Host, T>) -> Result<()> {
+    op.check()?;
+    let heads = op.heads;
+    let inputs = Inputs { do_: op.do_, o: op.o, lse: op.lse, q: op.q, k: op.k, v: op.v, heads };
+    let (wide, narrow) = (heads.q * heads.dim, heads.kv * heads.dim);
+
+    let dq = Rows { x: op.dq, width: wide };
+    let none = Rows { x: &mut [0u8; 0], width: 0 };
+    each_run(op.segments, 0, queries(heads), dq, none, &|segment, queries, dq, _| {
+        for kv in 0..heads.kv {
+            for h in head_runs(heads, kv) {
+                let dq = &mut dq.x[h.start * heads.dim..];
+                let pairs = Pairs { queries: queries.clone(), heads: h };
+                with_room(heads.dim, |room| simd::run(Queries { dq, inputs, segment, pairs, kv, room }));
+            }
+        }
+    });
+
+    let (dk, dv) = (Rows { x: op.dk, width: narrow }, Rows { x: op.dv, width: narrow });
+    each_run(op.segments, 0, KEYS, dk, dv, &|segment, keys, dk, dv| {
+        for kv in 0..heads.kv {
+            let (dk, dv) = (&mut dk.x[kv * heads.dim..], &mut dv.x[kv * heads.dim..]);
+            let block = keys.start - segment.q.start..keys.end - segment.q.start;
+            with_room(heads.dim, |room| simd::run(Keys { dk, dv, inputs, segment, block, kv, room }));
+        }
+    });
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+struct Inputs<'a, T> {
+    do_: &'a [T],
+    o: &'a [T],
+    lse: &'a [f32],
+    q: &'a [T],
+    k: &'a [T],
+    v: &'a [T],
+    heads: Heads,
+}
+
+impl<T: Real> Inputs<'_, T> {
+    /// Log-sum-exp and `Σ_k do∘o` of each pair; zeros beyond them.
+    #[inline(always)]
+    fn numbers<I: Isa>(&self, pairs: &Pairs) -> [(f32, f32); PAIRS] {
+        std::array::from_fn(|r| {
+            if r >= pairs.len() {
+                return (0.0, 0.0);
+            }
+            let rows = pairs.row(self.do_, r, self.heads).chunks(LANES);
+            let mut sums = [0f32; LANES];
+            for (do_, o) in rows.zip(pairs.row(self.o, r, self.heads).chunks(LANES)) {
+                for ((s, do_), o) in sums.iter_mut().zip(do_).zip(o) {
+                    *s = fma::<I>(do_.to_f32(), o.to_f32(), *s);
+                }
+            }
+            (self.lse[pairs.at(r, self.heads)], total(sums))
+        })
+    }
+}
+
+/// dq of one block of pairs.
+struct Queries<'a, T> {
+    /// From the first pair's row on, `H·K` from query to query.
+    dq: &'a mut [T],
+    inputs: Inputs<'a, T>,
+    segment: &'a Segment,
+    pairs: Pairs,
+    kv: usize,
+    room: Room<'a>,
+}
+
+impl<T: Real> Kernel for Queries<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let Queries { dq, inputs, segment, pairs, kv, room } = self;
+        let heads = inputs.heads;
+        let (n, dim, width) = (pairs.len(), heads.dim, padded(heads.dim));
+        let columns = padded(n);
+        let [q_t, do_t, k, v, sums, _] = room.wide;
+        let [p, dp] = room.square;
+        transpose(q_t, |r| pairs.row(inputs.q, r, heads), n, dim);
+        transpose(do_t, |r| pairs.row(inputs.do_, r, heads), n, dim);
+        let numbers = inputs.numbers::<I>(&pairs);
+        let first = pairs.queries.start - segment.q.start;
+
+        let end = first + pairs.queries.len();
+        for start in (0..end).step_by(KEYS) {
+            let block = start..end.min(start + KEYS);
+            let rows = |x| rows_of(x, segment, block.clone(), kv, heads);
+            gather(k, rows(inputs.k), dim);
+            gather(v, rows(inputs.v), dim);
+            let size = Size { rows: block.len(), columns, depth: dim };
+            product::<I>(p, false, ByRow(k, width), q_t, size);
+            product::<I>(dp, false, ByRow(v, width), do_t, size);
+            let seen = seen(&pairs, first, &block);
+            for j in (0..columns).step_by(COLUMNS) {
+                let lse: [f32; COLUMNS] = std::array::from_fn(|c| numbers[j + c].0);
+                let delta: [f32; COLUMNS] = std::array::from_fn(|c| numbers[j + c].1);
+                let seen: [u32; COLUMNS] = std::array::from_fn(|c| seen[j + c]);
+                let blocks = p.chunks_exact_mut(columns).zip(dp.chunks_exact(columns));
+                for (u, (p, dp)) in blocks.enumerate().take(block.len()) {
+                    let (p, dp) = (&mut p[j..j + COLUMNS], &dp[j..j + COLUMNS]);
+                    for c in 0..COLUMNS {
+                        let ds = exp::<I>(p[c] * heads.scale - lse[c]) * (dp[c] - delta[c]);
+                        p[c] = if (u as u32) < seen[c] { T::round(ds) } else { 0.0 };
+                    }
+                }
+            }
+            let size = Size { rows: n, columns: width, depth: block.len() };
+            product::<I>(sums, start > 0, ByColumn(p, columns), k, size);
+        }
+        for (r, sums) in sums.chunks_exact(width).enumerate().take(n) {
+            let (t, h) = (r / pairs.heads.len(), r % pairs.heads.len());
+            let dq = &mut dq[(t * heads.q + h) * dim..][..dim];
+            dq.iter_mut().zip(sums).for_each(|(dq, s)| *dq = T::from_f32(s * heads.scale));
+        }
+    }
+}
+
+/// dk and dv of one block of keys.
+struct Keys<'a, T> {
+    /// From the first key's row on, `G·K` from key to key.
+    dk: &'a mut [T],
+    dv: &'a mut [T],
+    inputs: Inputs<'a, T>,
+    segment: &'a Segment,
+    /// Keys, counted from the segment's first.
+    block: std::ops::Range<usize>,
+    kv: usize,
+    room: Room<'a>,
+}
+
+impl<T: Real> Kernel for Keys<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let Keys { dk, dv, inputs, segment, block, kv, room } = self;
+        let heads = inputs.heads;
+        let (n, dim, width) = (block.len(), heads.dim, padded(heads.dim));
+        let columns = padded(n);
+        let [k_t, v_t, q, do_, dk_sums, dv_sums] = room.wide;
+        let [p, ds] = room.square;
+        let from = segment.q.start + block.start;
+        let row = |u: usize| ((from + u) * heads.kv + kv) * dim;
+        transpose(k_t, |u| &inputs.k[row(u)..][..dim], n, dim);
+        transpose(v_t, |u| &inputs.v[row(u)..][..dim], n, dim);
+
+        let mut added = false;
+        for start in (from..segment.q.end).step_by(queries(heads)) {
+            for h in head_runs(heads, kv) {
+                let queries = start..segment.q.end.min(start + queries(heads));
+                let pairs = Pairs { queries, heads: h };
+                gather(q, (0..pairs.len()).map(|r| pairs.row(inputs.q, r, heads)), dim);
+                gather(do_, (0..pairs.len()).map(|r| pairs.row(inputs.do_, r, heads)), dim);
+                let size = Size { rows: pairs.len(), columns, depth: dim };
+                product::<I>(p, false, ByRow(q, width), k_t, size);
+                product::<I>(ds, false, ByRow(do_, width), v_t, size);
+                let numbers = inputs.numbers::<I>(&pairs);
+                let rows = p.chunks_exact_mut(columns).zip(ds.chunks_exact_mut(columns));
+                for (r, (p, ds)) in rows.enumerate().take(pairs.len()) {
+                    let (lse, delta) = numbers[r];
+                    let seen = (pairs.query(r) - from + 1).min(n) as u32;
+                    for ((u, p), ds) in (0u32..).zip(p).zip(ds) {
+                        let e = exp::<I>(*p * heads.scale - lse);
+                        *ds = if u < seen { T::round(e * (*ds - delta)) } else { 0.0 };
+                        *p = if u < seen { T::round(e) } else { 0.0 };
+                    }
+                }
+                let size = Size { rows: n, columns: width, depth: pairs.len() };
+                product::<I>(dv_sums, added, ByColumn(p, columns), do_, size);
+                product::<I>(dk_sums, added, ByColumn(ds, columns), q, size);
+                added = true;
+            }
+        }
+        let sums = dk_sums.chunks_exact(width).zip(dv_sums.chunks_exact(width));
+        for (u, (dk_sum, dv_sum)) in sums.enumerate().take(n) {
+            let at = u * heads.kv * dim..u * heads.kv * dim + dim;
+            let (dk, dv) = (&mut dk[at.clone()], &mut dv[at]);
+            dk.iter_mut().zip(dk_sum).for_each(|(dk, s)| *dk = T::from_f32(s * heads.scale));
+            dv.iter_mut().zip(dv_sum).for_each(|(dv, s)| *dv = T::from_f32(*s));
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! How attention is cut into blocks, and how operands come into a thread's own room.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::product::{COLUMNS, padded};
+use crate::ops::attention::{Heads, Segment};
+use crate::tensor::Real;
+
+/// (query, head) pairs of a block, at most.
+pub(super) const PAIRS: usize = 64;
+/// Keys of a block, at most.
+pub(super) const KEYS: usize = 64;
+
+/// Matrices of 64 rows and K padded columns that one block needs, and matrices of 64 × 64.
+const WIDE: usize = 6;
+const SQUARE: usize = 2;
+
+/// Elements of a thread's room for heads of `dim` columns.
+fn room_len(dim: usize) -> usize {
+    WIDE * PAIRS * padded(dim) + SQUARE * PAIRS * KEYS
+}
+
+/// Bytes that a thread keeps for attention, for K up to 256.
+pub(in crate::cpu) const ROOM_BYTES: usize = (WIDE * PAIRS * 256 + SQUARE * PAIRS * KEYS) * size_of::<f32>();
+
+/// A thread's room: matrices of 64 rows and K padded columns, and matrices of 64 × 64. Their content is what the
+/// last block left.
+pub(super) struct Room<'a> {
+    pub wide: [&'a mut [f32]; WIDE],
+    pub square: [&'a mut [f32]; SQUARE],
+}
+
+/// Calls `f` with the calling thread's room. `f` must not wait for other tasks.
+pub(super) fn with_room<R>(dim: usize, f: impl FnOnce(Room<'_>) -> R) -> R {
+    thread_local! {
+        static ROOM: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+    ROOM.with_borrow_mut(|room| {
+        if room.len() < room_len(dim) {
+            room.resize(room_len(dim), 0.0);
+        }
+        let (wide, square) = room.split_at_mut(WIDE * PAIRS * padded(dim));
+        let mut wide = wide.chunks_exact_mut(PAIRS * padded(dim));
+        let mut square = square.chunks_exact_mut(PAIRS * KEYS);
+        f(Room {
+            wide: std::array::from_fn(|_| wide.next().unwrap_or_default()),
+            square: std::array::from_fn(|_| square.next().unwrap_or_default()),
+        })
+    })
+}
+
+/// Whole rows of an output.
+pub(super) struct Rows<'a, T> {
+    pub x: &'a mut [T],
+    pub width: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    fn split(self, row: usize) -> (Rows<'a, T>, Rows<'a, T>) {
+        let (left, right) = self.x.split_at_mut(row * self.width);
+        (Rows { x: left, width: self.width }, Rows { x: right, width: self.width })
+    }
+}
+
+/// Calls `f(segment, queries, a, b)` for runs of about equal length of at most `step` queries of each segment, in
+/// parallel. `a` and `b` are the rows of the outputs that belong to the run; the rows given here begin at `first`.
+pub(super) fn each_run<A: Send, B: Send, F>(
+    segments: &[Segment],
+    first: usize,
+    step: usize,
+    a: Rows<'_, A>,
+    b: Rows<'_, B>,
+    f: &F,
+) where
+    F: Fn(&Segment, Range<usize>, Rows<'_, A>, Rows<'_, B>) + Sync,
+{
+    match segments {
+        [] => {}
+        [s] if s.q.is_empty() => {}
+        [s] => {
+            let (skip, len) = (s.q.start - first, s.q.len());
+            let (a, b) = (a.split(skip).1.split(len).0, b.split(skip).1.split(len).0);
+            halves(s, s.q.clone(), len.div_ceil(len.div_ceil(step)), a, b, f);
+        }
+        _ => {
+            let (left, right) = segments.split_at(segments.len() / 2);
+            let middle = right[0].q.start;
+            let ((a1, a2), (b1, b2)) = (a.split(middle - first), b.split(middle - first));
+            rayon::join(
+                || each_run(left, first, step, a1, b1, f),
+                || each_run(right, middle, step, a2, b2, f),
+            );
+        }
+    }
+}
+
+fn halves<A: Send, B: Send, F>(
+    s: &Segment,
+    run: Range<usize>,
+    step: usize,
+    a: Rows<'_, A>,
+    b: Rows<'_, B>,
+    f: &F,
+) where
+    F: Fn(&Segment, Range<usize>, Rows<'_, A>, Rows<'_, B>) + Sync,
+{
+    let pieces = run.len().div_ceil(step);
+    if pieces <= 1 {
+        return f(s, run, a, b);
+    }
+    let skip = pieces / 2 * step;
+    let middle = run.start + skip;
+    let ((a1, a2), (b1, b2)) = (a.split(skip), b.split(skip));
+    rayon::join(
+        || halves(s, run.start..middle, step, a1, b1, f),
+        || halves(s, middle..run.end, step, a2, b2, f),
+    );
+}
+
+/// A run of queries and of heads that share one key/value head: pair `r` is query `r / heads`, head `r % heads`.
+#[derive(Clone)]
+pub(super) struct Pairs {
+    pub queries: Range<usize>,
+    pub heads: Range<usize>,
+}
+
+impl Pairs {
+    pub fn len(&self) -> usize {
+        self.queries.len() * self.heads.len()
+    }
+    pub fn query(&self, r: usize) -> usize {
+        self.queries.start + r / self.heads.len()
+    }
+    /// Where pair `r`'s number lies among `[T, H]`.
+    pub fn at(&self, r: usize, heads: Heads) -> usize {
+        self.query(r) * heads.q + self.heads.start + r % self.heads.len()
+    }
+    /// Pair `r`'s row of `x[T, H·K]`.
+    pub fn row<'a, T>(&self, x: &'a [T], r: usize, heads: Heads) -> &'a [T] {
+        &x[self.at(r, heads) * heads.dim..][..heads.dim]
+    }
+}
+
+/// Heads of key/value head `kv`, in runs of at most [`PAIRS`].
+pub(super) fn head_runs(heads: Heads, kv: usize) -> impl Iterator<Item = Range<usize>> {
+    let group = heads.q / heads.kv;
+    let end = (kv + 1) * group;
+    (kv * group..end).step_by(PAIRS).map(move |h| h..(h + PAIRS).min(end))
+}
+
+/// Queries of a block, so that the pairs of all heads of a group fit.
+pub(super) fn queries(heads: Heads) -> usize {
+    PAIRS / (heads.q / heads.kv).min(PAIRS)
+}
+
+/// Keys that the first query of `queries` does not see before its own: all of `past` and the segment's earlier rows.
+pub(super) fn before(s: &Segment, queries: &Range<usize>) -> usize {
+    s.past.iter().map(|p| p.len()).sum::<usize>() + (queries.start - s.q.start)
+}
+
+/// Rows of k and v of the keys `range`, counted over past and own rows.
+pub(super) fn key_rows(s: &Segment, range: Range<usize>) -> impl Iterator<Item = usize> {
+    let own = s.own..s.own + s.q.len();
+    let mut skip = range.start;
+    let runs = s.past.iter().cloned().chain([own]).filter_map(move |run| {
+        let skipped = skip.min(run.len());
+        skip -= skipped;
+        (skipped < run.len()).then_some(run.start + skipped..run.end)
+    });
+    runs.flatten().take(range.len())
+}
+
+/// `out[i, ..]` = the i-th of `rows`, widened, then zeros up to `padded(dim)` columns.
+#[inline(always)]
+pub(super) fn gather<'a, T: Real>(out: &mut [f32], rows: impl Iterator<Item = &'a [T]>, dim: usize) {
+    for (out, row) in out.chunks_exact_mut(padded(dim)).zip(rows) {
+        let (out, rest) = out.split_at_mut(dim);
+        out.iter_mut().zip(row).for_each(|(out, x)| *out = x.to_f32());
+        rest.fill(0.0);
+    }
+}
+
+/// `out[k, i] = row(i)[k]` for `n` rows of `dim` elements, then zeros up to `padded(n)` columns.
+#[inline(always)]
+pub(super) fn transpose<'a, T: Real>(out: &mut [f32], row: impl Fn(usize) -> &'a [T], n: usize, dim: usize) {
+    let columns = padded(n);
+    for i in (0..columns).step_by(COLUMNS) {
+        // Rows beyond the last are read as the last and then multiplied by zero.
+        let rows: [&[T]; COLUMNS] = std::array::from_fn(|c| &row((i + c).min(n - 1))[..dim]);
+        let keep: [f32; COLUMNS] = std::array::from_fn(|c| if i + c < n { 1.0 } else { 0.0 });
+        for k in 0..dim {
+            let out = &mut out[k * columns + i..][..COLUMNS];
+            for c in 0..COLUMNS {
+                out[c] = if keep[c] > 0.0 { rows[c][k].to_f32() } else { 0.0 };
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Products of blocks that lie in the nearest caches.
+
+use crate::cpu::simd::{Isa, fma};
+
+/// Columns of a right factor and of a result come in multiples of this; the rest is padding.
+pub(super) const COLUMNS: usize = 16;
+
+/// `n` rounded up to whole columns.
+pub(super) fn padded(n: usize) -> usize {
+    n.next_multiple_of(COLUMNS)
+}
+
+/// A left factor: how `a[i, k]` lies.
+pub(super) trait Left: Copy {
+    /// A function from k to `a[i..i + M, k]`, k below `depth`.
+    fn rows<const M: usize>(self, i: usize, depth: usize) -> impl Fn(usize) -> [f32; M];
+}
+
+/// `a[i, k]` at `i · stride + k`.
+#[derive(Clone, Copy)]
+pub(super) struct ByRow<'a>(pub &'a [f32], pub usize);
+
+/// `a[i, k]` at `k · stride + i`.
+#[derive(Clone, Copy)]
+pub(super) struct ByColumn<'a>(pub &'a [f32], pub usize);
+
+impl Left for ByRow<'_> {
+    #[inline(always)]
+    fn rows<const M: usize>(self, i: usize, depth: usize) -> impl Fn(usize) -> [f32; M] {
+        let rows: [&[f32]; M] = std::array::from_fn(|m| &self.0[(i + m) * self.1..][..depth]);
+        #[inline(always)]
+        move |k| std::array::from_fn(|m| rows[m][k])
+    }
+}
+
+impl Left for ByColumn<'_> {
+    #[inline(always)]
+    fn rows<const M: usize>(self, i: usize, _: usize) -> impl Fn(usize) -> [f32; M] {
+        let (a, stride) = (&self.0[i..], self.1);
+        #[inline(always)]
+        move |k| {
+            let column = &a[k * stride..][..M];
+            std::array::from_fn(|m| column[m])
+        }
+    }
+}
+
+/// Sizes of a product.
+#[derive(Clone, Copy)]
+pub(super) struct Size {
+    /// Rows of a and c.
+    pub rows: usize,
+    /// Columns of b and c, a multiple of [`COLUMNS`], and their stride.
+    pub columns: usize,
+    /// Columns of a, rows of b.
+    pub depth: usize,
+}
+
+/// `c[i, j] = Σ_k a[i, k] b[k, j]`, or added to c; k ascends.
+#[inline(always)]
+pub(super) fn product<I: Isa>(c: &mut [f32], add: bool, a: impl Left, b: &[f32], size: Size) {
+    let mut j = 0;
+    if I::WIDE {
+        while j + 32 <= size.columns {
+            strip::<I, 32>(&mut c[j..], add, a, &b[j..], size);
+            j += 32;
+        }
+    }
+    while j < size.columns {
+        strip::<I, COLUMNS>(&mut c[j..], add, a, &b[j..], size);
+        j += COLUMNS;
+    }
+}
+
+/// `N` columns.
+#[inline(always)]
+fn strip<I: Isa, const N: usize>(c: &mut [f32], add: bool, a: impl Left, b: &[f32], size: Size) {
+    let mut i = 0;
+    while i + 6 <= size.rows {
+        tile::<I, 6, N>(&mut c[i * size.columns..], add, a.rows(i, size.depth), b, size);
+        i += 6;
+    }
+    while i + 2 <= size.rows {
+        tile::<I, 2, N>(&mut c[i * size.columns..], add, a.rows(i, size.depth), b, size);
+        i += 2;
+    }
+    if i < size.rows {
+        tile::<I, 1, N>(&mut c[i * size.columns..], add, a.rows(i, size.depth), b, size);
+    }
+}
+
+/// `M × N` sums in registers.
+#[inline(always)]
+fn tile<I: Isa, const M: usize, const N: usize>(
+    c: &mut [f32],
+    add: bool,
+    a: impl Fn(usize) -> [f32; M],
+    b: &[f32],
+    size: Size,
+) {
+    let mut sums = [[0f32; N]; M];
+    for k in 0..size.depth {
+        let b = &b[k * size.columns..][..N];
+        let a = a(k);
+        for m in 0..M {
+            for n in 0..N {
+                sums[m][n] = fma::<I>(a[m], b[n], sums[m][n]);
+            }
+        }
+    }
+    for (m, sums) in sums.iter().enumerate() {
+        let c = &mut c[m * size.columns..][..N];
+        if add {
+            c.iter_mut().zip(sums).for_each(|(c, s)| *c += s);
+        } else {
+            c.copy_from_slice(sums);
+        }
+    }
+}
