@@ -10,23 +10,11 @@ use super::session::Session;
 use super::weights::Model;
 use crate::backend::{Backend, Scratch};
 use crate::checkpoint::config::ModelConfig;
+use crate::data::batch::Batch;
 use crate::error::{Error, Result};
 use crate::ops::adamw::{AdamW, Hyper};
 use crate::ops::sum_sq::SumSq;
 use crate::tensor::{Real, Store};
-
-/// Tokens of one forward and backward pass.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MicroBatch {
-    /// `[T]`.
-    pub ids: Vec<u32>,
-    /// `[N + 1]`: where documents start, and T.
-    pub bounds: Vec<u32>,
-    /// Ascending rows whose next token is supervised.
-    pub rows: Vec<u32>,
-    /// That token, for each of them.
-    pub targets: Vec<u32>,
-}
 
 /// The state of a LoRA training run, besides the room.
 pub struct State<S: Store> {
@@ -129,7 +117,7 @@ impl<'a, B: Backend, T: Real> Trainer<'a, B, T> {
     /// Fails if no token is supervised or the loss is no number; the adapter is then as it was.
     pub fn step(
         &mut self,
-        batches: &[MicroBatch],
+        batches: &[Batch],
         hyper: Hyper,
         dropout: DropoutKey,
         step: u64,
@@ -181,7 +169,7 @@ impl<'a, B: Backend, T: Real> Trainer<'a, B, T> {
     }
 
     /// Sum of the negative log-likelihood over the supervised tokens of a batch, and their number.
-    pub fn nll(&mut self, batch: &MicroBatch) -> Result<(f64, usize)> {
+    pub fn nll(&mut self, batch: &Batch) -> Result<(f64, usize)> {
         let input = self.session.documents(self.backend, batch.ids.clone(), &batch.bounds)?;
         let layouts = [Some(&self.layout)];
         let stack = Stack { params: &self.state.params, layouts: &layouts };

@@ -1,0 +1,195 @@
+//! `generate`: text from a prompt, token by token, with a cache of keys and values.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::adapters::load_adapters;
+use super::common::Common;
+use crate::backend::Backend;
+use crate::checkpoint::checkpoint::Checkpoint;
+use crate::data::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
+use crate::model::adapters::Stack;
+use crate::model::room::{Head, Keep, RoomSize};
+use crate::model::rope::{Run, Tables};
+use crate::model::session::{Adapters, Session};
+use crate::model::weights::Model;
+use crate::ops::attention::Segment;
+use crate::random::{Philox, Purpose};
+use crate::tensor::Real;
+
+/// What to write, and from what.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// The model's folder.
+    pub model: PathBuf,
+    /// An adapter.
+    pub adapter: Option<PathBuf>,
+    /// What to go on from.
+    pub prompt: String,
+    /// Tokens to write at most.
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token.
+    pub temperature: f64,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Generated {
+    /// The prompt's tokens, BOS as the tokenizer's post-processor says.
+    pub prompt_ids: Vec<u32>,
+    /// The tokens that follow, the stop token not among them.
+    pub ids: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// Whether a stop token came before the last allowed one.
+    pub stopped: bool,
+}
+
+/// Reads the model and writes text.
+pub fn run<B: Backend, T: Real>(
+    backend: &B,
+    options: &GenerateOptions,
+    common: &Common,
+) -> Result<Generated> {
+    if !(options.temperature.is_finite() && options.temperature >= 0.0) {
+        return Err(Error::Usage(format!("--temperature is {}, expected 0 or more", options.temperature)));
+    }
+    let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
+    let tokenizer = Tokenizer::load(&options.model, checkpoint.config().vocab)?;
+    let prompt_ids = tokenizer.encode(&options.prompt)?;
+    if prompt_ids.is_empty() {
+        return Err(Error::Usage("--prompt has no token, and the tokenizer puts none before it".into()));
+    }
+    let model = Model::new(backend, &checkpoint)?;
+    let adapters = load_adapters(backend, &checkpoint, options.adapter.as_slice(), false, common)?;
+    let mut decoder: Decoder<'_, B, T> =
+        Decoder::new(backend, &model, &adapters, &checkpoint, prompt_ids.len(), options.max_tokens)?;
+    let numbers = Philox::new(common.seed, Purpose::Generate.stream(0));
+    let (mut ids, mut stopped) = (Vec::new(), false);
+    let bar = common.progress.bar("generate", options.max_tokens as u64);
+    let mut next: &[u32] = &prompt_ids;
+    while ids.len() < options.max_tokens {
+        common.check_stop("nothing is kept of a text")?;
+        let logits = decoder.feed(next)?;
+        let id = pick(logits, options.temperature, numbers.uniform_f64(ids.len() as u64))?;
+        if tokenizer.stops().contains(&id) {
+            stopped = true;
+            break;
+        }
+        ids.push(id);
+        next = &ids[ids.len() - 1..];
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let text = tokenizer.decode(&ids, true)?;
+    Ok(Generated { prompt_ids, ids, text, stopped })
+}
+
+/// A sequence being written, with its cache.
+pub struct Decoder<'a, B: Backend, T: Real> {
+    backend: &'a B,
+    model: &'a Model<B>,
+    adapters: &'a Adapters<B>,
+    session: Session<B, T>,
+    done: usize,
+    longest: usize,
+    logits: Vec<f32>,
+}
+
+impl<'a, B: Backend, T: Real> Decoder<'a, B, T> {
+    /// Room for a prompt of `prompt` tokens and `more` after it, as far as the model's positions go.
+    pub fn new(
+        backend: &'a B,
+        model: &'a Model<B>,
+        adapters: &'a Adapters<B>,
+        checkpoint: &Checkpoint,
+        prompt: usize,
+        more: usize,
+    ) -> Result<Decoder<'a, B, T>> {
+        let config = checkpoint.config();
+        let longest = prompt.saturating_add(more.saturating_sub(1)).max(prompt);
+        config.check_length(longest)?;
+        let tables = Tables::new(config, longest);
+        let size = RoomSize {
+            tokens: prompt,
+            copies: 1,
+            keep: Keep::Cache { rows: longest },
+            table_rows: 0,
+            ranks: adapters.ranks(),
+            dropout: false,
+            dtype: checkpoint.dtype()?,
+            head: Head::Logits(1),
+        };
+        let session = Session::new(backend, model, tables, size)?;
+        let logits = vec![0.0; config.vocab];
+        Ok(Decoder { backend, model, adapters, session, done: 0, longest, logits })
+    }
+
+    /// Feeds the next tokens; returns the logits `[V]` after the last of them.
+    pub fn feed(&mut self, ids: &[u32]) -> Result<&[f32]> {
+        let (start, end) = (self.done, self.done + ids.len());
+        if ids.is_empty() || end > self.longest {
+            return Err(Error::Op {
+                op: "generate",
+                why: format!("{} tokens after {start}, expected at most {}", ids.len(), self.longest),
+            });
+        }
+        let runs = [Run { positions: start..end, length: end }];
+        let past = if start > 0 { vec![0..start] } else { Vec::new() };
+        let segments = vec![Segment { q: 0..ids.len(), own: start, past }];
+        let input = self.session.runs(self.backend, ids.to_vec(), &runs, segments, start)?;
+        let layouts = self.adapters.layouts();
+        let stack = Stack { params: &self.adapters.params, layouts: &layouts };
+        self.session.forward(self.model, self.backend, &input, stack)?;
+        let room = &mut self.session.room;
+        self.model.logits(&mut self.logits, room, self.backend, ids.len() - 1, 1)?;
+        self.done = end;
+        Ok(&self.logits)
+    }
+}
+
+/// The likeliest token (the first of several), or one drawn from `softmax(logits / temperature)` by `u` in [0, 1).
+fn pick(logits: &[f32], temperature: f64, u: f64) -> Result<u32> {
+    let mut best = 0;
+    for (i, &x) in logits.iter().enumerate() {
+        if !x.is_finite() {
+            return Err(Error::Numeric(format!("logit {i} is {x}: look for NaN in the weights")));
+        }
+        if x > logits[best] {
+            best = i;
+        }
+    }
+    if temperature == 0.0 {
+        return Ok(best as u32);
+    }
+    let weight = |x: f32| ((f64::from(x) - f64::from(logits[best])) / temperature).exp();
+    let total: f64 = logits.iter().map(|&x| weight(x)).sum();
+    let mut left = u * total;
+    for (i, &x) in logits.iter().enumerate() {
+        left -= weight(x);
+        if left < 0.0 {
+            return Ok(i as u32);
+        }
+    }
+    Ok(best as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn picks_by_temperature() {
+        let logits = [0.0, 2.0, 2.0, -1.0];
+        assert_eq!(pick(&logits, 0.0, 0.9).unwrap(), 1);
+        assert_eq!(pick(&logits, 1.0, 0.0).unwrap(), 0);
+        assert_eq!(pick(&logits, 1.0, 0.999_999).unwrap(), 3);
+        let drawn: Vec<u32> = (0..1000).map(|i| pick(&logits, 1.0, f64::from(i) / 1000.0).unwrap()).collect();
+        let share = drawn.iter().filter(|&&d| d == 1).count() as f64 / 1000.0;
+        let exact = 2f64.exp() / (1.0 + 2.0 * 2f64.exp() + (-1f64).exp());
+        assert!((share - exact).abs() < 0.005, "{share} {exact}");
+        assert!(pick(&[f32::NAN], 0.0, 0.0).is_err());
+    }
+}
