@@ -6,6 +6,7 @@
 //! rounded to bf16 may land on the other side of a rounding boundary, which is 2^-7 of it.
 
 mod products {
+    pub mod head;
     pub mod linear;
     pub mod views;
 }

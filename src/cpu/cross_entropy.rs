@@ -1,15 +1,108 @@
 //! See [`crate::ops::cross_entropy`].
+//!
+//! Chunks of rows: x is gathered in f32, logits are made by tiles, turned into their gradient row by row, and
+//! multiplied with W by tiles into the place where x was. Without dx the logits' tiles are reduced where they are made.
 
-use crate::error::{Error, Result};
+#![allow(unsafe_code)]
+
+use rayon::prelude::*;
+
+use super::head::{Head, ROWS, score_scratch, softmax};
+use super::operand::{Source, Term, depth, narrow, weight_in_place};
+use super::parts;
+use super::product::Shared;
+use super::tiles::{Grid, Rooms, enough};
+use crate::error::Result;
 use crate::host::Host;
 use crate::ops::cross_entropy::CrossEntropy;
-use crate::tensor::Real;
+use crate::tensor::{DType, Frozen, Real};
 
-pub fn cross_entropy<T: Real>(op: CrossEntropy<'_, Host, T>) -> Result<()> {
-    op.check()?;
-    Err(Error::Op { op: "cross_entropy", why: "not written yet".into() })
+/// Logits of a chunk at most, but for a head of very many words.
+const LOGITS: usize = 1 << 23;
+/// Rows of a chunk however many words there are.
+const FEW: usize = 32;
+
+/// Rows of a chunk of `rows` supervised rows.
+fn chunk(rows: usize, vocab: usize) -> usize {
+    let most = (LOGITS / vocab.max(1)).clamp(FEW, ROWS);
+    rows.div_ceil(rows.div_ceil(most).max(1))
 }
 
-pub fn cross_entropy_scratch<T: Real>(_: usize, _: usize, _: usize, _: crate::tensor::DType) -> usize {
-    0
+/// Room of one thread: W widened.
+fn room<T: Real>(rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
+    if weight_in_place::<T>(dtype) {
+        return 0;
+    }
+    let logits = Grid::most(rows, vocab).1 * depth(width);
+    logits.max(Grid::most(rows, width).1 * depth(vocab))
+}
+
+/// f32 elements of scratch that [`cross_entropy`] uses on `threads` threads: logits and x of a chunk, and the rooms.
+pub fn cross_entropy_scratch<T: Real>(
+    rows: usize,
+    vocab: usize,
+    width: usize,
+    dtype: DType,
+    threads: usize,
+) -> usize {
+    let chunk = chunk(rows, vocab);
+    let both = chunk * (vocab + width) + threads * room::<T>(chunk, vocab, width, dtype);
+    both.max(score_scratch::<T>(rows, vocab, width, dtype, threads))
+}
+
+/// Computes [`CrossEntropy`].
+pub fn cross_entropy<T: Real>(op: CrossEntropy<'_, Host, T>) -> Result<()> {
+    let (v, d) = op.check()?;
+    let CrossEntropy { nll, dx, scratch, x, head, rows, targets, weight, .. } = op;
+    let need = cross_entropy_scratch::<T>(rows.len(), v, d, head.dtype(), rayon::current_num_threads());
+    enough("cross_entropy", scratch, need)?;
+    let states = Head { w: head, x };
+    let Some(dx) = dx else {
+        states.score(nll, scratch, rows, targets, -1.0);
+        return Ok(());
+    };
+    dx.par_chunks_mut(parts::ELEMENTS).for_each(|dx| dx.fill(T::zeroed()));
+    let most = chunk(rows.len(), v).max(1);
+    let (logits, scratch) = scratch.split_at_mut(most * v);
+    let (xs, scratch) = scratch.split_at_mut(most * d);
+    let rooms = Rooms::new(scratch, room::<T>(most, v, d, head.dtype()));
+    let chunks = nll.chunks_mut(most).zip(rows.chunks(most)).zip(targets.chunks(most));
+    for ((nll, rows), targets) in chunks {
+        let count = rows.len();
+        states.gather(xs, rows);
+        let weights = Source::<T>::Weight(head);
+        product(&mut logits[..count * v], xs, count, v, d, weights.by_columns(), &rooms);
+        let few = parts::rows(v);
+        let lines = logits.par_chunks_mut(few * v).zip(nll.par_chunks_mut(few)).zip(targets.par_chunks(few));
+        lines.for_each(|((logits, nll), targets)| {
+            for ((logits, nll), &target) in logits.chunks_mut(v).zip(nll).zip(targets) {
+                *nll = softmax::<T>(logits, target as usize, weight);
+            }
+        });
+        product(&mut xs[..count * d], logits, count, d, v, weights.by_rows(), &rooms);
+        for (sum, &row) in xs.chunks(d.max(1)).zip(rows) {
+            narrow(&mut dx[row as usize * d..][..d], sum);
+        }
+    }
+    Ok(())
+}
+
+/// `out[rows, cols] = left[rows, K] · right[cols, K]ᵀ` by tiles.
+fn product<T: Real>(
+    out: &mut [f32],
+    left: &[f32],
+    rows: usize,
+    cols: usize,
+    k: usize,
+    right: super::operand::Operand<'_, T>,
+    rooms: &Rooms<'_>,
+) {
+    let left = Source::Single { data: left, stride: k }.by_columns();
+    let (term, grid, out) = (Term { left, right, k, alpha: 1.0 }, Grid::new(rows, cols, k), Shared::new(out));
+    rooms.each(grid.len(), |i, room| {
+        let (m, n) = grid.at(i);
+        // SAFETY: tiles of a grid are disjoint.
+        let mut tile = unsafe { out.tile(m.start * cols + n.start, m.len(), n.len(), cols) };
+        term.tile(&mut tile, false, m, n, room);
+    });
 }

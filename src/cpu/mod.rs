@@ -10,6 +10,7 @@ mod cross_entropy;
 mod dropout;
 mod embed;
 mod exp;
+mod head;
 mod importance;
 mod linear;
 mod linear_bwd;
@@ -72,10 +73,10 @@ impl Scratch for Cpu {
         linear_bwd::linear_bwd_scratch::<T>(size, self.threads())
     }
     fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
-        cross_entropy::cross_entropy_scratch::<T>(rows, vocab, width, dtype)
+        cross_entropy::cross_entropy_scratch::<T>(rows, vocab, width, dtype, self.threads())
     }
     fn choice_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
-        choice::choice_scratch::<T>(rows, vocab, width, dtype)
+        choice::choice_scratch::<T>(rows, vocab, width, dtype, self.threads())
     }
     fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize {
         importance::importance_scratch::<T>(out, inner, scores)

@@ -35,6 +35,12 @@ impl<'a> Mat<'a> {
         Mat::new(&self.data[start..], (rows.len(), self.size.1), self.strides)
     }
 
+    /// Row `r`, of a matrix whose rows are contiguous.
+    pub(super) fn row(self, r: usize) -> &'a [f32] {
+        assert!(self.strides.1 == 1);
+        &self.data[r * self.strides.0..][..self.size.1]
+    }
+
     /// The transpose.
     pub(super) fn t(self) -> Mat<'a> {
         let swap = |(a, b)| (b, a);

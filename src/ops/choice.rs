@@ -1,7 +1,9 @@
 //! Log-probabilities of chosen tokens.
 
-use super::{ensure, holds};
+use super::cross_entropy::log_sum_exp;
+use super::{dot, ensure, holds, wide};
 use crate::error::Result;
+use crate::host::Host;
 use crate::tensor::{Frozen, Real, Store};
 
 /// `out[n] = x[rows[n]]·W[tokens[n]] − lse(x[rows[n]] Wᵀ)`; a row may be asked for several tokens.
@@ -39,4 +41,18 @@ impl<S: Store, T: Real> Choice<'_, S, T> {
         ensure(OP, self.ids.iter().all(|&t| (t as usize) < v), || format!("an id is not below V = {v}"))?;
         Ok((v, d))
     }
+}
+
+/// The definition of [`Choice`].
+pub fn reference<T: Real>(op: Choice<'_, Host, T>) -> Result<()> {
+    let (v, d) = op.check()?;
+    let mut w = vec![0f32; v * d];
+    op.head.rows::<T>(&mut w, 0..v);
+    for ((out, &row), &id) in op.out.iter_mut().zip(op.rows).zip(op.ids) {
+        let x = wide(&op.x[row as usize * d..][..d]);
+        let logit = |w: &[f32]| dot(x.iter().copied().zip(w.iter().map(|&w| f64::from(w))));
+        let logits: Vec<f64> = w.chunks(d.max(1)).map(logit).collect();
+        *out = (logits[id as usize] - log_sum_exp(&logits)) as f32;
+    }
+    Ok(())
 }

@@ -1,7 +1,8 @@
 //! The loss, over supervised rows only, with a frozen head.
 
-use super::{ensure, holds};
+use super::{dot, ensure, holds, narrow, wide};
 use crate::error::Result;
+use crate::host::Host;
 use crate::tensor::{Frozen, Real, Store};
 
 /// `nll[n] = lse(x[rows[n]] Wᵀ) − x[rows[n]]·W[targets[n]]`, and
@@ -50,4 +51,40 @@ impl<S: Store, T: Real> CrossEntropy<'_, S, T> {
         })?;
         Ok((v, d))
     }
+}
+
+/// The definition of [`CrossEntropy`].
+pub fn reference<T: Real>(op: CrossEntropy<'_, Host, T>) -> Result<()> {
+    let (v, d) = op.check()?;
+    let CrossEntropy { nll, mut dx, x, head, rows, targets, weight, .. } = op;
+    let mut w = vec![0f32; v * d];
+    head.rows::<T>(&mut w, 0..v);
+    let w: Vec<f64> = w.into_iter().map(f64::from).collect();
+    if let Some(dx) = &mut dx {
+        dx.fill(T::zeroed());
+    }
+    for ((nll, &row), &target) in nll.iter_mut().zip(rows).zip(targets) {
+        let (row, target) = (row as usize, target as usize);
+        let x = wide(&x[row * d..][..d]);
+        let logits: Vec<f64> =
+            (0..v).map(|id| dot(x.iter().copied().zip(w[id * d..][..d].iter().copied()))).collect();
+        let lse = log_sum_exp(&logits);
+        *nll = (lse - logits[target]) as f32;
+        let Some(dx) = &mut dx else { continue };
+        let mut sums = vec![0f64; d];
+        for (id, logit) in logits.iter().enumerate() {
+            let hit = if id == target { 1.0 } else { 0.0 };
+            let g = f64::from(weight) * ((logit - lse).exp() - hit);
+            let g = f64::from(T::round(g as f32));
+            sums.iter_mut().zip(&w[id * d..][..d]).for_each(|(sum, w)| *sum += g * w);
+        }
+        narrow(&mut dx[row * d..][..d], &sums);
+    }
+    Ok(())
+}
+
+/// `ln Σ eˣ`.
+pub(super) fn log_sum_exp(x: &[f64]) -> f64 {
+    let most = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    most + x.iter().map(|x| (x - most).exp()).sum::<f64>().ln()
 }
