@@ -55,8 +55,11 @@ impl Items {
             Some(shots) => examples(&tasks, shots)?,
             None => HashMap::new(),
         };
-        let places: Vec<(usize, usize)> =
-            tasks.iter().enumerate().flat_map(|(t, task)| (0..task.items.len()).map(move |i| (t, i))).collect();
+        let places: Vec<(usize, usize)> = tasks
+            .iter()
+            .enumerate()
+            .flat_map(|(t, task)| (0..task.items.len()).map(move |i| (t, i)))
+            .collect();
         let encode = |&(t, i): &(usize, usize)| {
             let item = &tasks[t].items[i];
             let before = item.subject.as_ref().and_then(|s| examples.get(s.as_str()));
@@ -76,7 +79,9 @@ impl Items {
                     fit.2.push(prompt);
                     continue;
                 }
-                Err(Unfit::TooLong { needs }) => format!("needs {needs} positions, the model has {positions}"),
+                Err(Unfit::TooLong { needs }) => {
+                    format!("needs {needs} positions, the model has {positions}")
+                }
                 Err(Unfit::EmptyOption { option }) => format!("option {option} adds no token to the context"),
                 Err(Unfit::EmptyContext) => {
                     "the context is empty and the tokenizer has neither BOS nor EOS to begin with".into()
@@ -122,7 +127,10 @@ fn examples(tasks: &[Task], shots: Shots<'_>) -> Result<HashMap<String, Vec<Item
     for task in tasks {
         for item in &task.items {
             let refuse = |why: &str| {
-                Err(Error::file(&task.path, format!("item {}: {why}, so --shots has no examples for it", item.id)))
+                Err(Error::file(
+                    &task.path,
+                    format!("item {}: {why}, so --shots has no examples for it", item.id),
+                ))
             };
             if matches!(item.form, Form::Prompt { .. }) {
                 return refuse("is a prompt that is taken as it stands");
@@ -156,12 +164,19 @@ mod tests {
             r#"{"prompt": "a b c d a b", "continuations": [" c", " d"], "answer": 0, "id": "long"}
 {"prompt": "a", "continuations": [" c", " d"], "answer": 1}"#,
         );
-        let two = write(dir.path(), "two.jsonl", r#"{"prompt": "a b", "continuations": [" c", " d a"], "answer": 1, "id": "x"}"#);
+        let two = write(
+            dir.path(),
+            "two.jsonl",
+            r#"{"prompt": "a b", "continuations": [" c", " d a"], "answer": 1, "id": "x"}"#,
+        );
         let tokenizer = fixture::tokenizer(true, &[]);
         let items = Items::load(&[one.clone(), two], &tokenizer, None, 4).unwrap();
         assert_eq!(items.places, [(0, 1), (1, 0)]);
         assert_eq!(items.unfit.len(), 1);
-        assert_eq!((items.unfit[0].id.as_str(), items.unfit[0].why.as_str()), ("long", "needs 7 positions, the model has 4"));
+        assert_eq!(
+            (items.unfit[0].id.as_str(), items.unfit[0].why.as_str()),
+            ("long", "needs 7 positions, the model has 4")
+        );
         let shown = items.shown(1, vec![vec![0.0, 1.0]]);
         assert_eq!((shown.context_ids, shown.option_ids), (vec![1, 3, 4], vec![vec![5], vec![6, 3]]));
         let err = Items::load(&[one.clone()], &tokenizer, None, 1).unwrap_err().to_string();
