@@ -18,8 +18,6 @@ use crate::ops::rope::Rope;
 use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
 use crate::tensor::{Real, Store};
 
-/// A view of a back end's buffer, to read.
-pub type View<'a, B, T> = <<B as Backend>::Store as Store>::View<'a, T>;
 /// A buffer of a back end.
 pub type Buf<B, T> = <<B as Backend>::Store as Store>::Buf<T>;
 /// A frozen weight of a back end.
@@ -27,13 +25,20 @@ pub type Matrix<B> = <<B as Backend>::Store as Store>::Matrix;
 
 /// Somebody who looks at each linear's input and output gradient as the backward pass makes them.
 pub trait Observe<B: Backend, T: Real> {
-    /// `x[T, I]` and `dy[T, O]` of `module`, whose weight is `w[O, I]`.
-    fn linear(&mut self, module: Module, x: View<'_, B, T>, dy: View<'_, B, T>, w: &Matrix<B>) -> Result<()>;
+    /// The first T `tokens` rows of `x[T, I]` and `dy[T, O]` of `module`, whose weight is `w[O, I]`.
+    fn linear(
+        &mut self,
+        module: Module,
+        x: &Buf<B, T>,
+        dy: &Buf<B, T>,
+        w: &Matrix<B>,
+        tokens: usize,
+    ) -> Result<()>;
 }
 
 /// Nobody.
 impl<B: Backend, T: Real> Observe<B, T> for () {
-    fn linear(&mut self, _: Module, _: View<'_, B, T>, _: View<'_, B, T>, _: &Matrix<B>) -> Result<()> {
+    fn linear(&mut self, _: Module, _: &Buf<B, T>, _: &Buf<B, T>, _: &Matrix<B>, _: usize) -> Result<()> {
         Ok(())
     }
 }
@@ -232,7 +237,7 @@ impl<B: Backend, T: Real, W: Observe<B, T>> Linears<'_, B, T, W> {
             let (o, i) = self.model.config.dims(target, self.l);
             let w = &weights[target as usize];
             inner = t * i;
-            self.observe.linear(module, B::Store::view(x, 0..inner), B::Store::view(dy, 0..t * o), w)?;
+            self.observe.linear(module, x, dy, w, t)?;
             let lora = self.trained.layout.and_then(|layout| layout.get(module));
             outs.push(LinearBwdOut {
                 dy: B::Store::view(dy, 0..t * o),

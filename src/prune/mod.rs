@@ -2,5 +2,6 @@
 
 pub mod groups;
 pub mod magnitude;
+pub mod observer;
 pub mod scores;
 pub mod select;

@@ -31,11 +31,8 @@ impl Cut {
         self.layers.as_ref().is_none_or(|r| r.contains(&l))
     }
 
-    /// The architecture that is left of `config`.
-    ///
-    /// It is an error if the ratio is no number between 0 and 1, the layers are not the model's, or a layer would keep
-    /// no head or no channel.
-    pub fn apply(&self, config: &ModelConfig) -> Result<ModelConfig> {
+    /// It is an error if the ratio is no number between 0 and 1, or the layers are not the model's.
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
         if !(self.ratio > 0.0 && self.ratio < 1.0) {
             let why = format!("ratio {}: expected a number above 0 and below 1", self.ratio);
             return Err(Error::Usage(why));
@@ -50,6 +47,14 @@ impl Cut {
             );
             return Err(Error::Usage(why));
         }
+        Ok(())
+    }
+
+    /// The architecture that is left of `config`.
+    ///
+    /// It is an error where [`Cut::check`] finds one, or a layer would keep no head or no channel.
+    pub fn apply(&self, config: &ModelConfig) -> Result<ModelConfig> {
+        self.check(config)?;
         let sizes: Vec<LayerSizes> = (0..config.layers)
             .map(|l| match config.layer_sizes(l) {
                 whole if self.prunes(l) => whole.at_ratio(self.ratio, config.head_dim, self.round_mlp),

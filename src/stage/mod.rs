@@ -3,8 +3,10 @@
 //! Stages are generic over the back end and the precision; they write through `checkpoint::output` and print nothing.
 
 pub mod adapters;
+pub mod budget;
 pub mod common;
 pub mod evaluate;
 pub mod generate;
 pub mod metrics;
+pub mod peak;
 pub mod progress;
