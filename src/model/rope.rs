@@ -31,17 +31,18 @@ pub fn inv_freq(config: &ModelConfig, tokens: usize) -> (Vec<f32>, f32) {
             (plain(theta * grown.powf(dim as f64 / (dim as f64 - 2.0))), 1.0)
         }
         RopeKind::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
-            let original = original_positions as f64;
+            // In f32, step by step: transformers' own rounding is what a model was trained with.
+            let [factor, low, high] = [factor, low_freq_factor, high_freq_factor].map(|x| x as f32);
+            let original = original_positions as f32;
             let scaled = plain(theta).into_iter().map(|f| {
-                let wavelength = 2.0 * PI / f64::from(f);
-                if wavelength < original / high_freq_factor {
+                let wavelength = (2.0 * PI) as f32 / f;
+                if wavelength < original / high {
                     f
-                } else if wavelength > original / low_freq_factor {
-                    (f64::from(f) / factor) as f32
+                } else if wavelength > original / low {
+                    f / factor
                 } else {
-                    let smooth =
-                        (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                    ((1.0 - smooth) * f64::from(f) / factor + smooth * f64::from(f)) as f32
+                    let smooth = (original / wavelength - low) / (high - low);
+                    (1.0 - smooth) * f / factor + smooth * f
                 }
             });
             (scaled.collect(), 1.0)
