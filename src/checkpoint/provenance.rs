@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 pub const PROVENANCE: &str = "anabranch.json";
 const FORMAT: &str = "anabranch/1";
 /// Files of an output folder that are not hashed: this one cannot hold its own hash, and metrics hold times.
-const NOT_HASHED: [&str; 2] = [PROVENANCE, "metrics.jsonl"];
+pub const NOT_HASHED: [&str; 2] = [PROVENANCE, "metrics.jsonl"];
 
 /// Where an output folder comes from: no paths, host names, user names or text of the data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -157,6 +157,14 @@ impl Provenance {
 /// The files of `dir` that are hashed, by path inside it with `/`, sorted. Names that start with a dot are left out:
 /// the marker of work in progress is one.
 pub fn list(dir: &Path) -> Result<Vec<String>> {
+    let hidden = |name: &str| name.split('/').any(|part| part.starts_with('.'));
+    let mut out = list_all(dir)?;
+    out.retain(|name| !hidden(name) && !NOT_HASHED.contains(&name.as_str()));
+    Ok(out)
+}
+
+/// All files of `dir`, by path inside it with `/`, sorted.
+pub fn list_all(dir: &Path) -> Result<Vec<String>> {
     let mut out = Vec::new();
     walk(dir, "", &mut out)?;
     out.sort();
@@ -169,13 +177,10 @@ fn walk(dir: &Path, prefix: &str, out: &mut Vec<String>) -> Result<()> {
         let path = entry.path();
         let name = entry.file_name();
         let name = name.to_str().ok_or_else(|| Error::file(&path, "has a name that is no UTF-8"))?;
-        if name.starts_with('.') {
-            continue;
-        }
         let name = format!("{prefix}{name}");
         if entry.file_type().map_err(Error::io(&path))?.is_dir() {
             walk(&path, &format!("{name}/"), out)?;
-        } else if !NOT_HASHED.contains(&name.as_str()) {
+        } else {
             out.push(name);
         }
     }
