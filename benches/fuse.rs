@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use anabranch::checkpoint::module::{Module, Target};
-use anabranch::fuse::certificate::measure;
+use anabranch::fuse::measure::measure;
 use anabranch::fuse::options::Method;
 use anabranch::fuse::{Batch, Factors, Frame, Fusion, Grams, LoraCr};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

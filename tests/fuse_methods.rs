@@ -3,9 +3,9 @@
 mod dense;
 
 use anabranch::checkpoint::module::{Module, Target};
-use anabranch::fuse::certificate::measure;
 use anabranch::fuse::conflict::{ConflictReport, module_conflict};
 use anabranch::fuse::ffa::check_frozen;
+use anabranch::fuse::measure::measure;
 use anabranch::fuse::options::{Coverage, Fedsa, Gate, Method, SharedRank};
 use anabranch::fuse::truncate::truncate;
 use anabranch::fuse::{Batch, Factors, Fusion, Grams, Kept, LoraCr};

@@ -1,14 +1,20 @@
-//! What a fusion did to one module, measured on the factors as they are written.
+//! `certificate.json`: what a fusion did, module by module and in all.
 
-use faer::{Mat, MatRef};
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::fuse::algebra::{gram, inner, product, pseudo_inverse};
-use crate::fuse::conflict::Score;
+use crate::fuse::conflict::{Score, score};
 use crate::fuse::factors::{Batch, Factors};
-use crate::fuse::grams::Grams;
-use crate::fuse::lora_cr::Resolution;
+use crate::fuse::lora_cr::LoraCr;
+use crate::fuse::measure::measure;
+use crate::fuse::pipeline::{Outcome, Recipe};
+
+/// The file's name.
+pub const CERTIFICATE: &str = "certificate.json";
+/// What the file calls itself.
+const FORMAT: &str = "anabranch-certificate/1";
 
 /// The certificate of one module.
 #[derive(Clone, Debug, Serialize)]
@@ -17,13 +23,15 @@ pub struct ModuleCertificate {
     pub layer: usize,
     /// `q`, `k`, `v`, `o`, `gate`, `up` or `down`.
     pub target: String,
+    /// The adapters that have the module, by position.
+    pub adapters: Vec<usize>,
     /// What was done: `fedavg`, `ffa_ref(0)`, `fedsa_client:1`, …
     pub variant: String,
     /// The rank of the result before padding.
     pub rank: usize,
-    /// `‖got − expected‖ / ‖expected‖` of the method's definition; `‖got‖` where that is 0.
+    /// `‖got − expected‖ / ‖expected‖` of the method's definition, got as written; `‖got‖` where expected is 0.
     pub error: f64,
-    /// `‖got − Σ wᵢDᵢ‖ / ‖Σ wᵢDᵢ‖` of the (resolved) updates; `‖got‖` where that is 0.
+    /// `‖got − Σ wᵢDᵢ‖ / ‖Σ wᵢDᵢ‖` of the (resolved) updates; `‖got‖` where their mean is 0.
     pub distance_to_mean: f64,
     /// The share of the energy that truncation kept.
     pub energy_kept: f64,
@@ -31,87 +39,143 @@ pub struct ModuleCertificate {
     pub effective_scale: Vec<f64>,
     /// c̄ of the updates as read.
     pub before: Score,
-    /// c̄ of the updates after `--resolve`, where it was asked for.
+    /// c̄ of the updates after `--resolve`, computed anew from them, where it was asked for.
     pub after: Option<Score>,
+    /// `Σ ‖D_i^CR‖² / Σ ‖Dᵢ‖²`, where `--resolve` was asked for.
+    pub energy_resolved: Option<f64>,
 }
 
-/// How a written update compares with what it should be.
-#[derive(Clone, Debug)]
-pub struct Measured {
+/// Least, mean and largest of a number over the modules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Spread {
+    /// The least.
+    pub min: f64,
+    /// The mean.
+    pub mean: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+/// The certificate of a fusion.
+#[derive(Clone, Debug, Serialize)]
+pub struct Certificate {
+    /// `anabranch-certificate/1`.
+    pub format: &'static str,
+    /// What was asked for.
+    pub recipe: Recipe,
+    /// The weight of each adapter, before any was missing.
+    pub weights: Vec<f64>,
+    /// The base's fingerprint, where an adapter knows it.
+    pub base_fingerprint: Option<String>,
+    /// The dtype of the factors or weights that were written.
+    pub dtype: String,
+    /// How many modules took which form of the method.
+    pub variants: BTreeMap<String, usize>,
     /// `‖got − expected‖ / ‖expected‖`.
-    pub error: f64,
+    pub error: Spread,
     /// `‖got − Σ wᵢDᵢ‖ / ‖Σ wᵢDᵢ‖`.
-    pub distance_to_mean: f64,
-    /// The least-squares share of each update as read.
+    pub distance_to_mean: Spread,
+    /// The share of the energy that truncation kept.
+    pub energy_kept: Spread,
+    /// The mean effective scale of each adapter over the modules that it has.
     pub effective_scale: Vec<f64>,
+    /// c̄ of the updates as read, mean over modules.
+    pub before: Score,
+    /// c̄ of the resolved updates, mean over modules.
+    pub after: Option<Score>,
+    /// Every module, by layer and in the order of the forward pass.
+    pub modules: Vec<ModuleCertificate>,
 }
 
-/// Measures `got`, the factors as written, against the `expected` ones and the updates `inputs` with Grams `grams`.
-///
-/// `resolution` is what was done to the updates before they were fused. The difference to `expected` is taken factor by
-/// factor, `δB A + B δA`, so that it is exact however small; the distance to the mean comes from Grams and cannot tell
-/// less than about 1e-8 from 0.
-pub fn measure(
-    got: &Factors,
-    expected: &Factors,
-    inputs: &Batch,
-    grams: &Grams,
-    resolution: Option<&Resolution>,
-) -> Result<Measured> {
-    let size = norm_squared(got.bt(), got.a());
-    let error = ratio(difference_squared(got, expected), norm_squared(expected.bt(), expected.a()), size);
+impl ModuleCertificate {
+    /// Measures `got`, the factors as written, of a batch's way through `recipe`.
+    pub fn new(
+        batch: &Batch,
+        recipe: &Recipe,
+        outcome: &Outcome,
+        got: &Factors,
+    ) -> Result<ModuleCertificate> {
+        let (grams, fused) = (&outcome.grams, &outcome.fused);
+        let measured = measure(got, &fused.factors, batch, grams, outcome.resolution.as_ref())?;
+        let options = recipe.resolve.unwrap_or_default();
+        let energy = |g: &crate::fuse::Grams| {
+            let p = g.products();
+            (0..p.nrows()).map(|e| p[(e, e)].max(0.0)).sum::<f64>()
+        };
+        let (before, after, energy_resolved) = match &outcome.resolution {
+            None => (score(grams, &LoraCr::default())?, None, None),
+            Some(r) => {
+                let resolved = r.grams(grams);
+                let total = energy(grams);
+                let kept = if total > 0.0 { energy(&resolved) / total } else { 1.0 };
+                (Score::of(&r.directions), Some(score(&resolved, &options)?), Some(kept))
+            }
+        };
+        Ok(ModuleCertificate {
+            layer: batch.frame.module.layer,
+            target: batch.frame.module.target.short().to_owned(),
+            adapters: batch.frame.members.clone(),
+            variant: fused.variant.clone(),
+            rank: fused.factors.rank(),
+            error: measured.error,
+            distance_to_mean: measured.distance_to_mean,
+            energy_kept: fused.energy_kept,
+            effective_scale: measured.effective_scale,
+            before,
+            after,
+            energy_resolved,
+        })
+    }
+}
 
-    let (gb, ga) = (product(got.bt(), inputs.stack.b()), product(got.a(), inputs.stack.a().transpose()));
-    let along = along(inputs, gb.as_ref(), ga.as_ref());
-    let scale = product(pseudo_inverse(grams.products().as_ref())?.as_ref(), along.as_ref());
-
-    let (products, along) = match resolution {
-        None => (grams.products(), along),
-        Some(r) => {
-            let gb = r.left.as_ref().map_or_else(|| gb.clone(), |w| product(gb.as_ref(), w.as_ref()));
-            let ga = r.right.as_ref().map_or_else(|| ga.clone(), |w| product(ga.as_ref(), w.transpose()));
-            (r.grams(grams).products(), self::along(inputs, gb.as_ref(), ga.as_ref()))
+impl Spread {
+    /// Of these numbers; zeros of none.
+    fn of(x: impl Iterator<Item = f64> + Clone) -> Spread {
+        let n = x.clone().count();
+        if n == 0 {
+            return Spread::default();
         }
-    };
-    let w = Mat::from_fn(inputs.frame.edges(), 1, |e, _| inputs.frame.weights[e]);
-    let mean = product(w.transpose(), product(products.as_ref(), w.as_ref()).as_ref())[(0, 0)];
-    let cross = product(w.transpose(), along.as_ref())[(0, 0)];
-    Ok(Measured {
-        error,
-        distance_to_mean: ratio(size - 2.0 * cross + mean, mean, size),
-        effective_scale: (0..inputs.frame.edges()).map(|e| scale[(e, 0)]).collect(),
-    })
+        Spread {
+            min: x.clone().fold(f64::INFINITY, f64::min),
+            mean: x.clone().sum::<f64>() / n as f64,
+            max: x.fold(f64::NEG_INFINITY, f64::max),
+        }
+    }
 }
 
-/// `⟨got, Dₑ⟩` for each e, `[E, 1]`, from `gb = Bᵀ [B₁ …]` and `ga = A [A₁; …]ᵀ`, both `[R, P]`.
-fn along(inputs: &Batch, gb: MatRef<'_, f64>, ga: MatRef<'_, f64>) -> Mat<f64> {
-    Mat::from_fn(inputs.frame.edges(), 1, |e, _| {
-        let at = inputs.frame.block(e);
-        inner(gb.subcols(at.start, at.len()), ga.subcols(at.start, at.len()))
-    })
-}
-
-/// `‖B A‖²` from `Bᵀ` and A.
-fn norm_squared(bt: MatRef<'_, f64>, a: MatRef<'_, f64>) -> f64 {
-    inner(gram(bt).as_ref(), gram(a).as_ref()).max(0.0)
-}
-
-/// `‖B A − B' A'‖²` as `‖[B − B', B'] [A; A − A']‖²`; missing rows of the smaller rank are zero.
-fn difference_squared(got: &Factors, expected: &Factors) -> f64 {
-    let r = got.rank().max(expected.rank());
-    let at = |x: MatRef<'_, f64>, k: usize, j: usize| if k < x.nrows() { x[(k, j)] } else { 0.0 };
-    let bt = Mat::from_fn(2 * r, got.bt().ncols(), |k, j| match k.checked_sub(r) {
-        None => at(got.bt(), k, j) - at(expected.bt(), k, j),
-        Some(k) => at(expected.bt(), k, j),
-    });
-    let a = Mat::from_fn(2 * r, got.a().ncols(), |k, j| match k.checked_sub(r) {
-        None => at(got.a(), k, j),
-        Some(k) => at(got.a(), k, j) - at(expected.a(), k, j),
-    });
-    norm_squared(bt.as_ref(), a.as_ref())
-}
-
-/// `√(difference / reference)`, or `√size` where the reference is 0.
-fn ratio(difference: f64, reference: f64, size: f64) -> f64 {
-    if reference > 0.0 { (difference.max(0.0) / reference).sqrt() } else { size.sqrt() }
+impl Certificate {
+    /// Sums up the modules of a fusion of adapters with these `weights`, written in `dtype`.
+    pub fn new(
+        recipe: Recipe,
+        weights: &[f64],
+        base_fingerprint: Option<&str>,
+        dtype: &str,
+        modules: Vec<ModuleCertificate>,
+    ) -> Certificate {
+        let mut variants = BTreeMap::new();
+        let mut scales = vec![(0.0, 0usize); weights.len()];
+        for m in &modules {
+            *variants.entry(m.variant.clone()).or_insert(0) += 1;
+            for (&e, c) in m.adapters.iter().zip(&m.effective_scale) {
+                scales[e].0 += c;
+                scales[e].1 += 1;
+            }
+        }
+        let after = modules.iter().map(|m| m.after).collect::<Option<Vec<_>>>();
+        Certificate {
+            format: FORMAT,
+            recipe,
+            weights: weights.to_vec(),
+            base_fingerprint: base_fingerprint.map(str::to_owned),
+            dtype: dtype.to_owned(),
+            variants,
+            error: Spread::of(modules.iter().map(|m| m.error)),
+            distance_to_mean: Spread::of(modules.iter().map(|m| m.distance_to_mean)),
+            energy_kept: Spread::of(modules.iter().map(|m| m.energy_kept)),
+            effective_scale: scales.into_iter().map(|(sum, n)| sum / n.max(1) as f64).collect(),
+            before: Score::mean(modules.iter().map(|m| &m.before)),
+            after: after.map(|scores| Score::mean(scores.iter())),
+            modules,
+        }
+    }
 }

@@ -105,6 +105,17 @@ pub struct ConflictReport {
     pub energy_kept: f64,
 }
 
+/// c̄ of the updates with these Grams, compared as `options` say: on the left side, or the right one under
+/// `--side right`.
+pub fn score(grams: &Grams, options: &LoraCr) -> Result<Score> {
+    let side = match options.side {
+        Side::Both => Side::Left,
+        side => side,
+    };
+    let options = LoraCr { side, restore: Restore::None, ..*options };
+    Ok(Score::of(&options.resolve(grams, &[])?.directions))
+}
+
 /// Compares the updates of one module: `grams` are theirs, `resolution` is what `options` made of them.
 ///
 /// The scores are those of the left side, or of the right one under `--side right`.
@@ -117,12 +128,6 @@ pub fn module_conflict(
     let before = grams.products();
     let resolved = resolution.grams(grams);
     let after = resolved.products();
-    // The scores after: the same comparison on the same side, of the resolved updates.
-    let one_side = match options.side {
-        Side::Both => Side::Left,
-        side => side,
-    };
-    let again = LoraCr { side: one_side, restore: Restore::None, ..*options }.resolve(&resolved, &[])?;
     let norms = norms(&before);
     let energy = trace(&before);
     Ok(ModuleConflict {
@@ -134,7 +139,7 @@ pub fn module_conflict(
         directions: resolution.directions.len(),
         subspace_energy: resolution.subspace_energy,
         before: Score::of(&resolution.directions),
-        after: Score::of(&again.directions),
+        after: score(&resolved, options)?,
         cosines: cosines(&before),
         norms_after: self::norms(&after),
         norms,

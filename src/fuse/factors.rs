@@ -35,6 +35,49 @@ impl Factors {
         Ok(Factors { bt, a })
     }
 
+    /// `R` zero columns of B and rows of A, of a module of `size` `(O, I)`.
+    pub fn zeros(rank: usize, size: (usize, usize)) -> Factors {
+        Factors { bt: Mat::zeros(rank, size.0), a: Mat::zeros(rank, size.1) }
+    }
+
+    /// Puts `scale · b` and `a`, row by row as in a file (`b[O, R]`, `a[R, I]`), at the rows `at` of the stack.
+    pub(crate) fn place(&mut self, at: Range<usize>, b: &[f64], a: &[f64], scale: f64) {
+        let (r, i) = (at.len(), self.a.ncols());
+        // B lies in the file as the columns of Bᵀ do in memory, A across them.
+        for (o, b) in b.chunks_exact(r).enumerate() {
+            for (out, b) in self.bt.col_as_slice_mut(o)[at.clone()].iter_mut().zip(b) {
+                *out = scale * b;
+            }
+        }
+        for x in 0..i {
+            for (k, out) in self.a.col_as_slice_mut(x)[at.clone()].iter_mut().enumerate() {
+                *out = a[k * i + x];
+            }
+        }
+    }
+
+    /// `B[O, R]` row by row, as in a file.
+    pub fn b_rows(&self) -> Vec<f64> {
+        (0..self.bt.ncols()).flat_map(|o| self.bt.col_as_slice(o)).copied().collect()
+    }
+
+    /// `A[R, I]` row by row, as in a file.
+    pub fn a_rows(&self) -> Vec<f64> {
+        let (r, i) = (self.a.nrows(), self.a.ncols());
+        let mut out = vec![0.0; r * i];
+        for x in 0..i {
+            for (k, a) in self.a.col_as_slice(x).iter().enumerate() {
+                out[k * i + x] = *a;
+            }
+        }
+        out
+    }
+
+    /// Whether no number is NaN or infinite.
+    pub fn is_finite(&self) -> bool {
+        self.bt.is_all_finite() && self.a.is_all_finite()
+    }
+
     /// `B[O, R]`.
     pub fn b(&self) -> MatRef<'_, f64> {
         self.bt.transpose()

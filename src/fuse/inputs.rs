@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use faer::Mat;
-
 use crate::checkpoint::adapter::{Adapter, Coordinates};
 use crate::checkpoint::factor::Pair;
 use crate::checkpoint::module::Module;
@@ -93,30 +91,16 @@ impl Inputs {
     /// An error, naming file and tensor, where a value is NaN or infinite.
     pub fn batch(&self, frame: Frame) -> Result<Batch> {
         let pairs = self.pairs(frame.module);
-        let (o, i) = frame.size;
-        let mut bt = Mat::zeros(frame.rank(), o);
-        let mut a = Mat::zeros(frame.rank(), i);
+        let mut stack = Factors::zeros(frame.rank(), frame.size);
         for (e, pair) in pairs.iter().enumerate() {
-            let rows = frame.block(e);
-            // B[O, R] lies in the file as the columns of Bᵀ do in memory, A[R, I] across them.
-            let (from_b, from_a) = (pair.b.to_f64(), pair.a.to_f64());
-            for (x, from) in from_b.chunks_exact(pair.rank).enumerate() {
-                for (out, b) in bt.col_as_slice_mut(x)[rows.clone()].iter_mut().zip(from) {
-                    *out = pair.scale * b;
-                }
-            }
-            for x in 0..i {
-                for (k, out) in a.col_as_slice_mut(x)[rows.clone()].iter_mut().enumerate() {
-                    *out = from_a[k * i + x];
-                }
-            }
+            stack.place(frame.block(e), &pair.b.to_f64(), &pair.a.to_f64(), pair.scale);
         }
-        if !(bt.is_all_finite() && a.is_all_finite()) {
+        if !stack.is_finite() {
             pairs.iter().try_for_each(|p| p.check_finite())?;
             let why = format!("{}: a scale of {:?} is too large for f64", frame.module, pairs[0].scale);
             return Err(Error::Numeric(why));
         }
-        Batch::new(frame, Factors::new(bt, a)?)
+        Batch::new(frame, stack)
     }
 
     fn pairs(&self, module: Module) -> Vec<&Pair> {

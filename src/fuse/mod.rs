@@ -1,7 +1,7 @@
 //! Fusing the updates of several adapters: conflict resolution, one file a method, and the certificate.
 //!
 //! Everything works on the factors of `ΔWₑ = Bₑ Aₑ` (the scale folded into B) in f64; no `[O, I]` update is formed.
-//! For one module: [`Batch`] → [`Grams`] → [`LoraCr::resolve`] → [`Fusion::fuse`] → [`certificate::measure`].
+//! For one module: [`Batch`] → [`Grams`] → [`LoraCr::resolve`] → [`Fusion::fuse`] → [`measure::measure`].
 
 pub mod algebra;
 pub mod certificate;
@@ -18,6 +18,7 @@ pub mod inputs;
 mod lora_cr;
 mod mean;
 mod mean_svd;
+pub mod measure;
 mod method;
 pub mod options;
 mod pipeline;

@@ -5,7 +5,9 @@
 pub mod adapters;
 pub mod budget;
 pub mod common;
+pub mod conflict;
 pub mod evaluate;
+pub mod fuse;
 pub mod generate;
 pub mod metrics;
 pub mod peak;

@@ -1,0 +1,239 @@
+//! `fuse`: several adapters become one, module by module, in memory of a few modules.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::{iter, thread};
+
+use indicatif::ProgressBar;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::common::Common;
+use crate::checkpoint::adapter_config::AdapterConfig;
+use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
+use crate::checkpoint::module::{Module, Target};
+use crate::checkpoint::provenance::Provenance;
+use crate::checkpoint::{convert, digest};
+use crate::error::{Error, Result};
+use crate::fuse::certificate::{CERTIFICATE, Certificate, ModuleCertificate};
+use crate::fuse::inputs::Inputs;
+use crate::fuse::options::Method;
+use crate::fuse::weights::{Weights, renormalised};
+use crate::fuse::{Factors, Frame, Recipe};
+use crate::tensor::DType;
+
+/// `--profile`: the form of the adapter that is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// One rank for all modules, padded with zeros, `lora_alpha = r`: right in every reader.
+    #[default]
+    Portable,
+    /// A rank by module, as PEFT's patterns.
+    Peft,
+}
+
+/// What `fuse` is asked.
+#[derive(Clone, Debug)]
+pub struct FuseOptions {
+    /// The adapters' folders.
+    pub adapters: Vec<PathBuf>,
+    /// The method and the resolution before it.
+    pub recipe: Recipe,
+    /// How much each adapter counts.
+    pub weights: Weights,
+    /// Fuse, in each module, those who have it.
+    pub allow_missing: bool,
+    /// The dtype of the factors.
+    pub dtype: DType,
+    /// The form of the adapter.
+    pub profile: Profile,
+}
+
+/// A fusion that was checked and has not begun.
+#[derive(Debug)]
+pub struct FusePlan {
+    /// The adapters.
+    pub inputs: Inputs,
+    /// Each module's members, with their weights.
+    pub frames: Vec<Frame>,
+    /// The rank of each module's result.
+    pub ranks: Vec<usize>,
+    /// The weight of each adapter.
+    pub weights: Vec<f64>,
+    options: FuseOptions,
+}
+
+/// Opens and checks the adapters and everything that can be known without reading their values.
+///
+/// `as_adapter` says whether factors will be written, so that a rank above `min(O, I)` is refused.
+pub fn plan(common: &Common, options: &FuseOptions, as_adapter: bool) -> Result<FusePlan> {
+    options.recipe.fusion.check()?;
+    let inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
+    let weights = match options.recipe.fusion.method {
+        Method::TaskArithmetic => options.weights.as_given(inputs.adapters.len())?,
+        _ => options.weights.normalised(&inputs.samples())?,
+    };
+    let mut frames = Vec::with_capacity(inputs.modules.len());
+    let mut ranks = Vec::with_capacity(inputs.modules.len());
+    for &module in &inputs.modules {
+        let mut frame = inputs.frame(module);
+        frame.weights = match options.recipe.fusion.method {
+            Method::TaskArithmetic => frame.members.iter().map(|&e| weights[e]).collect(),
+            _ => renormalised(&weights, &frame.members),
+        };
+        ranks.push(options.recipe.fusion.rank_of(&frame, as_adapter)?);
+        frames.push(frame);
+    }
+    Ok(FusePlan { inputs, frames, ranks, weights, options: options.clone() })
+}
+
+/// One module ready to be written.
+struct Written {
+    module: Module,
+    a: Vec<u8>,
+    b: Vec<u8>,
+    certificate: ModuleCertificate,
+}
+
+impl FusePlan {
+    /// The rank in the file of a module whose result has rank `rank`.
+    fn file_rank(&self, rank: usize) -> usize {
+        match self.options.profile {
+            Profile::Portable => self.ranks.iter().copied().max().unwrap_or(rank),
+            Profile::Peft => rank,
+        }
+    }
+
+    /// Bytes of the factors that will be written.
+    pub fn bytes(&self) -> u64 {
+        let numbers =
+            |(f, &r): (&Frame, &usize)| self.file_rank(r) as u64 * (f.size.0 as u64 + f.size.1 as u64);
+        self.frames.iter().zip(&self.ranks).map(numbers).sum::<u64>() * self.options.dtype.size() as u64
+    }
+
+    /// Writes the fused adapter into the folder `dir`, which is there and empty, with `certificate.json`.
+    ///
+    /// A few modules are computed at once while those before them are written; results do not depend on the threads.
+    pub fn write_adapter(&self, common: &Common, dir: &Path) -> Result<Certificate> {
+        let bar = common.progress.bar("fuse", self.frames.len() as u64);
+        let dtype = self.options.dtype;
+        let specs: Vec<PairSpec> = iter::zip(&self.frames, &self.ranks)
+            .map(|(f, &r)| PairSpec {
+                module: f.module,
+                rank: self.file_rank(r),
+                dims: f.size,
+                dtypes: (dtype, dtype),
+            })
+            .collect();
+        let writer = AdapterWriter::create(dir, self.config()?, specs)?;
+        let (send, receive) = sync_channel::<Vec<Written>>(1);
+        let (writer, modules) = thread::scope(|scope| {
+            let writing = scope.spawn(|| write_all(writer, receive, &bar));
+            let computed = self.compute(common, |chunk| send.send(chunk).is_ok());
+            drop(send);
+            let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            // The writer's error first: it is why computing stopped.
+            written.and_then(|w| computed.map(|()| w))
+        })?;
+        bar.finish_and_clear();
+        let fingerprint = self.inputs.base_fingerprint.as_deref();
+        let certificate =
+            Certificate::new(self.options.recipe, &self.weights, fingerprint, dtype.name(), modules);
+        digest::write_json(&dir.join(CERTIFICATE), &certificate)?;
+        writer.finish(None, self.provenance())?;
+        Ok(certificate)
+    }
+
+    /// Computes the modules in order, a few at once, and hands them on until `take` says no.
+    fn compute(&self, common: &Common, mut take: impl FnMut(Vec<Written>) -> bool) -> Result<()> {
+        let work: Vec<_> = iter::zip(&self.frames, &self.ranks).collect();
+        for chunk in work.chunks(2 * rayon::current_num_threads()) {
+            common.check_stop("nothing was written")?;
+            let done: Vec<_> = chunk.par_iter().map(|(frame, rank)| self.module(frame, **rank)).collect();
+            if !take(done.into_iter().collect::<Result<_>>()?) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fuses one module and rounds it to the file's dtype; the certificate is of what the bytes say.
+    fn module(&self, frame: &Frame, rank: usize) -> Result<Written> {
+        let (recipe, dtype) = (&self.options.recipe, self.options.dtype);
+        let batch = self.inputs.batch(frame.clone())?;
+        let outcome = recipe.run(&batch, true)?;
+        let padded = outcome.fused.factors.clone().padded(self.file_rank(rank));
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        convert::narrow_f64(&mut a, &padded.a_rows(), dtype);
+        convert::narrow_f64(&mut b, &padded.b_rows(), dtype);
+        if convert::first_non_finite(&a, dtype).or(convert::first_non_finite(&b, dtype)).is_some() {
+            return Err(Error::Numeric(format!(
+                "{}: a factor of the result is too large for {dtype}; --dtype f32 has the widest range",
+                frame.module
+            )));
+        }
+        let got = read_back(&padded, &a, &b, dtype);
+        let certificate = ModuleCertificate::new(&batch, recipe, &outcome, &got)?;
+        Ok(Written { module: frame.module, a, b, certificate })
+    }
+
+    /// `adapter_config.json`.
+    fn config(&self) -> Result<AdapterConfig> {
+        let base = self.inputs.base_name();
+        match self.options.profile {
+            Profile::Portable => {
+                let rank = self.ranks.iter().copied().max().unwrap_or(1);
+                let targets: Vec<Target> = Target::ALL
+                    .into_iter()
+                    .filter(|t| self.inputs.modules.iter().any(|m| m.target == *t))
+                    .collect();
+                Ok(AdapterConfig::portable(rank, &targets, base))
+            }
+            Profile::Peft => {
+                let ranks = iter::zip(&self.inputs.modules, &self.ranks).map(|(m, r)| (*m, *r)).collect();
+                AdapterConfig::patterned(&ranks, base)
+            }
+        }
+    }
+
+    /// `anabranch.json`: the options, and what all inputs agree on.
+    fn provenance(&self) -> Provenance {
+        let mut p = Provenance::new("fuse");
+        p.base_fingerprint = self.inputs.base_fingerprint.clone();
+        p.model_fingerprint = self.inputs.base_fingerprint.clone();
+        p.samples = self.inputs.samples().into_iter().sum();
+        if let Ok(serde_json::Value::Object(recipe)) = serde_json::to_value(self.options.recipe) {
+            p.options = recipe;
+        }
+        p.options.insert("weights".into(), self.options.weights.to_string().into());
+        p.options.insert("adapters".into(), self.inputs.adapters.len().into());
+        p
+    }
+}
+
+/// The factors as the bytes of a file say.
+fn read_back(shape: &Factors, a: &[u8], b: &[u8], dtype: DType) -> Factors {
+    let (o, i) = shape.size();
+    let (mut wide_a, mut wide_b) = (vec![0.0; shape.rank() * i], vec![0.0; o * shape.rank()]);
+    convert::widen_f64(&mut wide_a, a, dtype);
+    convert::widen_f64(&mut wide_b, b, dtype);
+    let mut out = Factors::zeros(shape.rank(), shape.size());
+    out.place(0..shape.rank(), &wide_b, &wide_a, 1.0);
+    out
+}
+
+/// Writes modules as they come.
+fn write_all(
+    mut writer: AdapterWriter,
+    receive: Receiver<Vec<Written>>,
+    bar: &ProgressBar,
+) -> Result<(AdapterWriter, Vec<ModuleCertificate>)> {
+    let mut certificates = Vec::new();
+    for done in receive.into_iter().flatten() {
+        writer.write_bytes(done.module, &done.a, &done.b)?;
+        certificates.push(done.certificate);
+        bar.inc(1);
+    }
+    Ok((writer, certificates))
+}
