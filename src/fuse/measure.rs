@@ -46,7 +46,8 @@ pub fn measure(
             (r.grams(grams).products(), self::along(inputs, gb.as_ref(), ga.as_ref()))
         }
     };
-    let w = Mat::from_fn(inputs.frame.edges(), 1, |e, _| inputs.frame.weights[e]);
+    let w = mean_weights(&inputs.frame.weights);
+    let w = Mat::from_fn(w.len(), 1, |e, _| w[e]);
     let mean = product(w.transpose(), product(products.as_ref(), w.as_ref()).as_ref())[(0, 0)];
     let cross = product(w.transpose(), along.as_ref())[(0, 0)];
     Ok(Measured {
@@ -54,6 +55,16 @@ pub fn measure(
         distance_to_mean: ratio(size - 2.0 * cross + mean, mean, size),
         effective_scale: (0..inputs.frame.edges()).map(|e| scale[(e, 0)]).collect(),
     })
+}
+
+/// Weights that add up to 1, as those of a mean do; equal ones where the sum is not positive.
+fn mean_weights(weights: &[f64]) -> Vec<f64> {
+    let sum: f64 = weights.iter().sum();
+    if sum > 0.0 {
+        weights.iter().map(|w| w / sum).collect()
+    } else {
+        vec![1.0 / weights.len() as f64; weights.len()]
+    }
 }
 
 /// `⟨got, Dₑ⟩` for each e, `[E, 1]`, from `gb = Bᵀ [B₁ …]` and `ga = A [A₁; …]ᵀ`, both `[R, P]`.
