@@ -7,6 +7,7 @@
 
 mod products {
     pub mod head;
+    pub mod importance;
     pub mod linear;
     pub mod views;
 }

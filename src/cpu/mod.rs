@@ -79,7 +79,7 @@ impl Scratch for Cpu {
         choice::choice_scratch::<T>(rows, vocab, width, dtype, self.threads())
     }
     fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize {
-        importance::importance_scratch::<T>(out, inner, scores)
+        importance::importance_scratch::<T>(out, inner, scores, self.threads())
     }
     fn kept_bytes(&self) -> usize {
         attention::ROOM_BYTES * self.threads()

@@ -49,7 +49,8 @@ impl Grid {
 
     /// Tiles.
     pub(super) fn len(&self) -> usize {
-        self.rows.div_ceil(self.tile.0) * self.cols.div_ceil(self.tile.1)
+        let (down, across) = self.count();
+        down * across
     }
 
     /// Rows and columns that no tile exceeds, of any output of at most `cols` columns.
@@ -57,9 +58,14 @@ impl Grid {
         (rows.min(ROWS), cols.min(COLS))
     }
 
+    /// Rows of tiles and columns of tiles.
+    pub(super) fn count(&self) -> (usize, usize) {
+        (self.rows.div_ceil(self.tile.0), self.cols.div_ceil(self.tile.1))
+    }
+
     /// Rows and columns of tile `i`; tiles of the same columns follow one another.
     pub(super) fn at(&self, i: usize) -> (Range<usize>, Range<usize>) {
-        let down = self.rows.div_ceil(self.tile.0);
+        let (down, _) = self.count();
         let (r, c) = (i % down * self.tile.0, i / down * self.tile.1);
         (r..(r + self.tile.0).min(self.rows), c..(c + self.tile.1).min(self.cols))
     }
