@@ -5,3 +5,5 @@ pub mod magnitude;
 pub mod observer;
 pub mod scores;
 pub mod select;
+pub mod slice;
+pub mod write;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::progress::Progress;
+use crate::checkpoint::output::OutputOptions;
 use crate::checkpoint::weights::OpenOptions;
 use crate::error::{Error, Result};
 
@@ -30,6 +31,11 @@ impl Common {
     /// How weights are opened.
     pub fn open_options(&self) -> OpenOptions {
         OpenOptions { no_mmap: self.no_mmap }
+    }
+
+    /// What to do about an output that is there.
+    pub fn output(&self) -> OutputOptions {
+        OutputOptions { force: self.force, resume: self.resume }
     }
 
     /// Whether the process was asked to stop.

@@ -4,11 +4,14 @@
 
 pub mod adapters;
 pub mod budget;
+pub mod calibrate;
 pub mod common;
 pub mod conflict;
 pub mod evaluate;
 pub mod fuse;
 pub mod generate;
+pub mod measure;
 pub mod metrics;
 pub mod peak;
 pub mod progress;
+pub mod prune;
