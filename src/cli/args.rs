@@ -438,12 +438,6 @@ pub struct FuseArgs {
     /// The adapters
     #[arg(required = true, num_args = 1.., value_name = "ADAPTER")]
     pub adapters: Vec<PathBuf>,
-    /// fedavg, mean, mean-svd, ffa, ffa-lsq, fedsa or task-arithmetic
-    #[arg(long, value_name = "METHOD")]
-    pub method: Method,
-    /// none or lora-cr, before any method
-    #[arg(long, default_value = "none", value_name = "HOW")]
-    pub resolve: String,
     /// The fused adapter's folder
     #[arg(long, value_name = "DIR", required_unless_present = "merged")]
     pub out: Option<PathBuf>,
@@ -453,9 +447,23 @@ pub struct FuseArgs {
     /// A whole checkpoint with the update added, one rounding
     #[arg(long, value_name = "DIR", requires = "model")]
     pub merged: Option<PathBuf>,
+    /// How they are fused
+    #[command(flatten)]
+    pub how: FuseHow,
+}
+
+/// How adapters are fused.
+#[derive(Clone, Debug, Args)]
+pub struct FuseHow {
+    /// fedavg, mean, mean-svd, ffa, ffa-lsq, fedsa or task-arithmetic
+    #[arg(long, value_name = "METHOD")]
+    pub method: Method,
+    /// none or lora-cr, before any method
+    #[arg(long, default_value = "none", value_name = "HOW")]
+    pub resolve: String,
     /// How conflicts are resolved
     #[command(flatten)]
-    pub how: ResolveArgs,
+    pub conflict: ResolveArgs,
     /// Rows that some edges pruned: zero, or present to divide by those who kept them
     #[arg(long, default_value = "zero", value_name = "HOW")]
     pub coverage: Coverage,
@@ -506,6 +514,9 @@ pub struct EvalArgs {
     /// results.json and predictions.jsonl in a folder
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Show one item with its prompt, tokens and log-probabilities
+    #[arg(long, value_name = "ID")]
+    pub show: Option<String>,
     /// Tokens of a window of --text
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub seq: usize,

@@ -22,6 +22,7 @@ pub mod accuracy;
 pub mod items;
 pub mod score;
 pub mod text;
+pub mod write;
 
 /// What is evaluated on what.
 #[derive(Clone, Debug, Default)]

@@ -1,0 +1,194 @@
+//! What was typed, made into what it means: device, precision, limits, and the options of each stage.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::args::{BudgetArgs, EvalArgs, Global, PrecisionArg, ShapeArgs, TrainCommand, TrainHow};
+use crate::cpu::Cpu;
+use crate::data::schedule::Extent;
+use crate::error::{Error, Result};
+use crate::model::shape::TrainingShape;
+use crate::stage::budget::BudgetOptions;
+use crate::stage::common::Common;
+use crate::stage::evaluate::EvalOptions;
+use crate::stage::progress::Progress;
+use crate::stage::train::TrainOptions;
+
+/// Where a command computes, and in what.
+pub struct Machine {
+    /// The back end.
+    pub backend: Cpu,
+    /// Activations and matrix inputs.
+    pub precision: PrecisionArg,
+    /// Why this device.
+    pub reason: String,
+}
+
+/// The device that `--device` means, on as many threads as asked for.
+pub fn machine(global: &Global) -> Result<Machine> {
+    let reason = match global.device.as_str() {
+        "cpu" => "asked for".to_string(),
+        "auto" => "this build has no CUDA back end".to_string(),
+        other if other == "cuda" || other.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok()) => {
+            return Err(Error::Usage(format!(
+                "--device {other}: this build has no CUDA back end; use --device cpu"
+            )));
+        }
+        other => {
+            return Err(Error::Usage(format!("--device is {other:?}, expected auto, cpu, cuda or cuda:N")));
+        }
+    };
+    let backend = Cpu::new(threads(global)?)?;
+    Ok(Machine { backend, precision: global.precision.unwrap_or(PrecisionArg::F32), reason })
+}
+
+/// How many threads: all that the process may run on, unless told.
+pub fn threads(global: &Global) -> Result<usize> {
+    match global.threads {
+        Some(0) => Err(Error::Usage("--threads is 0, expected at least 1".into())),
+        Some(n) if n > 4096 => Err(Error::Usage(format!("--threads is {n}, expected at most 4096"))),
+        Some(n) => Ok(n),
+        None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get())),
+    }
+}
+
+/// What all stages share. The memory limit is the smaller of `--memory-limit` and the cgroup's.
+pub fn common(global: &Global, stop: Arc<AtomicBool>) -> Common {
+    let typed = global.memory_limit.map(|s| s.0);
+    let limit = match (typed, cgroup_limit()) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    Common {
+        no_mmap: global.no_mmap,
+        memory_limit: limit,
+        seed: global.seed,
+        force: global.force,
+        resume: global.resume,
+        stop,
+        progress: Progress::new(global.quiet),
+    }
+}
+
+/// The memory that this process's control group may take, if the kernel says that it is limited.
+pub fn cgroup_limit() -> Option<u64> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|l| l.strip_prefix("0::"))?;
+    let mut folder = PathBuf::from("/sys/fs/cgroup").join(path.trim_start_matches('/'));
+    let mut least: Option<u64> = None;
+    loop {
+        if let Ok(text) = std::fs::read_to_string(folder.join("memory.max"))
+            && let Ok(bytes) = text.trim().parse::<u64>()
+        {
+            least = Some(least.map_or(bytes, |l| l.min(bytes)));
+        }
+        if folder.as_os_str() == "/sys/fs/cgroup" || !folder.pop() {
+            return least;
+        }
+    }
+}
+
+/// A training run's options without model, data and out, which a flow fills in.
+pub fn train_template(how: &TrainHow, shape: &ShapeArgs) -> Result<TrainOptions> {
+    let extent = match (how.steps, how.epochs) {
+        (Some(steps), _) => Extent::Steps(steps as u64),
+        (None, epochs) => Extent::Epochs(epochs.unwrap_or(1.0)),
+    };
+    let keep_best = match how.keep.as_str() {
+        "last" => false,
+        "best" => true,
+        other => return Err(Error::Usage(format!("--keep is {other:?}, expected last or best"))),
+    };
+    Ok(TrainOptions {
+        model: PathBuf::new(),
+        data: Vec::new(),
+        out: PathBuf::new(),
+        shape: TrainingShape {
+            dropout: how.lora_dropout > 0.0,
+            freeze_a: how.freeze_a,
+            ..self::shape(shape)
+        },
+        alpha: shape.alpha,
+        grad_accum: shape.grad_accum,
+        extent,
+        lr: how.lr,
+        decay: how.schedule.parse()?,
+        warmup: how.warmup,
+        weight_decay: how.weight_decay,
+        max_grad_norm: how.max_grad_norm,
+        dropout: how.lora_dropout,
+        pack: !how.no_pack,
+        shuffle: !how.no_shuffle,
+        init_seed: how.init_seed,
+        init_adapter: how.init_adapter.clone(),
+        val: how.val.clone(),
+        eval_every: how.eval_every.map(|n| n as u64),
+        keep_best,
+        checkpoint_every: how.checkpoint_every as u64,
+        skip_bad: how.skip_bad,
+        data_key: None,
+    })
+}
+
+/// The shape of a training run, by what decides it without the options of learning.
+pub fn shape(shape: &ShapeArgs) -> TrainingShape {
+    let mut targets = shape.targets.clone();
+    targets.sort_unstable();
+    targets.dedup();
+    TrainingShape {
+        batch: shape.batch,
+        seq: shape.seq,
+        rank: shape.rank,
+        targets,
+        dropout: false,
+        freeze_a: false,
+        recompute: shape.recompute,
+    }
+}
+
+/// `train`'s options.
+pub fn train(command: &TrainCommand) -> Result<TrainOptions> {
+    Ok(TrainOptions {
+        model: command.model.clone(),
+        data: command.data.clone(),
+        out: command.out.clone(),
+        data_key: command.data_fingerprint.clone(),
+        ..train_template(&command.how, &command.shape)?
+    })
+}
+
+/// `budget`'s options.
+pub fn budget(args: &BudgetArgs) -> BudgetOptions {
+    BudgetOptions {
+        ratios: args.ratio.clone(),
+        memory: args.memory.map(|s| s.0),
+        layers: args.layers.map(|l| l.start..l.end),
+        round_mlp: args.round_mlp,
+        shape: shape(&args.shape),
+    }
+}
+
+/// `eval`'s options.
+pub fn eval(args: &EvalArgs) -> Result<EvalOptions> {
+    let adapters = args.adapter.iter().map(|typed| match typed.split_once('=') {
+        Some((name, dir)) if !name.is_empty() => (name.to_string(), PathBuf::from(dir)),
+        _ => {
+            let dir = PathBuf::from(typed);
+            let name = dir.file_name().map_or_else(|| typed.clone(), |n| n.to_string_lossy().into_owned());
+            (name, dir)
+        }
+    });
+    Ok(EvalOptions {
+        model: args.model.clone(),
+        adapters: adapters.collect(),
+        base: args.base,
+        tasks: args.task.clone(),
+        text: args.text.clone(),
+        seq: args.seq,
+        shots: args.shots,
+        shots_from: args.shots_from.clone(),
+        batch_tokens: args.batch_tokens,
+        show: args.show.clone(),
+    })
+}

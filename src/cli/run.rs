@@ -1,0 +1,123 @@
+//! What each command does: options to the stage, its report to stdout.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::CommandFactory;
+use half::bf16;
+
+use super::args::{Cli, Command, PrecisionArg};
+use super::{plan, print};
+use crate::backend::Backend;
+use crate::checkpoint::config::ModelConfig;
+use crate::cpu::Cpu;
+use crate::error::{Error, Result};
+use crate::stage::common::Common;
+use crate::stage::{budget, evaluate, generate, logits, report, train};
+use crate::tensor::Real;
+
+/// Calls a generic function with the precision that was asked for.
+macro_rules! at_precision {
+    ($precision:expr, $f:ident :: < $b:ty, T > ( $($arg:expr),* )) => {
+        match $precision {
+            PrecisionArg::F32 => $f::<$b, f32>($($arg),*),
+            PrecisionArg::Bf16 => $f::<$b, bf16>($($arg),*),
+        }
+    };
+}
+
+/// Runs `cli`.
+pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
+    let global = &cli.global;
+    let common = plan::common(global, stop);
+    let out = print::Output { json: global.json };
+    match &cli.command {
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "anabranch", &mut text);
+            print::text(&String::from_utf8_lossy(&text))
+        }
+        Command::Train(args) => {
+            let machine = plan::machine(global)?;
+            let options = plan::train(args)?;
+            at_precision!(
+                machine.precision,
+                train_on::<Cpu, T>(&machine.backend, options, &common, global.dry_run, out)
+            )
+        }
+        Command::Generate(args) => {
+            let machine = plan::machine(global)?;
+            let options = generate::GenerateOptions {
+                model: args.model.clone(),
+                adapter: args.adapter.clone(),
+                prompt: args.prompt.clone(),
+                max_tokens: args.max_tokens,
+                temperature: args.temperature,
+            };
+            use generate::run as generate_run;
+            let done = at_precision!(
+                machine.precision,
+                generate_run::<Cpu, T>(&machine.backend, &options, &common)
+            )?;
+            out.report(&done, || done.text.clone())
+        }
+        Command::Logits(args) => {
+            let machine = plan::machine(global)?;
+            let options = logits::LogitsOptions {
+                model: args.model.clone(),
+                adapter: args.adapter.clone(),
+                ids: args.ids.clone(),
+                out: args.out.clone(),
+            };
+            use logits::run as logits_run;
+            let done =
+                at_precision!(machine.precision, logits_run::<Cpu, T>(&machine.backend, &options, &common))?;
+            out.report(&done, || format!("{}: logits [{}, {}]", done.out.display(), done.tokens, done.vocab))
+        }
+        Command::Budget(args) => {
+            let config = match (&args.config, &args.model) {
+                (Some(file), _) => ModelConfig::read(file)?,
+                (None, Some(dir)) => ModelConfig::open(dir)?,
+                (None, None) => return Err(Error::Usage("budget needs --model or --config".into())),
+            };
+            let report = budget::budget(&config, &plan::budget(args))?;
+            out.report(&report, || report.to_string())
+        }
+        Command::Eval(args) => {
+            let machine = plan::machine(global)?;
+            let options = plan::eval(args)?;
+            use evaluate::run as evaluate_run;
+            let report = at_precision!(
+                machine.precision,
+                evaluate_run::<Cpu, T>(&machine.backend, &options, &common)
+            )?;
+            if let Some(path) = &args.predictions {
+                evaluate::write::predictions(path, &report, &common)?;
+            }
+            if let Some(dir) = &args.out {
+                evaluate::write::folder(dir, &report, &common)?;
+            }
+            out.report(&report, || print::eval(&report))
+        }
+        Command::Report(args) => {
+            let path = report::run(&args.dir)?;
+            out.report(&path, || path.display().to_string())
+        }
+        _ => Err(Error::Usage("not there yet".into())),
+    }
+}
+
+fn train_on<B: Backend, T: Real>(
+    backend: &B,
+    options: train::TrainOptions,
+    common: &Common,
+    dry_run: bool,
+    out: print::Output,
+) -> Result<()> {
+    let prepared = train::Prepared::new::<B, T>(backend, options, common)?;
+    if dry_run {
+        return out.report(&prepared.plan, || print::plan(&prepared.plan));
+    }
+    let report = prepared.run::<B, T>(backend, common)?;
+    out.report(&report, || print::train(&report))
+}

@@ -1,0 +1,3 @@
+//! What a flow makes.
+
+pub mod results;

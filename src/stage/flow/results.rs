@@ -1,0 +1,110 @@
+//! `results.json`: everything that a report shows.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The file's name.
+pub const RESULTS: &str = "results.json";
+/// Its format.
+pub const FORMAT: &str = "anabranch-results/1";
+
+/// A finished flow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Results {
+    /// `anabranch-results/1`.
+    pub format: String,
+    /// Everything random but A₀.
+    pub seed: u64,
+    /// Names of the edges.
+    pub edges: Vec<String>,
+    /// One for each ratio of the sweep; a flow whose edges all name their own has one without.
+    pub sweeps: Vec<Sweep>,
+    /// Seconds from start to end of the run that finished it.
+    pub seconds: f64,
+    /// What the reader should know: what was left out, and why.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// All stages at one ratio.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sweep {
+    /// The ratio of the edges that name none.
+    pub ratio: Option<f64>,
+    /// In the flow's order.
+    pub edges: Vec<EdgeResult>,
+    /// Adapters trained on pooled data.
+    pub joints: Vec<EdgeResult>,
+    /// In the flow's order.
+    pub fusions: Vec<FusionResult>,
+    /// In the flow's order.
+    pub tasks: Vec<TaskResult>,
+}
+
+/// One edge: its pruned model and its training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EdgeResult {
+    /// The edge, or the edges of a joint adapter joined by `+`.
+    pub name: String,
+    /// `prune`'s report.
+    pub prune: Value,
+    /// `train`'s report.
+    pub train: Value,
+    /// Loss by step.
+    pub losses: Vec<f64>,
+}
+
+/// One fusion.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FusionResult {
+    /// Names of the edges.
+    pub edges: Vec<String>,
+    /// Method and resolution.
+    pub name: String,
+    /// `fuse`'s report.
+    pub report: Value,
+}
+
+/// One task, with a column for each adapter that was evaluated on it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskResult {
+    /// The task.
+    pub name: String,
+    /// Names of the edges whose knowledge it asks for.
+    pub edges: Vec<String>,
+    /// Base first, then edges, joint, fusions.
+    pub columns: Vec<Column>,
+}
+
+/// What was evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The model without adapter.
+    Base,
+    /// One edge's recovered adapter.
+    Edge,
+    /// An adapter trained on pooled data.
+    Joint,
+    /// A fused adapter.
+    Fusion,
+}
+
+/// Accuracy of one adapter on one task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Column {
+    /// What it is.
+    pub kind: Kind,
+    /// `base`, the edge, `joint`, or method and resolution.
+    pub name: String,
+    /// Names of the edges that it knows of.
+    pub edges: Vec<String>,
+    /// Items that fit.
+    pub items: usize,
+    /// Items answered rightly.
+    pub correct: usize,
+    /// `correct / items`.
+    pub accuracy: f64,
+    /// `√(p(1−p)/(n−1))`.
+    pub standard_error: f64,
+}

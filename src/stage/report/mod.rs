@@ -1,0 +1,346 @@
+//! `report.html` of a finished run: one file, inline SVG, no network.
+
+mod plot;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use minijinja::value::Serde;
+use minijinja::{Environment, Value, context};
+use serde::Serialize;
+use serde_json::Value as Json;
+
+use self::plot::{Bar, Cell, Dot, Line};
+use super::flow::results::{Column, EdgeResult, Kind, RESULTS, Results, Sweep, TaskResult};
+use crate::checkpoint::json;
+use crate::checkpoint::module::Target;
+use crate::error::{Error, Result};
+use crate::model::memory::{Part, human_bytes};
+
+/// The file's name.
+pub const REPORT: &str = "report.html";
+
+/// Reads `results.json` in `dir` and writes `report.html` beside it.
+pub fn run(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join(RESULTS);
+    if !path.exists() {
+        return Err(Error::file(
+            dir,
+            format!("has no {RESULTS}: a report is made of a finished run's folder"),
+        ));
+    }
+    let results: Results = json::typed(&path, json::parse(&path, &json::read_bounded(&path)?)?)?;
+    write(dir, &results)
+}
+
+/// Writes `report.html` into `dir`.
+pub fn write(dir: &Path, results: &Results) -> Result<PathBuf> {
+    let path = dir.join(REPORT);
+    let html = render(results).map_err(|e| Error::file(&path, format!("cannot be made: {e:#}")))?;
+    let fresh = dir.join(format!("{REPORT}.new"));
+    std::fs::write(&fresh, html).map_err(Error::io(&fresh))?;
+    std::fs::rename(&fresh, &path).map_err(Error::io(&path))?;
+    Ok(path)
+}
+
+/// The page.
+pub fn render(results: &Results) -> Result<String, minijinja::Error> {
+    let mut env = Environment::new();
+    env.add_template("report.html", include_str!("template.html"))?;
+    let sweeps: Vec<_> = results.sweeps.iter().map(SweepView::of).collect();
+    env.get_template("report.html")?.render(context! {
+        version => env!("CARGO_PKG_VERSION"),
+        edges => results.edges.clone(),
+        seed => results.seed,
+        seconds => format!("{:.0}", results.seconds),
+        notes => results.notes.clone(),
+        sweeps => Value::from(Serde(sweeps)),
+        ratios => Value::from(Serde(sweep_plot(results))),
+    })
+}
+
+/// One ratio, ready to be laid out.
+#[derive(Serialize)]
+struct SweepView {
+    title: String,
+    tables: Vec<Table>,
+    dots: Vec<Figure>,
+    losses: String,
+    heat: Vec<Figure>,
+    memory: String,
+    edges: Vec<EdgeRow>,
+}
+
+/// A drawing with its caption.
+#[derive(Serialize)]
+struct Figure {
+    caption: String,
+    svg: String,
+}
+
+/// Accuracies of one set of edges: a row for each column of the tasks.
+#[derive(Serialize)]
+struct Table {
+    set: String,
+    tasks: Vec<String>,
+    rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    kind: String,
+    name: String,
+    conflict: String,
+    cells: Vec<String>,
+    best: Vec<bool>,
+}
+
+#[derive(Serialize)]
+struct EdgeRow {
+    name: String,
+    ratio: String,
+    parameters: String,
+    perplexity: String,
+    losses: String,
+    memory: String,
+}
+
+impl SweepView {
+    fn of(sweep: &Sweep) -> SweepView {
+        let title =
+            sweep.ratio.map_or_else(|| "Every edge at its own size".into(), |r| format!("Pruned by {r}"));
+        let sets = sets(sweep);
+        let lines: Vec<Line> = sweep
+            .edges
+            .iter()
+            .chain(&sweep.joints)
+            .map(|e| Line {
+                name: e.name.clone(),
+                points: e.losses.iter().enumerate().map(|(i, &l)| ((i + 1) as f64, l)).collect(),
+            })
+            .collect();
+        SweepView {
+            title,
+            tables: sets.iter().map(|s| table(sweep, s)).filter(|t| !t.tasks.is_empty()).collect(),
+            dots: sweep.tasks.iter().filter(|t| t.edges.len() > 1).map(dot_plot).collect(),
+            losses: plot::lines(&lines, "optimizer step", "loss"),
+            heat: heat_maps(sweep),
+            memory: memory(&sweep.edges),
+            edges: sweep.edges.iter().chain(&sweep.joints).map(edge_row).collect(),
+        }
+    }
+}
+
+/// The sets of edges that are fused, in order.
+fn sets(sweep: &Sweep) -> Vec<Vec<String>> {
+    let mut seen = BTreeSet::new();
+    let fused = sweep.fusions.iter().map(|f| f.edges.clone());
+    let mut sets: Vec<Vec<String>> = fused.filter(|s| seen.insert(s.clone())).collect();
+    if sets.is_empty() {
+        sets.push(sweep.edges.iter().map(|e| e.name.clone()).collect());
+    }
+    sets
+}
+
+fn table(sweep: &Sweep, set: &[String]) -> Table {
+    let within = |names: &[String]| names.iter().all(|n| set.contains(n));
+    let tasks: Vec<&TaskResult> = sweep.tasks.iter().filter(|t| within(&t.edges)).collect();
+    let mut rows: Vec<(Kind, String)> = Vec::new();
+    for column in tasks.iter().flat_map(|t| &t.columns) {
+        let of_set = match column.kind {
+            Kind::Base => true,
+            Kind::Edge => within(&column.edges),
+            Kind::Joint | Kind::Fusion => column.edges == set,
+        };
+        let key = (column.kind, column.name.clone());
+        if of_set && !rows.contains(&key) {
+            rows.push(key);
+        }
+    }
+    rows.sort_by_key(|(kind, _)| match kind {
+        Kind::Base => 0,
+        Kind::Edge => 1,
+        Kind::Joint => 2,
+        Kind::Fusion => 3,
+    });
+    let find = |t: &TaskResult, kind: Kind, name: &str| -> Option<Column> {
+        let own = |c: &&Column| {
+            c.kind == kind
+                && c.name == name
+                && (c.kind != Kind::Fusion && c.kind != Kind::Joint || c.edges == set)
+        };
+        t.columns.iter().find(own).cloned()
+    };
+    let best: Vec<f64> = tasks
+        .iter()
+        .map(|t| {
+            let fused = t.columns.iter().filter(|c| c.kind == Kind::Fusion && c.edges == set);
+            fused.map(|c| c.accuracy).fold(f64::NEG_INFINITY, f64::max)
+        })
+        .collect();
+    let rows = rows
+        .into_iter()
+        .map(|(kind, name)| {
+            let columns: Vec<Option<Column>> = tasks.iter().map(|t| find(t, kind, &name)).collect();
+            Row {
+                kind: format!("{kind:?}").to_lowercase(),
+                conflict: conflict_of(sweep, set, kind, &name),
+                cells: columns.iter().map(|c| c.as_ref().map_or_else(|| "–".into(), accuracy)).collect(),
+                best: columns
+                    .iter()
+                    .zip(&best)
+                    .map(|(c, b)| kind == Kind::Fusion && c.as_ref().is_some_and(|c| c.accuracy >= *b))
+                    .collect(),
+                name,
+            }
+        })
+        .collect();
+    Table { set: set.join(" + "), tasks: tasks.iter().map(|t| t.name.clone()).collect(), rows }
+}
+
+fn accuracy(c: &Column) -> String {
+    format!("{:.1} ± {:.1}", 100.0 * c.accuracy, 100.0 * c.standard_error)
+}
+
+fn conflict_of(sweep: &Sweep, set: &[String], kind: Kind, name: &str) -> String {
+    let fusion = sweep.fusions.iter().find(|f| kind == Kind::Fusion && f.edges == set && f.name == name);
+    let mean = |which: &str| fusion?.report.get(which)?.get("conflict_mean")?.as_f64();
+    match (mean("before"), mean("after")) {
+        (Some(b), Some(a)) => format!("{b:.3} → {a:.3}"),
+        (Some(b), None) => format!("{b:.3}"),
+        _ => String::new(),
+    }
+}
+
+fn dot_plot(task: &TaskResult) -> Figure {
+    let dots: Vec<Dot> = task
+        .columns
+        .iter()
+        .map(|c| Dot {
+            name: c.name.clone(),
+            class: format!("{:?}", c.kind).to_lowercase(),
+            value: 100.0 * c.accuracy,
+            half: 196.0 * c.standard_error,
+        })
+        .collect();
+    Figure {
+        caption: format!("{}: accuracy in percent, with 95 % intervals", task.name),
+        svg: plot::dots(&dots, 0.0, 100.0),
+    }
+}
+
+fn heat_maps(sweep: &Sweep) -> Vec<Figure> {
+    let mut maps = Vec::new();
+    for set in sets(sweep) {
+        let Some(modules) = sweep
+            .fusions
+            .iter()
+            .filter(|f| f.edges == set)
+            .find_map(|f| f.report.get("modules").and_then(Json::as_array).filter(|m| !m.is_empty()))
+        else {
+            continue;
+        };
+        let cells: Vec<Cell> = modules
+            .iter()
+            .filter_map(|m| {
+                let layer = usize::try_from(m.get("layer")?.as_u64()?).ok()?;
+                let target: Target = m.get("target")?.as_str()?.parse().ok()?;
+                let value = m.get("before")?.get("conflict_mean")?.as_f64()?;
+                Some(Cell { row: layer, column: target as usize, value })
+            })
+            .collect();
+        let names: Vec<&str> = Target::ALL.iter().map(|t| t.short()).collect();
+        maps.push(Figure {
+            caption: format!("{}: mean conflict of each module before fusing", set.join(" + ")),
+            svg: plot::heat(&cells, &names),
+        });
+    }
+    maps
+}
+
+fn parts(edge: &EdgeResult) -> Vec<(Part, u64)> {
+    let rows = edge.train.pointer("/plan/rows").and_then(Json::as_array);
+    let of = |part: Part| -> u64 {
+        rows.into_iter()
+            .flatten()
+            .filter(|r| r.get("part").and_then(Json::as_str) == Some(part.name()))
+            .filter_map(|r| r.get("bytes").and_then(Json::as_u64))
+            .sum()
+    };
+    Part::ALL.into_iter().map(|p| (p, of(p))).filter(|(_, b)| *b > 0).collect()
+}
+
+fn memory(edges: &[EdgeResult]) -> String {
+    let bars: Vec<Bar> = edges
+        .iter()
+        .map(|e| Bar {
+            name: e.name.clone(),
+            parts: parts(e)
+                .into_iter()
+                .map(|(p, b)| (p.name().to_string(), b as f64, human_bytes(b)))
+                .collect(),
+        })
+        .collect();
+    plot::bars(&bars)
+}
+
+fn edge_row(edge: &EdgeResult) -> EdgeRow {
+    let number = |v: &Json, at: &str| v.pointer(at).and_then(Json::as_f64);
+    let show = |x: Option<f64>, digits: usize| x.map_or_else(|| "–".into(), |x| format!("{x:.digits$}"));
+    let arrow = |a: Option<f64>, b: Option<f64>, digits: usize| match (a, b) {
+        (None, None) => "–".to_string(),
+        (a, b) => format!("{} → {}", show(a, digits), show(b, digits)),
+    };
+    let count = |at: &str| edge.prune.pointer(at).and_then(Json::as_u64);
+    EdgeRow {
+        name: edge.name.clone(),
+        ratio: show(number(&edge.prune, "/ratio"), 2),
+        parameters: match (count("/parameters_before"), count("/parameters_after")) {
+            (Some(b), Some(a)) => format!("{b} → {a}"),
+            _ => "–".into(),
+        },
+        perplexity: arrow(
+            number(&edge.prune, "/perplexity_before"),
+            number(&edge.prune, "/perplexity_after"),
+            2,
+        ),
+        losses: arrow(number(&edge.train, "/first_loss"), number(&edge.train, "/last_loss"), 3),
+        memory: human_bytes(parts(edge).iter().map(|(_, b)| b).sum()),
+    }
+}
+
+/// Accuracy by ratio (the paper's Fig. 5), where the flow swept several.
+fn sweep_plot(results: &Results) -> Vec<Figure> {
+    let swept: Vec<(f64, &Sweep)> = results.sweeps.iter().filter_map(|s| Some((s.ratio?, s))).collect();
+    let Some((_, first)) = swept.first().filter(|_| swept.len() > 1) else { return Vec::new() };
+    first
+        .tasks
+        .iter()
+        .map(|task| {
+            let lines: Vec<Line> = task
+                .columns
+                .iter()
+                .map(|column| Line {
+                    name: match column.kind {
+                        Kind::Fusion | Kind::Joint => format!("{} ({})", column.name, column.edges.join("+")),
+                        _ => column.name.clone(),
+                    },
+                    points: swept
+                        .iter()
+                        .filter_map(|(ratio, sweep)| {
+                            let t = sweep.tasks.iter().find(|t| t.name == task.name)?;
+                            let same = |c: &&Column| {
+                                c.kind == column.kind && c.name == column.name && c.edges == column.edges
+                            };
+                            Some((*ratio, 100.0 * t.columns.iter().find(same)?.accuracy))
+                        })
+                        .collect(),
+                })
+                .collect();
+            Figure {
+                caption: format!("{}: accuracy in percent by pruning ratio", task.name),
+                svg: plot::lines(&lines, "pruning ratio", "accuracy"),
+            }
+        })
+        .collect()
+}
