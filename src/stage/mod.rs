@@ -20,3 +20,4 @@ pub mod prune;
 pub mod report;
 pub mod train;
 pub mod train_state;
+pub mod recover;
