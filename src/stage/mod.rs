@@ -17,7 +17,7 @@ pub mod metrics;
 pub mod peak;
 pub mod progress;
 pub mod prune;
+pub mod recover;
 pub mod report;
 pub mod train;
 pub mod train_state;
-pub mod recover;
