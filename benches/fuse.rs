@@ -99,15 +99,18 @@ fn files(c: &mut Criterion) {
         allow_missing: false,
         dtype: DType::F32,
         profile: Profile::Portable,
+        out: Some(dir.path().join("out")),
+        model: None,
+        merged: None,
     };
-    let bytes = plan(&common, &ask, true).expect("equal ranks").bytes();
+    let bytes = plan(&ask, &common).expect("equal ranks").bytes();
     println!("llama-3-8b, rank 8: {bytes} bytes an adapter, two read, one written");
     let mut group = c.benchmark_group("files");
     group.sample_size(10);
     group.throughput(Throughput::Bytes(2 * bytes)).bench_function("conflict", |b| {
         let ask =
             ConflictOptions { adapters: adapters.clone(), resolve: LoraCr::default(), allow_missing: false };
-        b.iter(|| conflict::run(&common, &ask).expect("two good adapters"))
+        b.iter(|| conflict::run(&ask, &common).expect("two good adapters"))
     });
     let out = dir.path().join("out");
     group.throughput(Throughput::Bytes(3 * bytes)).bench_function("lora-cr, fedavg", |b| {
@@ -115,7 +118,7 @@ fn files(c: &mut Criterion) {
             // A folder that is not there yet is no error.
             let _ = fs::remove_dir_all(&out);
             fs::create_dir(&out).expect("a new folder");
-            plan(&common, &ask, true).and_then(|p| p.write_adapter(&common, &out)).expect("two good adapters")
+            plan(&ask, &common).and_then(|p| p.write_adapter(&out, &common)).expect("two good adapters")
         })
     });
 }

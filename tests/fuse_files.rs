@@ -8,16 +8,20 @@ use std::path::{Path, PathBuf};
 use anabranch::checkpoint::adapter::Adapter;
 use anabranch::checkpoint::adapter_config::AdapterConfig;
 use anabranch::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
+use anabranch::checkpoint::checkpoint::{Checkpoint, tensors};
+use anabranch::checkpoint::config::ModelConfig;
+use anabranch::checkpoint::convert::narrow;
 use anabranch::checkpoint::module::{Module, Target};
 use anabranch::checkpoint::provenance::{Provenance, Verdict};
 use anabranch::checkpoint::pruning::{BaseModel, KeptLayer, Pruning};
 use anabranch::checkpoint::weights::OpenOptions;
+use anabranch::checkpoint::writer::{ModelWriter, SHARD_BYTES, TensorSpec};
 use anabranch::fuse::options::{Coverage, Fedsa, Gate, Method, SharedRank};
 use anabranch::fuse::weights::Weights;
 use anabranch::fuse::{Fusion, LoraCr, Recipe};
 use anabranch::stage::common::Common;
 use anabranch::stage::conflict::{self, ConflictOptions};
-use anabranch::stage::fuse::{FuseOptions, Profile, plan};
+use anabranch::stage::fuse::{FuseOptions, Profile, plan, run};
 use anabranch::tensor::DType;
 use dense::{distance, lora_cr, weighted};
 use faer::Mat;
@@ -137,13 +141,16 @@ fn options(adapters: &[PathBuf], method: Method) -> FuseOptions {
         allow_missing: false,
         dtype: DType::F32,
         profile: Profile::Portable,
+        out: Some("out".into()),
+        model: None,
+        merged: None,
     }
 }
 
 fn refused(options: &FuseOptions) -> String {
-    let done = plan(&Common::default(), options, true).and_then(|p| {
+    let done = plan(options, &Common::default()).and_then(|p| {
         let out = tempfile::tempdir().unwrap();
-        p.write_adapter(&Common::default(), out.path())
+        p.write_adapter(out.path(), &Common::default())
     });
     done.map(|_| "not refused".to_string()).unwrap_or_else(|e| e.to_string())
 }
@@ -177,8 +184,8 @@ fn every_method_writes_what_it_defines_and_certifies_it() {
                 let options = FuseOptions { recipe, dtype, ..options(&paths, method) };
                 let out = dir.path().join(format!("{method}-{}-{dtype}", resolve.is_some()));
                 std::fs::create_dir(&out).unwrap();
-                let plan = plan(&Common::default(), &options, true).unwrap();
-                let certificate = plan.write_adapter(&Common::default(), &out).unwrap();
+                let plan = plan(&options, &Common::default()).unwrap();
+                let certificate = plan.write_adapter(&out, &Common::default()).unwrap();
                 let adapter = open(&out);
                 adapter.check_finite().unwrap();
                 let bytes = adapter.modules.values().map(|p| p.a.bytes().len() + p.b.bytes().len());
@@ -235,7 +242,7 @@ fn the_same_bytes_whatever_the_number_of_threads() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let common = Common::default();
-                plan(&common, &options, true).unwrap().write_adapter(&common, &out).unwrap();
+                plan(&options, &common).unwrap().write_adapter(&out, &common).unwrap();
             });
             ["adapter_model.safetensors", "certificate.json", "anabranch.json"]
                 .map(|f| std::fs::read(out.join(f)).unwrap())
@@ -256,7 +263,7 @@ fn ranks_by_module_or_padded() {
         let options = FuseOptions { allow_missing: true, profile, ..options(&paths, Method::Mean) };
         let out = dir.path().join(format!("{profile:?}"));
         std::fs::create_dir(&out).unwrap();
-        plan(&Common::default(), &options, true).unwrap().write_adapter(&Common::default(), &out).unwrap();
+        plan(&options, &Common::default()).unwrap().write_adapter(&out, &Common::default()).unwrap();
         let fused = open(&out);
         let (one, two) = (updates(&open(&paths[0])), updates(&open(&paths[1])));
         for (n, (m, got)) in updates(&fused).iter().enumerate() {
@@ -281,8 +288,8 @@ fn weights_count_and_samples_are_read() {
         let out = dir.path().join(weights.to_string());
         std::fs::create_dir(&out).unwrap();
         let options = FuseOptions { weights, ..options(&paths, Method::Mean) };
-        let plan = plan(&Common::default(), &options, true).unwrap();
-        let c = plan.write_adapter(&Common::default(), &out).unwrap();
+        let plan = plan(&options, &Common::default()).unwrap();
+        let c = plan.write_adapter(&out, &Common::default()).unwrap();
         for (m, got) in updates(&open(&out)) {
             let want = weighted(&[inputs[0][&m].clone(), inputs[1][&m].clone()], &[0.25, 0.75]);
             assert!(distance(got.as_ref(), want.as_ref()) <= 1e-6);
@@ -302,7 +309,7 @@ fn differently_pruned_edges_take_the_coverage_asked_for() {
     options.recipe.fusion.coverage = Coverage::Present;
     let out = dir.path().join("out");
     std::fs::create_dir(&out).unwrap();
-    plan(&Common::default(), &options, true).unwrap().write_adapter(&Common::default(), &out).unwrap();
+    plan(&options, &Common::default()).unwrap().write_adapter(&out, &Common::default()).unwrap();
     for (m, got) in updates(&open(&out)) {
         let sum = weighted(&[inputs[0][&m].clone(), inputs[1][&m].clone()], &[1.0, 1.0]);
         let both = |x: usize| match m.target {
@@ -315,7 +322,7 @@ fn differently_pruned_edges_take_the_coverage_asked_for() {
         assert!(distance(got.as_ref(), want.as_ref()) <= 1e-6, "{m}");
     }
     // ffa stacks on o and down, where the columns of A differ, and only there.
-    let ffa = plan(&Common::default(), &self::options(&paths, Method::Ffa), true).unwrap();
+    let ffa = plan(&self::options(&paths, Method::Ffa), &Common::default()).unwrap();
     for (m, rank) in ffa.inputs.modules.iter().zip(&ffa.ranks) {
         assert_eq!(*rank, if m.target.prunes_rows() { 3 } else { 6 });
     }
@@ -354,13 +361,141 @@ fn what_does_not_fit_together_is_refused_by_name() {
     assert!(text.contains("adapter 1"), "{text}");
 
     let renamed = Maker { name: Some("renamed"), ..maker(2) }.write(&dir, "renamed");
-    let plan = plan(&Common::default(), &options(&[good.clone(), renamed], Method::Fedavg), true).unwrap();
+    let plan = plan(&options(&[good.clone(), renamed], Method::Fedavg), &Common::default()).unwrap();
     assert!(plan.inputs.warnings[0].contains("\"renamed\"") && plan.inputs.warnings[0].contains("\"base\""));
 
     let common = Common::default();
     common.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let stopped = plan.write_adapter(&common, tempfile::tempdir().unwrap().path()).unwrap_err();
+    let stopped = plan.write_adapter(tempfile::tempdir().unwrap().path(), &common).unwrap_err();
     assert_eq!(stopped.exit_code(), 130);
+}
+
+/// A base in `dtype` whose sizes are those of [`base`].
+fn write_base(at: &TempDir, name: &str, dtype: DType, poison: bool) -> PathBuf {
+    let dir = at.path().join(name);
+    std::fs::create_dir(&dir).unwrap();
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 8,
+        "max_position_embeddings": 32, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": false
+    });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(dir.join("tokenizer_config.json"), "{}").unwrap();
+    let all = tensors(&ModelConfig::open(&dir).unwrap());
+    let specs = all.iter().map(|(n, s)| TensorSpec::new(n.as_str(), dtype, s.clone())).collect();
+    let mut writer = ModelWriter::create(&dir, specs, SHARD_BYTES).unwrap();
+    for (seed, (name, shape)) in all.iter().enumerate() {
+        let n: usize = shape.iter().product();
+        let x = dense::Random(seed as u64).matrix(n, 1);
+        let mut x: Vec<f32> = (0..n).map(|i| x[(i, 0)] as f32).collect();
+        if poison && name.contains("layers.1.mlp.up") {
+            x[5] = f32::INFINITY;
+        }
+        let mut bytes = vec![];
+        narrow(&mut bytes, &x, dtype);
+        writer.write(name, &bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    dir
+}
+
+#[test]
+fn a_merged_base_is_the_weight_plus_the_update_rounded_once() {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = write_base(&dir, "base", dtype, false);
+        let base = Checkpoint::open(&model, OpenOptions::default()).unwrap();
+        let make = |seed| {
+            let mut m = Maker { modules: all_modules()[..10].to_vec(), ..maker(seed) };
+            m.provenance.base_fingerprint = Some(base.fingerprint().unwrap().to_owned());
+            m
+        };
+        let paths = [make(1).write(&dir, "one"), make(2).write(&dir, "two")];
+        let mut ask = options(&paths, Method::Mean);
+        (ask.model, ask.merged, ask.out) =
+            (Some(model.clone()), Some(dir.path().join("m")), Some(dir.path().join("a")));
+        let report = run(&ask, &Common::default()).unwrap();
+        let merged = Checkpoint::open(&dir.path().join("m"), OpenOptions::default()).unwrap();
+        assert_ne!(merged.fingerprint().unwrap(), base.fingerprint().unwrap());
+        let adapter = updates(&open(&dir.path().join("a")));
+        let mut changed = 0;
+        for (name, _) in base.expected() {
+            let (old, new) = (base.weights().tensor(&name).unwrap(), merged.weights().tensor(&name).unwrap());
+            let Some((m, d)) = adapter.iter().find(|(m, _)| m.weight() == name) else {
+                assert_eq!(old.bytes(), new.bytes(), "{name}");
+                continue;
+            };
+            changed += 1;
+            let i = size(*m).1;
+            let exact = |x: usize| f64::from(old.to_f32()[x]) + d[(x / i, x % i)];
+            let ulp = match dtype {
+                DType::F32 => 2f64.powi(-23),
+                DType::F16 => 2f64.powi(-10),
+                DType::BF16 => 2f64.powi(-7),
+            };
+            let (mut lost, mut size) = (0.0, 0.0);
+            for (x, new) in new.to_f32().into_iter().enumerate() {
+                // Half a unit for the rounding, the rest for sums in f32.
+                let tolerance = 0.5 * ulp * exact(x).abs() + 1e-5 * d.norm_max();
+                assert!((f64::from(new) - exact(x)).abs() <= tolerance, "{name} {x}: {new} {}", exact(x));
+                lost += (f64::from(new) - exact(x)).powi(2);
+                size += d[(x / i, x % i)].powi(2);
+            }
+            let c = report.merged_certificate.as_ref().unwrap();
+            let c = c.modules.iter().find(|c| c.layer == m.layer && c.target == m.target.short()).unwrap();
+            let want = (lost / size).sqrt();
+            assert!((c.error - want).abs() <= 1e-3 * want + 1e-7, "{name} {dtype}: {} {want}", c.error);
+        }
+        assert_eq!((changed, report.modules, report.rank), (10, 10, Some(6)));
+        let verdicts = Provenance::verify(&dir.path().join("m")).unwrap();
+        assert!(verdicts.values().all(|v| *v == Verdict::Same));
+        for file in ["config.json", "tokenizer_config.json", "certificate.json"] {
+            assert!(verdicts.contains_key(file), "{file}");
+        }
+    }
+}
+
+#[test]
+fn a_base_that_does_not_fit_is_refused_and_nothing_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, bad) =
+        (write_base(&dir, "good", DType::F32, false), write_base(&dir, "bad", DType::F32, true));
+    let one = maker(1).write(&dir, "one");
+    let mut unknown = maker(2);
+    unknown.provenance.base_fingerprint = None;
+    let unknown = unknown.write(&dir, "unknown");
+    let left = || std::fs::read_dir(dir.path()).unwrap().count();
+    let before = left();
+    let ask = |adapter: &PathBuf, model: &PathBuf, modules: Option<PathBuf>| {
+        let mut ask = options(std::slice::from_ref(adapter), Method::Mean);
+        (ask.model, ask.merged, ask.out) = (Some(model.clone()), modules, None);
+        run(&ask, &Common::default()).map(|_| String::new()).unwrap_or_else(|e| e.to_string())
+    };
+    let out = || Some(dir.path().join("m"));
+    let text = ask(&one, &good, out());
+    assert!(text.contains("the adapters are of base aaa"), "{text}");
+    let text = ask(&unknown, &bad, out());
+    assert!(text.contains("layers.1.mlp.up_proj.weight holds NaN or infinity"), "{text}");
+    assert_eq!(left(), before);
+    let mut ask = options(&[unknown], Method::Mean);
+    (ask.merged, ask.out) = (out(), None);
+    assert!(run(&ask, &Common::default()).unwrap_err().to_string().contains("--model"));
+    ask.merged = None;
+    assert!(run(&ask, &Common::default()).unwrap_err().to_string().contains("--out"));
+}
+
+#[test]
+fn a_finished_fusion_is_known_again() {
+    let (dir, paths) = two();
+    let ask = FuseOptions { out: Some(dir.path().join("new/out")), ..options(&paths, Method::Fedavg) };
+    assert!(run(&ask, &Common::default()).unwrap().certificate.is_some());
+    let text = run(&ask, &Common::default()).unwrap_err().to_string();
+    assert!(text.contains("--force"), "{text}");
+    let again = run(&ask, &Common { resume: true, ..Common::default() }).unwrap();
+    assert!(again.certificate.is_none());
+    assert!(run(&ask, &Common { force: true, ..Common::default() }).unwrap().certificate.is_some());
+    assert!(!dir.path().join("new/out.partial").exists());
 }
 
 #[test]
@@ -378,8 +513,8 @@ fn a_declared_frozen_a_is_believed_only_where_it_is_common() {
     // Other seeds: no common A is declared, and none is looked for.
     let paths = [frozen(1, 1, "c"), frozen(2, 2, "d")];
     let out = tempfile::tempdir().unwrap();
-    let c = plan(&Common::default(), &options(&paths, Method::Ffa), true).unwrap();
-    let c = c.write_adapter(&Common::default(), out.path()).unwrap();
+    let c = plan(&options(&paths, Method::Ffa), &Common::default()).unwrap();
+    let c = c.write_adapter(out.path(), &Common::default()).unwrap();
     assert_eq!(c.variants.keys().collect::<Vec<_>>(), ["ffa_ref(0)"]);
 }
 
@@ -395,7 +530,7 @@ fn conflict_of_real_adapters() {
         return;
     }
     let ask = ConflictOptions { adapters: paths.clone(), resolve: LoraCr::default(), allow_missing: false };
-    let report = conflict::run(&Common::default(), &ask).unwrap().report;
+    let report = conflict::run(&ask, &Common::default()).unwrap().report;
     assert_eq!((report.modules.len(), report.layers.len()), (44, 22));
     for m in &report.modules {
         assert!(m.before.conflict_mean > 0.0 && m.before.conflict_mean <= 0.5, "{m:?}");
@@ -404,8 +539,7 @@ fn conflict_of_real_adapters() {
     let out = tempfile::tempdir().unwrap();
     let mut ask = options(&paths, Method::Fedavg);
     ask.recipe.resolve = Some(LoraCr::default());
-    let c =
-        plan(&Common::default(), &ask, true).unwrap().write_adapter(&Common::default(), out.path()).unwrap();
+    let c = plan(&ask, &Common::default()).unwrap().write_adapter(out.path(), &Common::default()).unwrap();
     assert!((c.before.conflict_mean - report.before.conflict_mean).abs() <= 1e-12);
     assert!((c.after.unwrap().conflict_mean - report.after.conflict_mean).abs() <= 1e-12);
     assert!(c.error.max <= 1e-6);

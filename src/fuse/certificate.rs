@@ -29,7 +29,8 @@ pub struct ModuleCertificate {
     pub variant: String,
     /// The rank of the result before padding.
     pub rank: usize,
-    /// `‖got − expected‖ / ‖expected‖` of the method's definition, got as written; `‖got‖` where expected is 0.
+    /// `‖got − expected‖ / ‖expected‖` of the method's definition, got as written (factors, or the change of
+    /// a merged weight); `‖got‖` where expected is 0.
     pub error: f64,
     /// `‖got − Σ wᵢDᵢ‖ / ‖Σ wᵢDᵢ‖` of the (resolved) updates; `‖got‖` where their mean is 0.
     pub distance_to_mean: f64,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::checkpoint::adapter::{Adapter, Coordinates};
+use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::factor::Pair;
 use crate::checkpoint::module::Module;
 use crate::checkpoint::weights::OpenOptions;
@@ -65,6 +66,20 @@ impl Inputs {
             |a: &Adapter| a.provenance.as_ref().filter(|p| p.freeze_a == Some(true)).map(|p| p.init_seed);
         let first = self.adapters.first().and_then(seed);
         first.is_some_and(|s| s.is_some()) && self.adapters.iter().all(|a| seed(a) == first)
+    }
+
+    /// An error where `base` is not the model that the adapters are of, by fingerprint, layers or shapes.
+    pub fn check_base(&self, base: &Checkpoint) -> Result<()> {
+        for adapter in &self.adapters {
+            adapter.check_base(base.config())?;
+        }
+        match &self.base_fingerprint {
+            Some(expected) if base.fingerprint()? != expected => Err(Error::file(
+                base.dir(),
+                format!("has fingerprint {}, the adapters are of base {expected}", base.fingerprint()?),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The base's name that all adapters agree on.

@@ -19,6 +19,7 @@ mod lora_cr;
 mod mean;
 mod mean_svd;
 pub mod measure;
+pub mod merge;
 mod method;
 pub mod options;
 mod pipeline;

@@ -31,7 +31,7 @@ pub struct ConflictOutcome {
 }
 
 /// Compares the adapters module by module, in memory of one module a thread.
-pub fn run(common: &Common, options: &ConflictOptions) -> Result<ConflictOutcome> {
+pub fn run(options: &ConflictOptions, common: &Common) -> Result<ConflictOutcome> {
     let inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
     let bar = common.progress.bar("conflict", inputs.modules.len() as u64);
     let modules: Vec<_> = inputs

@@ -11,9 +11,12 @@ use serde::{Deserialize, Serialize};
 use super::common::Common;
 use crate::checkpoint::adapter_config::AdapterConfig;
 use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
+use crate::checkpoint::checkpoint::Checkpoint;
+use crate::checkpoint::convert;
+use crate::checkpoint::digest::{self, Hasher};
 use crate::checkpoint::module::{Module, Target};
+use crate::checkpoint::output::{Begun, Output, OutputOptions};
 use crate::checkpoint::provenance::Provenance;
-use crate::checkpoint::{convert, digest};
 use crate::error::{Error, Result};
 use crate::fuse::certificate::{CERTIFICATE, Certificate, ModuleCertificate};
 use crate::fuse::inputs::Inputs;
@@ -48,6 +51,62 @@ pub struct FuseOptions {
     pub dtype: DType,
     /// The form of the adapter.
     pub profile: Profile,
+    /// Where to write the fused adapter.
+    pub out: Option<PathBuf>,
+    /// The base that is merged into; where given, the adapters must fit it.
+    pub model: Option<PathBuf>,
+    /// Where to write the base with the fused update in its weights.
+    pub merged: Option<PathBuf>,
+}
+
+/// What was fused.
+#[derive(Clone, Debug, Serialize)]
+pub struct FuseReport {
+    /// The adapter's folder, where one was asked for.
+    pub out: Option<PathBuf>,
+    /// The merged checkpoint's folder, where one was asked for.
+    pub merged: Option<PathBuf>,
+    /// Modules that carry an update.
+    pub modules: usize,
+    /// The rank of the adapter, where one was asked for; the largest where it differs by module.
+    pub rank: Option<usize>,
+    /// Of the adapter; none where its folder was there already, under `--resume`.
+    pub certificate: Option<Certificate>,
+    /// Of the merged checkpoint: its errors are those of the weights in the base's dtype.
+    pub merged_certificate: Option<Certificate>,
+    /// What a user should know and what is no error.
+    pub warnings: Vec<String>,
+}
+
+/// Fuses the adapters into a new one, a merged checkpoint, or both.
+pub fn run(options: &FuseOptions, common: &Common) -> Result<FuseReport> {
+    let plan = plan(options, common)?;
+    let fingerprint = plan.fingerprint()?;
+    let begin = |out: &Path| {
+        Output::begin(out, "fuse", &fingerprint, OutputOptions { force: common.force, resume: common.resume })
+    };
+    let mut report = FuseReport {
+        out: options.out.clone(),
+        merged: options.merged.clone(),
+        modules: plan.frames.len(),
+        rank: options.out.as_ref().map(|_| plan.rank()),
+        certificate: None,
+        merged_certificate: None,
+        warnings: plan.inputs.warnings.clone(),
+    };
+    if let Some(out) = &options.out
+        && let Begun::Work(output) = begin(out)?
+    {
+        report.certificate = Some(plan.write_adapter(output.dir(), common)?);
+        output.finish()?;
+    }
+    if let (Some(out), Some(base)) = (&options.merged, &plan.base)
+        && let Begun::Work(output) = begin(out)?
+    {
+        report.merged_certificate = Some(plan.write_merged(base, output.dir(), common)?);
+        output.finish()?;
+    }
+    Ok(report)
 }
 
 /// A fusion that was checked and has not begun.
@@ -61,14 +120,19 @@ pub struct FusePlan {
     pub ranks: Vec<usize>,
     /// The weight of each adapter.
     pub weights: Vec<f64>,
+    /// The base, where one was given.
+    pub base: Option<Checkpoint>,
     options: FuseOptions,
 }
 
 /// Opens and checks the adapters and everything that can be known without reading their values.
-///
-/// `as_adapter` says whether factors will be written, so that a rank above `min(O, I)` is refused.
-pub fn plan(common: &Common, options: &FuseOptions, as_adapter: bool) -> Result<FusePlan> {
+pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
     options.recipe.fusion.check()?;
+    match (&options.out, &options.model, &options.merged) {
+        (None, _, None) => return Err(Error::Usage("nowhere to write: give --out, --merged or both".into())),
+        (_, None, Some(_)) => return Err(Error::Usage("--merged needs the base: give --model".into())),
+        _ => {}
+    }
     let inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
     let weights = match options.recipe.fusion.method {
         Method::TaskArithmetic => options.weights.as_given(inputs.adapters.len())?,
@@ -82,10 +146,18 @@ pub fn plan(common: &Common, options: &FuseOptions, as_adapter: bool) -> Result<
             Method::TaskArithmetic => frame.members.iter().map(|&e| weights[e]).collect(),
             _ => renormalised(&weights, &frame.members),
         };
-        ranks.push(options.recipe.fusion.rank_of(&frame, as_adapter)?);
+        ranks.push(options.recipe.fusion.rank_of(&frame, options.out.is_some())?);
         frames.push(frame);
     }
-    Ok(FusePlan { inputs, frames, ranks, weights, options: options.clone() })
+    let base = match &options.model {
+        None => None,
+        Some(dir) => {
+            let base = Checkpoint::open(dir, common.open_options())?;
+            inputs.check_base(&base)?;
+            Some(base)
+        }
+    };
+    Ok(FusePlan { inputs, frames, ranks, weights, base, options: options.clone() })
 }
 
 /// One module ready to be written.
@@ -97,10 +169,34 @@ struct Written {
 }
 
 impl FusePlan {
+    /// The largest rank of a module's result.
+    pub fn rank(&self) -> usize {
+        self.ranks.iter().copied().max().unwrap_or(0)
+    }
+
+    /// What the result follows from.
+    fn fingerprint(&self) -> Result<String> {
+        let o = &self.options;
+        let asked = (&o.recipe, &o.weights, o.allow_missing, o.dtype.name(), o.profile);
+        let mut hasher = Hasher::default();
+        hasher.update(serde_json::json!(asked).to_string().as_bytes());
+        let files: Vec<_> = self
+            .inputs
+            .adapters
+            .par_iter()
+            .map(|a| Ok([digest::sha256_file(&a.config.path)?, digest::sha256_file(&a.file())?]))
+            .collect::<Result<_>>()?;
+        files.iter().flatten().for_each(|hash| hasher.update(hash.as_bytes()));
+        if let Some(base) = &self.base {
+            hasher.update(base.fingerprint()?.as_bytes());
+        }
+        Ok(hasher.finish())
+    }
+
     /// The rank in the file of a module whose result has rank `rank`.
     fn file_rank(&self, rank: usize) -> usize {
         match self.options.profile {
-            Profile::Portable => self.ranks.iter().copied().max().unwrap_or(rank),
+            Profile::Portable => self.rank(),
             Profile::Peft => rank,
         }
     }
@@ -115,7 +211,7 @@ impl FusePlan {
     /// Writes the fused adapter into the folder `dir`, which is there and empty, with `certificate.json`.
     ///
     /// A few modules are computed at once while those before them are written; results do not depend on the threads.
-    pub fn write_adapter(&self, common: &Common, dir: &Path) -> Result<Certificate> {
+    pub fn write_adapter(&self, dir: &Path, common: &Common) -> Result<Certificate> {
         let bar = common.progress.bar("fuse", self.frames.len() as u64);
         let dtype = self.options.dtype;
         let specs: Vec<PairSpec> = iter::zip(&self.frames, &self.ranks)
@@ -137,9 +233,7 @@ impl FusePlan {
             written.and_then(|w| computed.map(|()| w))
         })?;
         bar.finish_and_clear();
-        let fingerprint = self.inputs.base_fingerprint.as_deref();
-        let certificate =
-            Certificate::new(self.options.recipe, &self.weights, fingerprint, dtype.name(), modules);
+        let certificate = self.certificate(dtype, modules);
         digest::write_json(&dir.join(CERTIFICATE), &certificate)?;
         writer.finish(None, self.provenance())?;
         Ok(certificate)
@@ -183,12 +277,11 @@ impl FusePlan {
         let base = self.inputs.base_name();
         match self.options.profile {
             Profile::Portable => {
-                let rank = self.ranks.iter().copied().max().unwrap_or(1);
                 let targets: Vec<Target> = Target::ALL
                     .into_iter()
                     .filter(|t| self.inputs.modules.iter().any(|m| m.target == *t))
                     .collect();
-                Ok(AdapterConfig::portable(rank, &targets, base))
+                Ok(AdapterConfig::portable(self.rank(), &targets, base))
             }
             Profile::Peft => {
                 let ranks = iter::zip(&self.inputs.modules, &self.ranks).map(|(m, r)| (*m, *r)).collect();
@@ -197,8 +290,19 @@ impl FusePlan {
         }
     }
 
+    /// What is done to every module.
+    pub(super) fn recipe(&self) -> &Recipe {
+        &self.options.recipe
+    }
+
+    /// `certificate.json` of what was written in `dtype`.
+    pub(super) fn certificate(&self, dtype: DType, modules: Vec<ModuleCertificate>) -> Certificate {
+        let fingerprint = self.inputs.base_fingerprint.as_deref();
+        Certificate::new(self.options.recipe, &self.weights, fingerprint, dtype.name(), modules)
+    }
+
     /// `anabranch.json`: the options, and what all inputs agree on.
-    fn provenance(&self) -> Provenance {
+    pub(super) fn provenance(&self) -> Provenance {
         let mut p = Provenance::new("fuse");
         p.base_fingerprint = self.inputs.base_fingerprint.clone();
         p.model_fingerprint = self.inputs.base_fingerprint.clone();

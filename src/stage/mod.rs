@@ -13,6 +13,7 @@ pub mod fuse;
 pub mod generate;
 pub mod logits;
 pub mod measure;
+mod merged;
 pub mod metrics;
 pub mod peak;
 pub mod progress;
