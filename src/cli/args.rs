@@ -7,6 +7,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::size::ByteSize;
 use crate::checkpoint::module::Target;
 use crate::fuse::options::{Coverage, Fedsa, Gate, Method, Restore, SharedRank, Side};
+use crate::fuse::weights::Weights;
+use crate::prune::groups::{Gqa, Reduce};
+use crate::prune::scores::Importance;
+use crate::stage::measure::Of;
 
 /// Prune a large model to an edge device's memory, train LoRA adapters there, recover them, resolve their conflicts,
 /// fuse them, evaluate.
@@ -220,7 +224,7 @@ pub struct BudgetArgs {
     pub measure: bool,
     /// What --measure runs: train, prune or eval
     #[arg(long, default_value = "train", value_name = "STAGE")]
-    pub of: String,
+    pub of: Of,
     /// The training run's shape
     #[command(flatten)]
     pub shape: ShapeArgs,
@@ -263,13 +267,13 @@ pub struct PruneHow {
     pub sample_tokens: usize,
     /// taylor1, taylor2, taylor-mix, vector1, vector2, l1, l2 or random
     #[arg(long, default_value = "taylor1", value_name = "SCORE")]
-    pub importance: String,
+    pub importance: Importance,
     /// Over a group's members: sum, mean, max or prod
     #[arg(long, default_value = "sum", value_name = "HOW")]
-    pub reduce: String,
+    pub reduce: Reduce,
     /// correct, or llm-pruner to add up query heads as LLM-Pruner does
     #[arg(long, default_value = "correct", value_name = "HOW")]
-    pub gqa: String,
+    pub gqa: Gqa,
     /// Layers that are pruned, end exclusive, e.g. 4..30 [default: all]
     #[arg(long, value_name = "A..B")]
     pub layers: Option<LayerRange>,
@@ -413,9 +417,6 @@ pub struct ResolveArgs {
     /// Give norms back: none, client or global
     #[arg(long, default_value = "none", value_name = "HOW")]
     pub restore: Restore,
-    /// uniform, samples, or W1,W2,…
-    #[arg(long, default_value = "uniform", value_name = "WEIGHTS")]
-    pub weights: String,
     /// Modules that an adapter lacks: weights renormalised over those who have them
     #[arg(long)]
     pub allow_missing: bool,
@@ -464,6 +465,9 @@ pub struct FuseHow {
     /// How conflicts are resolved
     #[command(flatten)]
     pub conflict: ResolveArgs,
+    /// uniform, samples, or W1,W2,…
+    #[arg(long, default_value = "uniform", value_name = "WEIGHTS")]
+    pub weights: Weights,
     /// Rows that some edges pruned: zero, or present to divide by those who kept them
     #[arg(long, default_value = "zero", value_name = "HOW")]
     pub coverage: Coverage,

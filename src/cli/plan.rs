@@ -4,16 +4,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::args::{BudgetArgs, EvalArgs, Global, PrecisionArg, ShapeArgs, TrainCommand, TrainHow};
+use super::args::{
+    BudgetArgs, ConflictArgs, EvalArgs, FuseArgs, FuseHow, Global, PrecisionArg, PruneArgs, PruneHow,
+    ResolveArgs, ShapeArgs, TrainCommand, TrainHow,
+};
 use crate::cpu::Cpu;
 use crate::data::schedule::Extent;
 use crate::error::{Error, Result};
+use crate::fuse::{Fusion, LoraCr, Recipe};
 use crate::model::shape::TrainingShape;
 use crate::stage::budget::BudgetOptions;
 use crate::stage::common::Common;
+use crate::stage::conflict::ConflictOptions;
 use crate::stage::evaluate::EvalOptions;
+use crate::stage::fuse::{FuseOptions, Profile};
 use crate::stage::progress::Progress;
+use crate::stage::prune::{Amount, PruneOptions};
 use crate::stage::train::TrainOptions;
+use crate::tensor::DType;
 
 /// Where a command computes, and in what.
 pub struct Machine {
@@ -191,4 +199,96 @@ pub fn eval(args: &EvalArgs) -> Result<EvalOptions> {
         batch_tokens: args.batch_tokens,
         show: args.show.clone(),
     })
+}
+
+/// A pruning's options without model, out and amount, which a flow fills in.
+pub fn prune_template(how: &PruneHow, shape: &ShapeArgs) -> PruneOptions {
+    PruneOptions {
+        model: PathBuf::new(),
+        out: PathBuf::new(),
+        amount: Amount::Ratio(0.0),
+        calibration: how.calibration.clone(),
+        samples: how.samples,
+        sample_tokens: how.sample_tokens,
+        importance: how.importance,
+        reduce: how.reduce,
+        gqa: how.gqa,
+        layers: how.layers.map(|l| l.start..l.end),
+        round_mlp: how.round_mlp,
+        shape: self::shape(shape),
+    }
+}
+
+/// `prune`'s options.
+pub fn prune(args: &PruneArgs) -> Result<PruneOptions> {
+    let amount = match (args.ratio, args.memory) {
+        (Some(ratio), None) => Amount::Ratio(ratio),
+        (None, Some(size)) => Amount::Memory(size.0),
+        _ => return Err(Error::Usage("prune needs either --ratio or --memory".into())),
+    };
+    Ok(PruneOptions {
+        model: args.model.clone(),
+        out: args.out.clone(),
+        amount,
+        ..prune_template(&args.how, &args.shape)
+    })
+}
+
+fn lora_cr(args: &ResolveArgs) -> LoraCr {
+    LoraCr { shared_rank: args.shared_rank, side: args.side, gate: args.gate, restore: args.restore }
+}
+
+/// A fusion's options without adapters and outputs, which a flow fills in.
+pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
+    let resolve = match how.resolve.as_str() {
+        "none" => None,
+        "lora-cr" => Some(lora_cr(&how.conflict)),
+        other => return Err(Error::Usage(format!("--resolve is {other:?}, expected none or lora-cr"))),
+    };
+    let fusion = Fusion {
+        method: how.method,
+        fedsa: how.fedsa,
+        lambda: how.lambda,
+        rank: how.rank,
+        coverage: how.coverage,
+    };
+    fusion.check()?;
+    let dtype = DType::from_name(&how.dtype.to_uppercase())
+        .ok_or_else(|| Error::Usage(format!("--dtype is {:?}, expected f32, bf16 or f16", how.dtype)))?;
+    let profile = match how.profile.as_str() {
+        "portable" => Profile::Portable,
+        "peft" => Profile::Peft,
+        other => return Err(Error::Usage(format!("--profile is {other:?}, expected portable or peft"))),
+    };
+    Ok(FuseOptions {
+        adapters: Vec::new(),
+        recipe: Recipe { resolve, fusion },
+        weights: how.weights.clone(),
+        allow_missing: how.conflict.allow_missing,
+        dtype,
+        profile,
+        out: None,
+        model: None,
+        merged: None,
+    })
+}
+
+/// `fuse`'s options.
+pub fn fuse(args: &FuseArgs) -> Result<FuseOptions> {
+    Ok(FuseOptions {
+        adapters: args.adapters.clone(),
+        out: args.out.clone(),
+        model: args.model.clone(),
+        merged: args.merged.clone(),
+        ..fuse_template(&args.how)?
+    })
+}
+
+/// `conflict`'s options.
+pub fn conflict(args: &ConflictArgs) -> ConflictOptions {
+    ConflictOptions {
+        adapters: args.adapters.clone(),
+        resolve: lora_cr(&args.resolve),
+        allow_missing: args.resolve.allow_missing,
+    }
 }

@@ -1,14 +1,20 @@
 //! Reports as people read them, or as one JSON document.
 
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::fuse::conflict::{ConflictReport, Score};
 use crate::model::memory::{Part, Plan, human_bytes};
+use crate::stage::budget::grouped;
 use crate::stage::evaluate::EvalReport;
 use crate::stage::evaluate::accuracy::Accuracy;
+use crate::stage::flow::results::{Kind, Results};
+use crate::stage::fuse::FuseReport;
+use crate::stage::prune::PruneReport;
+use crate::stage::recover::RecoverReport;
 use crate::stage::train::TrainReport;
 
 /// How results are written.
@@ -153,5 +159,202 @@ pub fn eval(r: &EvalReport) -> String {
             text += &format!("{mark} {option:<12} {}\n", scores.join(" "));
         }
     }
+    text
+}
+
+/// What pruning did.
+pub fn prune(r: &PruneReport) -> String {
+    if r.already_finished {
+        return format!("{}: already finished", r.out.display());
+    }
+    let sizes = |s: [usize; 3]| format!("{} / {} / {}", s[0], s[1], s[2]);
+    let mut rows = vec![
+        ["", "full", "pruned"].map(String::from).to_vec(),
+        vec!["parameters".into(), grouped(r.parameters_before), grouped(r.parameters_after)],
+        vec!["heads / kv heads / MLP".into(), sizes(r.sizes_before), sizes(r.sizes_after)],
+    ];
+    if let (Some(before), Some(after)) = (r.perplexity_before, r.perplexity_after) {
+        let label = format!("perplexity, {} × {} tokens", r.samples, r.sample_tokens);
+        rows.push(vec![label, format!("{before:.3}"), format!("{after:.3}")]);
+    }
+    let mut text = format!(
+        "{}: pruned by {} ({}, {})\n{}",
+        r.out.display(),
+        r.ratio,
+        r.importance,
+        r.reduce,
+        table(&rows)
+    );
+    if let Some(t) = &r.training {
+        text += &format!(
+            "training takes {} of {} on the edge, with {} recomputed layers\n",
+            human_bytes(t.total),
+            human_bytes(t.memory),
+            t.recomputed
+        );
+    }
+    if !r.transformers_loads {
+        text += "sizes differ by layer: transformers cannot load this model\n";
+    }
+    text
+}
+
+/// What was recovered.
+pub fn recover(r: &RecoverReport) -> String {
+    if r.already_finished {
+        return format!("{}: already finished", r.out.display());
+    }
+    let checked =
+        if r.base_checked { "checked against the base" } else { "not checked against a base: --model does" };
+    format!(
+        "{}: {} modules of rank {}, {} → {} numbers, {checked}",
+        r.out.display(),
+        r.modules,
+        r.rank,
+        grouped(r.parameters_pruned),
+        grouped(r.parameters_full)
+    )
+}
+
+/// Warnings, a line each, on stderr.
+pub fn warnings(warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// Conflict by layer, and how the adapters lie to each other.
+pub fn conflict(r: &ConflictReport, adapters: &[PathBuf]) -> String {
+    let score = |s: &Score| [format!("{:.4}", s.conflict_mean), format!("{:.4}", s.conflict_weighted)];
+    let row = |name: String, before: &Score, after: &Score| {
+        [vec![name], score(before).to_vec(), score(after).to_vec()].concat()
+    };
+    let mut rows =
+        vec![["conflict", "mean", "by energy", "after LoRA-CR", "by energy"].map(String::from).to_vec()];
+    rows.extend(r.layers.iter().map(|l| row(format!("layer {}", l.layer), &l.before, &l.after)));
+    rows.push(row("all".into(), &r.before, &r.after));
+    let name = |i: usize| adapters.get(i).map_or_else(|| i.to_string(), |p| p.display().to_string());
+    let mut lie = vec![
+        ["adapter".to_string(), "norm".into()]
+            .into_iter()
+            .chain((0..r.cosines.len()).map(|i| format!("cos {i}")))
+            .collect::<Vec<_>>(),
+    ];
+    for (i, cosines) in r.cosines.iter().enumerate() {
+        let mut cells =
+            vec![format!("{i} {}", name(i)), format!("{:.4}", r.norms.get(i).copied().unwrap_or(f64::NAN))];
+        cells.extend(cosines.iter().map(|c| format!("{c:.4}")));
+        lie.push(cells);
+    }
+    format!(
+        "{}\n{}\nLoRA-CR would keep {:.1} % of the energy\n",
+        table(&rows),
+        table(&lie),
+        100.0 * r.energy_kept
+    )
+}
+
+/// What was fused, and what the certificate says.
+pub fn fuse(r: &FuseReport) -> String {
+    let mut text = String::new();
+    for (out, certificate) in [(&r.out, &r.certificate), (&r.merged, &r.merged_certificate)] {
+        let Some(out) = out else { continue };
+        let Some(c) = certificate else {
+            text += &format!("{}: already finished\n", out.display());
+            continue;
+        };
+        text += &format!("{}: {} modules", out.display(), r.modules);
+        if let Some(rank) = r.rank.filter(|_| Some(out) == r.out.as_ref()) {
+            text += &format!(" of rank {rank}");
+        }
+        let mut rows = vec![["", "mean", "largest"].map(String::from).to_vec()];
+        for (name, s) in [
+            ("error to the method's definition", &c.error),
+            ("distance to the mean of products", &c.distance_to_mean),
+        ] {
+            rows.push(vec![name.into(), format!("{:.2e}", s.mean), format!("{:.2e}", s.max)]);
+        }
+        text += &format!("\n{}", table(&rows));
+        let scales: Vec<String> = c.effective_scale.iter().map(|s| format!("{s:.3}")).collect();
+        text += &format!("effective scale of each adapter: {}\n", scales.join(", "));
+        text += &match &c.after {
+            Some(after) => format!(
+                "conflict: {:.4} before, {:.4} after LoRA-CR\n",
+                c.before.conflict_mean, after.conflict_mean
+            ),
+            None => format!("conflict: {:.4}\n", c.before.conflict_mean),
+        };
+    }
+    text
+}
+
+/// The results of a flow: a table for each set of edges.
+pub fn results(r: &Results, output: &Path) -> String {
+    let mut text = String::new();
+    for sweep in &r.sweeps {
+        if let Some(ratio) = sweep.ratio {
+            text += &format!("pruned by {ratio}\n\n");
+        }
+        let mut sets: Vec<&Vec<String>> = Vec::new();
+        for fusion in &sweep.fusions {
+            if !sets.contains(&&fusion.edges) {
+                sets.push(&fusion.edges);
+            }
+        }
+        for set in sets {
+            let tasks: Vec<_> =
+                sweep.tasks.iter().filter(|t| t.edges.iter().all(|e| set.contains(e))).collect();
+            let mut names: Vec<(Kind, String)> = Vec::new();
+            for c in tasks.iter().flat_map(|t| &t.columns) {
+                let own = match c.kind {
+                    Kind::Base => true,
+                    Kind::Edge => c.edges.iter().all(|e| set.contains(e)),
+                    Kind::Joint | Kind::Fusion => c.edges == *set,
+                };
+                if own && !names.contains(&(c.kind, c.name.clone())) {
+                    names.push((c.kind, c.name.clone()));
+                }
+            }
+            names.sort_by_key(|(kind, _)| *kind as u8);
+            let mut rows = vec![
+                [vec![set.join(" + ")], tasks.iter().map(|t| t.name.clone()).collect(), vec!["c̄".into()]]
+                    .concat(),
+            ];
+            for (kind, name) in names {
+                let of_set =
+                    |edges: &Vec<String>| !matches!(kind, Kind::Joint | Kind::Fusion) || edges == set;
+                let mut cells = vec![name.clone()];
+                for task in &tasks {
+                    let found =
+                        task.columns.iter().find(|c| c.kind == kind && c.name == name && of_set(&c.edges));
+                    cells.push(found.map_or_else(
+                        || "–".into(),
+                        |c| format!("{:.1} ± {:.1}", 100.0 * c.accuracy, 100.0 * c.standard_error),
+                    ));
+                }
+                let fusion =
+                    sweep.fusions.iter().find(|f| kind == Kind::Fusion && f.name == name && f.edges == *set);
+                let mean = |which: &str| {
+                    fusion?.report.pointer(&format!("/certificate/{which}/conflict_mean"))?.as_f64()
+                };
+                cells.push(match (mean("before"), mean("after")) {
+                    (Some(b), Some(a)) => format!("{b:.3} → {a:.3}"),
+                    (Some(b), None) => format!("{b:.3}"),
+                    _ => String::new(),
+                });
+                rows.push(cells);
+            }
+            text += &table(&rows);
+            text.push('\n');
+        }
+    }
+    for note in &r.notes {
+        text += &format!("{note}\n");
+    }
+    text += &format!(
+        "accuracy in percent ± standard error; {:.0} s; {}\n",
+        r.seconds,
+        output.join("report.html").display()
+    );
     text
 }

@@ -6,14 +6,17 @@ use std::sync::atomic::AtomicBool;
 use clap::CommandFactory;
 use half::bf16;
 
-use super::args::{Cli, Command, PrecisionArg};
+use rayon::ThreadPoolBuilder;
+
+use super::args::{Cli, Command, Global, PrecisionArg};
 use super::{plan, print};
 use crate::backend::Backend;
 use crate::checkpoint::config::ModelConfig;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
-use crate::stage::{budget, evaluate, generate, logits, report, train};
+use crate::stage::recover::RecoverOptions;
+use crate::stage::{budget, conflict, evaluate, flow, fuse, generate, logits, prune, recover, report, train};
 use crate::tensor::Real;
 
 /// Calls a generic function with the precision that was asked for.
@@ -83,6 +86,42 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             let report = budget::budget(&config, &plan::budget(args))?;
             out.report(&report, || report.to_string())
         }
+        Command::Prune(args) => {
+            let machine = plan::machine(global)?;
+            let options = plan::prune(args)?;
+            at_precision!(
+                machine.precision,
+                prune_on::<Cpu, T>(&machine.backend, options, &common, global.dry_run, out)
+            )
+        }
+        Command::Recover(args) => {
+            let options = RecoverOptions {
+                adapter: args.adapter.clone(),
+                model: args.model.clone(),
+                out: args.out.clone(),
+            };
+            let report = recover::run(&options, &common)?;
+            out.report(&report, || print::recover(&report))
+        }
+        Command::Conflict(args) => {
+            let outcome = in_pool(global, || conflict::run(&plan::conflict(args), &common))?;
+            print::warnings(&outcome.warnings);
+            out.report(&outcome.report, || print::conflict(&outcome.report, &args.adapters))
+        }
+        Command::Fuse(args) => {
+            let options = plan::fuse(args)?;
+            let report = in_pool(global, || fuse::run(&options, &common))?;
+            print::warnings(&report.warnings);
+            out.report(&report, || print::fuse(&report))
+        }
+        Command::Run(args) => {
+            let machine = plan::machine(global)?;
+            let flow = super::flow::read(&args.flow, global.seed)?;
+            use flow::run as flow_run;
+            let results =
+                at_precision!(machine.precision, flow_run::<Cpu, T>(&machine.backend, &flow, &common))?;
+            out.report(&results, || print::results(&results, &flow.output))
+        }
         Command::Eval(args) => {
             let machine = plan::machine(global)?;
             let options = plan::eval(args)?;
@@ -105,6 +144,31 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
         }
         _ => Err(Error::Usage("not there yet".into())),
     }
+}
+
+/// Runs `work` on as many threads as were asked for.
+fn in_pool<R: Send>(global: &Global, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    let threads = plan::threads(global)?;
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::Usage(format!("cannot start {threads} threads: {e}")))?;
+    pool.install(work)
+}
+
+fn prune_on<B: Backend, T: Real>(
+    backend: &B,
+    options: prune::PruneOptions,
+    common: &Common,
+    dry_run: bool,
+    out: print::Output,
+) -> Result<()> {
+    let prepared = prune::Prepared::new::<B, T>(backend, options, common)?;
+    if dry_run {
+        return out.report(&prepared.plan, || print::plan(&prepared.plan));
+    }
+    let report = prepared.run::<B, T>(backend, common)?;
+    out.report(&report, || print::prune(&report))
 }
 
 fn train_on<B: Backend, T: Real>(

@@ -89,6 +89,18 @@ pub struct TrainOptions {
     pub data_key: Option<PathBuf>,
 }
 
+impl TrainOptions {
+    /// The same run `times` as long: on the pooled data of so many edges, each edge's data is seen as often.
+    pub fn longer(self, times: u64) -> TrainOptions {
+        let extent = match self.extent {
+            Extent::Steps(steps) => Extent::Steps(steps.saturating_mul(times)),
+            // An epoch of the pooled data is as much longer already.
+            Extent::Epochs(epochs) => Extent::Epochs(epochs),
+        };
+        TrainOptions { extent, ..self }
+    }
+}
+
 /// What a training run did.
 #[derive(Clone, Debug, Serialize)]
 pub struct TrainReport {

@@ -204,7 +204,7 @@ fn accuracy(c: &Column) -> String {
 
 fn conflict_of(sweep: &Sweep, set: &[String], kind: Kind, name: &str) -> String {
     let fusion = sweep.fusions.iter().find(|f| kind == Kind::Fusion && f.edges == set && f.name == name);
-    let mean = |which: &str| fusion?.report.get(which)?.get("conflict_mean")?.as_f64();
+    let mean = |which: &str| fusion?.report.pointer(&format!("/certificate/{which}/conflict_mean"))?.as_f64();
     match (mean("before"), mean("after")) {
         (Some(b), Some(a)) => format!("{b:.3} → {a:.3}"),
         (Some(b), None) => format!("{b:.3}"),
@@ -232,12 +232,9 @@ fn dot_plot(task: &TaskResult) -> Figure {
 fn heat_maps(sweep: &Sweep) -> Vec<Figure> {
     let mut maps = Vec::new();
     for set in sets(sweep) {
-        let Some(modules) = sweep
-            .fusions
-            .iter()
-            .filter(|f| f.edges == set)
-            .find_map(|f| f.report.get("modules").and_then(Json::as_array).filter(|m| !m.is_empty()))
-        else {
+        let Some(modules) = sweep.fusions.iter().filter(|f| f.edges == set).find_map(|f| {
+            f.report.pointer("/certificate/modules").and_then(Json::as_array).filter(|m| !m.is_empty())
+        }) else {
             continue;
         };
         let cells: Vec<Cell> = modules

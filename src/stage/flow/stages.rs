@@ -1,0 +1,382 @@
+//! The stages of a flow, in order; each is done, or kept from an earlier run.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::ledger::{Ledger, inputs};
+use super::results::{Column, EdgeResult, FORMAT, FusionResult, Kind, RESULTS, Results, Sweep, TaskResult};
+use super::{Edge, Flow, Fusion, Joint, Target, Task};
+use crate::backend::Backend;
+use crate::checkpoint::checkpoint::Checkpoint;
+use crate::checkpoint::digest;
+use crate::error::{Error, Result};
+use crate::stage::common::Common;
+use crate::stage::evaluate::{self, EvalOptions};
+use crate::stage::fuse::{self, FuseOptions};
+use crate::stage::prune::{self, Amount, PruneOptions};
+use crate::stage::recover::{self, RecoverOptions};
+use crate::stage::train::{self, TrainOptions};
+use crate::stage::{metrics, report};
+use crate::tensor::Real;
+
+/// The most tokens that go through the model together in an evaluation.
+const BATCH_TOKENS: usize = 2048;
+
+/// Runs everything of `flow` that is not finished; writes `results.json` and `report.html`.
+///
+/// A `--resume` is implied: the output is a working folder.
+pub fn run<B: Backend, T: Real>(backend: &B, flow: &Flow, common: &Common) -> Result<Results> {
+    let start = Instant::now();
+    let common = Common { seed: flow.seed, ..common.clone() };
+    let base = Checkpoint::open(&flow.base, common.open_options())?;
+    let base_print = base.fingerprint()?.to_string();
+    drop(base);
+    let mut run = Runner {
+        backend,
+        flow,
+        ledger: Ledger::open(&flow.output)?,
+        common,
+        base_print,
+        files: BTreeMap::new(),
+        precision: T::DTYPE.name(),
+    };
+    let own = flow.edges.iter().all(|e| e.target.is_some());
+    let ratios: Vec<Option<f64>> =
+        if own { vec![None] } else { flow.ratios.iter().map(|&r| Some(r)).collect() };
+    let mut sweeps = Vec::with_capacity(ratios.len());
+    for ratio in ratios {
+        sweeps.push(run.sweep::<T>(ratio)?);
+    }
+    let mut notes = Vec::new();
+    if flow.joint == Joint::First && flow.sets().len() > 1 {
+        notes.push(format!(
+            "The joint adapter, the upper bound, is shown for one of {} sets of edges: each takes as long as two edges.",
+            flow.sets().len()
+        ));
+    }
+    let results = Results {
+        format: FORMAT.into(),
+        seed: flow.seed,
+        edges: flow.edges.iter().map(|e| e.name.clone()).collect(),
+        sweeps,
+        seconds: start.elapsed().as_secs_f64(),
+        notes,
+    };
+    let path = flow.output.join(RESULTS);
+    let fresh = flow.output.join(format!("{RESULTS}.new"));
+    digest::write_json(&fresh, &results)?;
+    std::fs::rename(&fresh, &path).map_err(Error::io(&path))?;
+    report::write(&flow.output, &results)?;
+    Ok(results)
+}
+
+impl Flow {
+    /// The distinct sets of edges that are fused, in the order of the flow.
+    fn sets(&self) -> Vec<&[usize]> {
+        let mut sets: Vec<&[usize]> = Vec::new();
+        for fusion in &self.fusions {
+            if !sets.contains(&fusion.edges.as_slice()) {
+                sets.push(&fusion.edges);
+            }
+        }
+        sets
+    }
+
+    fn names(&self, edges: &[usize]) -> Vec<String> {
+        edges.iter().map(|&e| self.edges[e].name.clone()).collect()
+    }
+}
+
+/// A finished stage: its folder, the fingerprint of its inputs, and its report.
+#[derive(Clone)]
+struct Done {
+    dir: PathBuf,
+    print: String,
+    report: Value,
+}
+
+struct Runner<'a, B: Backend> {
+    backend: &'a B,
+    flow: &'a Flow,
+    ledger: Ledger,
+    common: Common,
+    base_print: String,
+    /// SHA-256 of data files that were read already.
+    files: BTreeMap<PathBuf, String>,
+    precision: &'static str,
+}
+
+/// An adapter that tasks are evaluated with.
+struct Candidate {
+    kind: Kind,
+    name: String,
+    edges: Vec<usize>,
+    done: Done,
+}
+
+impl<B: Backend> Runner<'_, B> {
+    fn sweep<T: Real>(&mut self, ratio: Option<f64>) -> Result<Sweep> {
+        let place = ratio.map_or_else(|| "own".to_string(), |r| format!("ratio-{r}"));
+        let flow = self.flow;
+        let (mut candidates, mut edges, mut joints) = (Vec::new(), Vec::new(), Vec::new());
+        for (n, edge) in flow.edges.iter().enumerate() {
+            let (recovered, result) = self.edge::<T>(&place, edge, ratio)?;
+            edges.push(result);
+            candidates.push(Candidate {
+                kind: Kind::Edge,
+                name: edge.name.clone(),
+                edges: vec![n],
+                done: recovered,
+            });
+        }
+        let wanted = match flow.joint {
+            Joint::None => 0,
+            Joint::First => 1,
+            Joint::All => usize::MAX,
+        };
+        for set in flow.sets().into_iter().take(wanted) {
+            let first = &flow.edges[set[0]];
+            let pooled = Edge {
+                name: flow.names(set).join("+"),
+                data: set.iter().flat_map(|&e| flow.edges[e].data.clone()).collect(),
+                val: None,
+                target: first.target,
+            };
+            let (recovered, result) = self.edge::<T>(&place, &pooled, ratio)?;
+            joints.push(result);
+            candidates.push(Candidate {
+                kind: Kind::Joint,
+                name: "joint".into(),
+                edges: set.to_vec(),
+                done: recovered,
+            });
+        }
+        let mut fusions = Vec::with_capacity(flow.fusions.len());
+        for fusion in &flow.fusions {
+            let done = self.fuse(&place, fusion, &candidates)?;
+            fusions.push(FusionResult {
+                edges: flow.names(&fusion.edges),
+                name: fusion.name.clone(),
+                report: done.report.clone(),
+            });
+            candidates.push(Candidate {
+                kind: Kind::Fusion,
+                name: fusion.name.clone(),
+                edges: fusion.edges.clone(),
+                done,
+            });
+        }
+        let tasks = flow
+            .tasks
+            .iter()
+            .map(|t| self.evaluate::<T>(&place, t, &candidates))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Sweep { ratio, edges, joints, fusions, tasks })
+    }
+
+    /// Prunes, trains and recovers one edge.
+    fn edge<T: Real>(&mut self, place: &str, edge: &Edge, ratio: Option<f64>) -> Result<(Done, EdgeResult)> {
+        let amount = match (edge.target, ratio) {
+            (Some(Target::Ratio(r)), _) => Amount::Ratio(r),
+            (Some(Target::Memory(m)), _) => Amount::Memory(m),
+            (None, Some(r)) => Amount::Ratio(r),
+            (None, None) => {
+                return Err(Error::Usage(format!("edge {:?} has neither ratio nor memory", edge.name)));
+            }
+        };
+        let pruned = self.prune::<T>(amount)?;
+        let name = format!("{place}/{}/adapter", edge.name);
+        let mut read = vec![pruned.print.clone()];
+        for file in edge.data.iter().chain(&edge.val) {
+            read.push(self.file(file)?);
+        }
+        let template = &self.flow.train;
+        let options = TrainOptions {
+            model: pruned.dir.clone(),
+            data: edge.data.clone(),
+            val: edge.val.clone(),
+            out: self.flow.output.join(&name),
+            ..template.clone()
+        };
+        // What the joint adapter has seen is as much of each edge's data as the edge itself.
+        let described = TrainOptions {
+            model: PathBuf::new(),
+            data: vec![],
+            val: None,
+            out: PathBuf::new(),
+            ..template.clone()
+        };
+        let options = match edge.name.matches('+').count() {
+            0 => options,
+            more => options.longer(more as u64 + 1),
+        };
+        let backend = self.backend;
+        let trained = self.stage(&name, "train", &format!("{described:?}"), &read, move |common| {
+            train::Prepared::new::<B, T>(backend, options, common)?.run::<B, T>(backend, common)
+        })?;
+        let losses = metrics::read(&trained.dir)?.iter().map(|m| m.loss).collect();
+        let name = format!("{place}/{}/recovered", edge.name);
+        let options = RecoverOptions {
+            adapter: trained.dir.clone(),
+            model: Some(self.flow.base.clone()),
+            out: self.flow.output.join(&name),
+        };
+        let read = [trained.print.clone(), self.base_print.clone()];
+        let recovered = self.stage(&name, "recover", "", &read, |common| recover::run(&options, common))?;
+        let result =
+            EdgeResult { name: edge.name.clone(), prune: pruned.report, train: trained.report, losses };
+        Ok((recovered, result))
+    }
+
+    /// One pruned model, shared by the edges of one amount.
+    fn prune<T: Real>(&mut self, amount: Amount) -> Result<Done> {
+        let name = match amount {
+            Amount::Ratio(r) => format!("pruned/ratio-{r}"),
+            Amount::Memory(m) => format!("pruned/memory-{m}"),
+        };
+        let mut read = vec![self.base_print.clone()];
+        if let Some(file) = self.flow.prune.calibration.clone() {
+            read.push(self.file(&file)?);
+        }
+        let template = &self.flow.prune;
+        let options = PruneOptions {
+            model: self.flow.base.clone(),
+            out: self.flow.output.join(&name),
+            amount,
+            ..template.clone()
+        };
+        let described = PruneOptions {
+            model: PathBuf::new(),
+            out: PathBuf::new(),
+            calibration: None,
+            amount,
+            ..template.clone()
+        };
+        let backend = self.backend;
+        self.stage(&name, "prune", &format!("{described:?}"), &read, move |common| {
+            prune::Prepared::new::<B, T>(backend, options, common)?.run::<B, T>(backend, common)
+        })
+    }
+
+    fn fuse(&mut self, place: &str, fusion: &Fusion, candidates: &[Candidate]) -> Result<Done> {
+        let members: Vec<&Candidate> = candidates
+            .iter()
+            .filter(|c| c.kind == Kind::Edge && fusion.edges.contains(&c.edges[0]))
+            .collect();
+        let name = format!("{place}/fused/{}/{}", self.flow.names(&fusion.edges).join("+"), fusion.name);
+        let read: Vec<String> = members.iter().map(|c| c.done.print.clone()).collect();
+        let options = FuseOptions {
+            adapters: members.iter().map(|c| c.done.dir.clone()).collect(),
+            out: Some(self.flow.output.join(&name)),
+            ..fusion.options.clone()
+        };
+        let described = format!("{:?}", fusion.options);
+        self.stage(&name, "fuse", &described, &read, |common| fuse::run(&options, common))
+    }
+
+    /// The base, the task's own edges, and every fusion and joint adapter that knows all of them, in one pass.
+    fn evaluate<T: Real>(
+        &mut self,
+        place: &str,
+        task: &Task,
+        candidates: &[Candidate],
+    ) -> Result<TaskResult> {
+        let own: Vec<&Candidate> = candidates
+            .iter()
+            .filter(|c| match c.kind {
+                Kind::Edge => task.edges.contains(&c.edges[0]),
+                _ => task.edges.iter().all(|e| c.edges.contains(e)),
+            })
+            .collect();
+        let name = format!("{place}/tasks/{}", task.name);
+        let label = |c: &Candidate| format!("{}@{}", c.name, self.flow.names(&c.edges).join("+"));
+        let mut read = vec![self.base_print.clone(), self.file(&task.file)?];
+        read.extend(own.iter().map(|c| c.done.print.clone()));
+        let options = EvalOptions {
+            model: self.flow.base.clone(),
+            adapters: own.iter().map(|c| (label(c), c.done.dir.clone())).collect(),
+            base: true,
+            tasks: vec![task.file.clone()],
+            batch_tokens: BATCH_TOKENS,
+            ..EvalOptions::default()
+        };
+        let (backend, out) = (self.backend, self.flow.output.join(&name));
+        let done = self.stage(&name, "eval", "", &read, move |common| {
+            let report = evaluate::run::<B, T>(backend, &options, common)?;
+            evaluate::write::folder(&out, &report, common)?;
+            Ok(report)
+        })?;
+        let heads = std::iter::once((Kind::Base, "base".to_string(), Vec::new()))
+            .chain(own.iter().map(|c| (c.kind, c.name.clone(), self.flow.names(&c.edges))));
+        let columns = heads
+            .enumerate()
+            .map(|(n, (kind, name, edges))| {
+                let at = |field: &str| done.report.pointer(&format!("/tasks/0/columns/{n}/{field}"));
+                let count = |field: &str| at(field).and_then(Value::as_u64).unwrap_or(0) as usize;
+                let share = |field: &str| at(field).and_then(Value::as_f64).unwrap_or(f64::NAN);
+                Column {
+                    kind,
+                    name,
+                    edges,
+                    items: count("items"),
+                    correct: count("correct"),
+                    accuracy: share("accuracy"),
+                    standard_error: share("standard_error"),
+                }
+            })
+            .collect();
+        Ok(TaskResult { name: task.name.clone(), edges: self.flow.names(&task.edges), columns })
+    }
+
+    /// Does the stage `name`, or keeps it if it was finished with these inputs.
+    fn stage<R: Serialize>(
+        &mut self,
+        name: &str,
+        kind: &str,
+        options: &str,
+        read: &[String],
+        work: impl FnOnce(&Common) -> Result<R>,
+    ) -> Result<Done> {
+        self.common.check_stop(&format!(
+            "finished stages are kept in {}; the same command goes on",
+            self.flow.output.display()
+        ))?;
+        let seed = self.flow.seed.to_string();
+        let mut all: Vec<&str> = vec![&seed, self.precision];
+        all.extend(read.iter().map(String::as_str));
+        let print = inputs(kind, options, &all);
+        let dir = self.flow.output.join(name);
+        if let Some(report) = self.ledger.finished(name, &print) {
+            tracing::info!("{name} is kept");
+            return Ok(Done { dir, print, report });
+        }
+        tracing::info!("{name}");
+        // Unfinished work of the same inputs goes on; anything else that is there is done again.
+        let partial = partial_of(&dir);
+        let resume = partial.exists() && self.ledger.began(name, &print);
+        self.ledger.begin(name, print.clone())?;
+        let common = Common { resume, force: !resume, ..self.common.clone() };
+        let report = work(&common)?;
+        let report = self.ledger.note(name, print.clone(), &report)?;
+        Ok(Done { dir, print, report })
+    }
+
+    fn file(&mut self, path: &Path) -> Result<String> {
+        if let Some(hash) = self.files.get(path) {
+            return Ok(hash.clone());
+        }
+        let hash = digest::sha256_file(path)?;
+        self.files.insert(path.to_path_buf(), hash.clone());
+        Ok(hash)
+    }
+}
+
+fn partial_of(dir: &Path) -> PathBuf {
+    let mut name = dir.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    dir.with_file_name(name)
+}
