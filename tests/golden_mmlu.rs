@@ -94,5 +94,7 @@ fn log_probabilities_and_answers_are_those_of_transformers() {
         let best = (0..4).fold(0, |best, i| if want[i] > want[best] { i } else { best });
         assert_eq!(got.predicted, best, "{at}");
     }
+    let right = report.predictions.iter().filter(|p| p.predicted == p.gold).count();
+    assert_eq!((report.overall[0].items, report.overall[0].correct), (golden.items.len(), right));
     println!("log-probabilities are at most {worst:.1e} off");
 }

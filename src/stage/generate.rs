@@ -41,7 +41,7 @@ pub struct Generated {
     pub prompt_ids: Vec<u32>,
     /// The tokens that follow, the stop token not among them.
     pub ids: Vec<u32>,
-    /// Their text.
+    /// Their text, as it goes on from the prompt's.
     pub text: String,
     /// Whether a stop token came before the last allowed one.
     pub stopped: bool,
@@ -83,7 +83,13 @@ pub fn run<B: Backend, T: Real>(
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let text = tokenizer.decode(&ids, true)?;
+    // Decoded with the prompt before it: a decoder drops the space of a text's first word.
+    let before = tokenizer.decode(&prompt_ids, true)?;
+    let whole = tokenizer.decode(&[&prompt_ids[..], &ids].concat(), true)?;
+    let text = match whole.strip_prefix(&before) {
+        Some(text) => text.to_string(),
+        None => tokenizer.decode(&ids, true)?,
+    };
     Ok(Generated { prompt_ids, ids, text, stopped })
 }
 
