@@ -16,7 +16,9 @@ use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::stage::recover::RecoverOptions;
-use crate::stage::{budget, conflict, evaluate, flow, fuse, generate, logits, prune, recover, report, train};
+use crate::stage::{
+    budget, conflict, evaluate, flow, fuse, generate, inspect, logits, prune, recover, report, train,
+};
 use crate::tensor::Real;
 
 /// Calls a generic function with the precision that was asked for.
@@ -137,6 +139,11 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
                 evaluate::write::folder(dir, &report, &common)?;
             }
             out.report(&report, || print::eval(&report))
+        }
+        Command::Inspect(args) => {
+            let report = inspect::inspect(&args.path, args.verify, common.open_options())?;
+            out.report(&report, || report.to_string())?;
+            report.check()
         }
         Command::Report(args) => {
             let path = report::run(&args.dir)?;

@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod flow;
 pub mod fuse;
 pub mod generate;
+pub mod inspect;
 pub mod logits;
 pub mod measure;
 mod merged;

@@ -14,7 +14,7 @@ use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::digest::{self, Hasher};
 use crate::checkpoint::factor::{Factor, Pair};
 use crate::checkpoint::module::Module;
-use crate::checkpoint::output::{Begun, Output, OutputOptions};
+use crate::checkpoint::output::{Begun, Output};
 use crate::checkpoint::provenance::Provenance;
 use crate::checkpoint::pruning::{PRUNING, Pruning};
 use crate::error::{Error, Result};
@@ -74,8 +74,7 @@ pub fn run(options: &RecoverOptions, common: &Common) -> Result<RecoverReport> {
         base_checked: options.model.is_some(),
         already_finished: false,
     };
-    let output_options = OutputOptions { force: common.force, resume: common.resume };
-    let output = match Output::begin(&options.out, "recover", &fingerprint(&adapter)?, output_options)? {
+    let output = match Output::begin(&options.out, "recover", &fingerprint(&adapter)?, common.output())? {
         Begun::Finished => return Ok(RecoverReport { already_finished: true, ..report }),
         Begun::Work(output) => output,
     };
