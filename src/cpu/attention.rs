@@ -15,8 +15,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use self::blocks::{
-    KEYS, PAIRS, Pairs, Room, Rows, before, each_run, gather, head_runs, key_rows, queries, transpose,
-    with_room,
+    KEYS, Pairs, PerPair, Room, Rows, before, each_run, gather, head_runs, key_rows, per_pair, queries,
+    transpose, with_room,
 };
 use self::product::{ByColumn, ByRow, COLUMNS, Size, padded, product};
 use super::exp::exp;
@@ -86,7 +86,7 @@ impl<T: Real> Kernel for Forward<'_, T> {
         let [scores, _] = room.square;
         transpose(q_t, |r| pairs.row(q, r, heads), n, dim);
         let first = before(segment, &pairs.queries);
-        let mut state = State { max: [f32::NEG_INFINITY; PAIRS], sum: [0.0; PAIRS], shrink: [0.0; PAIRS] };
+        let mut state = State { max: per_pair(f32::NEG_INFINITY), sum: per_pair(0.0), shrink: per_pair(0.0) };
 
         let end = first + pairs.queries.len();
         for start in (0..end).step_by(KEYS) {
@@ -94,21 +94,22 @@ impl<T: Real> Kernel for Forward<'_, T> {
             let rows = |x| rows_of(x, segment, block.clone(), kv, heads);
             gather(keys, rows(k), dim);
             let size = Size { rows: block.len(), columns, depth: dim };
-            product::<I>(scores, false, ByRow(keys, width), q_t, size);
+            product(scores, false, ByRow(keys, width), q_t, size);
             let seen = seen(&pairs, first, &block);
             state.take::<I, T>(&mut scores[..block.len() * columns], columns, &seen, heads.scale);
-            for (sums, shrink) in sums.chunks_exact_mut(width).zip(state.shrink).take(n) {
+            for (sums, shrink) in sums.chunks_exact_mut(width).zip(state.shrink.as_flattened()).take(n) {
                 sums.iter_mut().for_each(|s| *s *= shrink);
             }
             gather(keys, rows(v), dim);
             let size = Size { rows: n, columns: width, depth: block.len() };
-            product::<I>(sums, start > 0, ByColumn(scores, columns), keys, size);
+            product(sums, start > 0, ByColumn(scores, columns), keys, size);
         }
         for (r, sums) in sums.chunks_exact(width).enumerate().take(n) {
             let (t, h) = (r / pairs.heads.len(), r % pairs.heads.len());
             let o = &mut o[(t * heads.q + h) * dim..][..dim];
-            o.iter_mut().zip(sums).for_each(|(o, s)| *o = T::from_f32(s / state.sum[r]));
-            lse[t * heads.q + h] = state.max[r] + state.sum[r].ln();
+            let (max, sum) = (state.max.as_flattened()[r], state.sum.as_flattened()[r]);
+            o.iter_mut().zip(sums).for_each(|(o, s)| *o = T::from_f32(s / sum));
+            lse[t * heads.q + h] = max + sum.ln();
         }
     }
 }
@@ -127,9 +128,9 @@ fn rows_of<'a, T>(
 
 /// How many keys of `block` each pair sees; the first query sees `first` keys before its own.
 #[inline(always)]
-fn seen(pairs: &Pairs, first: usize, block: &Range<usize>) -> [u32; PAIRS] {
-    let mut seen = [block.len() as u32; PAIRS];
-    for (r, seen) in seen.iter_mut().enumerate().take(pairs.len()) {
+fn seen(pairs: &Pairs, first: usize, block: &Range<usize>) -> PerPair<u32> {
+    let mut seen = per_pair(block.len() as u32);
+    for (r, seen) in seen.as_flattened_mut().iter_mut().enumerate().take(pairs.len()) {
         let sees = first + r / pairs.heads.len() + 1;
         *seen = sees.saturating_sub(block.start).min(block.len()) as u32;
     }
@@ -138,41 +139,48 @@ fn seen(pairs: &Pairs, first: usize, block: &Range<usize>) -> [u32; PAIRS] {
 
 /// The softmax so far, of each pair.
 struct State {
-    max: [f32; PAIRS],
-    sum: [f32; PAIRS],
+    max: PerPair<f32>,
+    sum: PerPair<f32>,
     /// What the last block's maximum makes of earlier sums.
-    shrink: [f32; PAIRS],
+    shrink: PerPair<f32>,
 }
 
 impl State {
     /// Turns scores `s[u, r]` into exponentials, rounded as operands of the next product.
     #[inline(always)]
-    fn take<I: Isa, T: Real>(&mut self, s: &mut [f32], columns: usize, seen: &[u32; PAIRS], scale: f32) {
+    fn take<I: Isa, T: Real>(&mut self, s: &mut [f32], columns: usize, seen: &PerPair<u32>, scale: f32) {
         for j in (0..columns).step_by(COLUMNS) {
-            let old: [f32; COLUMNS] = std::array::from_fn(|c| self.max[j + c]);
-            let seen: [u32; COLUMNS] = std::array::from_fn(|c| seen[j + c]);
-            let mut max = old;
+            let i = j / COLUMNS;
+            let (old, seen) = (self.max[i], seen[i]);
+            let (mut max, mut sum) = (old, self.sum[i]);
             for (u, s) in s.chunks_exact_mut(columns).enumerate() {
-                let s = &mut s[j..j + COLUMNS];
+                let s = lanes_mut(s, j);
                 for c in 0..COLUMNS {
                     let x = if (u as u32) < seen[c] { s[c] * scale } else { f32::NEG_INFINITY };
                     s[c] = x;
                     max[c] = if x > max[c] { x } else { max[c] };
                 }
             }
-            let shrink: [f32; COLUMNS] = std::array::from_fn(|c| exp::<I>(old[c] - max[c]));
-            let mut sum: [f32; COLUMNS] = std::array::from_fn(|c| self.sum[j + c] * shrink[c]);
+            let shrink = &mut self.shrink[i];
+            for c in 0..COLUMNS {
+                shrink[c] = exp::<I>(old[c] - max[c]);
+                sum[c] *= shrink[c];
+            }
             for s in s.chunks_exact_mut(columns) {
-                let s = &mut s[j..j + COLUMNS];
+                let s = lanes_mut(s, j);
                 for c in 0..COLUMNS {
                     let e = exp::<I>(s[c] - max[c]);
                     sum[c] += e;
                     s[c] = T::round(e);
                 }
             }
-            self.max[j..j + COLUMNS].copy_from_slice(&max);
-            self.sum[j..j + COLUMNS].copy_from_slice(&sum);
-            self.shrink[j..j + COLUMNS].copy_from_slice(&shrink);
+            (self.max[i], self.sum[i]) = (max, sum);
         }
     }
+}
+
+/// Columns `j..j + COLUMNS` of a row.
+#[inline(always)]
+fn lanes_mut(row: &mut [f32], j: usize) -> &mut [f32; COLUMNS] {
+    row[j..].first_chunk_mut().expect("rows are padded to whole columns")
 }

@@ -2,10 +2,10 @@
 //! runs of keys. Scores are made in both.
 
 use super::blocks::{
-    KEYS, PAIRS, Pairs, Room, Rows, each_run, gather, head_runs, queries, transpose, with_room,
+    KEYS, Pairs, PerPair, Room, Rows, each_run, gather, head_runs, per_pair, queries, transpose, with_room,
 };
 use super::product::{ByColumn, ByRow, COLUMNS, Size, padded, product};
-use super::{rows_of, seen};
+use super::{lanes_mut, rows_of, seen};
 use crate::cpu::exp::exp;
 use crate::cpu::simd::{self, Isa, Kernel, LANES, fma, total};
 use crate::error::Result;
@@ -56,20 +56,20 @@ struct Inputs<'a, T> {
 impl<T: Real> Inputs<'_, T> {
     /// Log-sum-exp and `Σ_k do∘o` of each pair; zeros beyond them.
     #[inline(always)]
-    fn numbers<I: Isa>(&self, pairs: &Pairs) -> [(f32, f32); PAIRS] {
-        std::array::from_fn(|r| {
-            if r >= pairs.len() {
-                return (0.0, 0.0);
-            }
-            let rows = pairs.row(self.do_, r, self.heads).chunks(LANES);
+    fn numbers<I: Isa>(&self, pairs: &Pairs) -> (PerPair<f32>, PerPair<f32>) {
+        let (mut lse, mut delta) = (per_pair(0.0), per_pair(0.0));
+        for r in 0..pairs.len() {
             let mut sums = [0f32; LANES];
+            let rows = pairs.row(self.do_, r, self.heads).chunks(LANES);
             for (do_, o) in rows.zip(pairs.row(self.o, r, self.heads).chunks(LANES)) {
                 for ((s, do_), o) in sums.iter_mut().zip(do_).zip(o) {
                     *s = fma::<I>(do_.to_f32(), o.to_f32(), *s);
                 }
             }
-            (self.lse[pairs.at(r, self.heads)], total(sums))
-        })
+            delta.as_flattened_mut()[r] = total(sums);
+            lse.as_flattened_mut()[r] = self.lse[pairs.at(r, self.heads)];
+        }
+        (lse, delta)
     }
 }
 
@@ -96,7 +96,7 @@ impl<T: Real> Kernel for Queries<'_, T> {
         let [p, dp] = room.square;
         transpose(q_t, |r| pairs.row(inputs.q, r, heads), n, dim);
         transpose(do_t, |r| pairs.row(inputs.do_, r, heads), n, dim);
-        let numbers = inputs.numbers::<I>(&pairs);
+        let (lse, delta) = inputs.numbers::<I>(&pairs);
         let first = pairs.queries.start - segment.q.start;
 
         let end = first + pairs.queries.len();
@@ -106,24 +106,23 @@ impl<T: Real> Kernel for Queries<'_, T> {
             gather(k, rows(inputs.k), dim);
             gather(v, rows(inputs.v), dim);
             let size = Size { rows: block.len(), columns, depth: dim };
-            product::<I>(p, false, ByRow(k, width), q_t, size);
-            product::<I>(dp, false, ByRow(v, width), do_t, size);
+            product(p, false, ByRow(k, width), q_t, size);
+            product(dp, false, ByRow(v, width), do_t, size);
             let seen = seen(&pairs, first, &block);
             for j in (0..columns).step_by(COLUMNS) {
-                let lse: [f32; COLUMNS] = std::array::from_fn(|c| numbers[j + c].0);
-                let delta: [f32; COLUMNS] = std::array::from_fn(|c| numbers[j + c].1);
-                let seen: [u32; COLUMNS] = std::array::from_fn(|c| seen[j + c]);
-                let blocks = p.chunks_exact_mut(columns).zip(dp.chunks_exact(columns));
-                for (u, (p, dp)) in blocks.enumerate().take(block.len()) {
-                    let (p, dp) = (&mut p[j..j + COLUMNS], &dp[j..j + COLUMNS]);
+                let i = j / COLUMNS;
+                let (lse, delta, seen) = (lse[i], delta[i], seen[i]);
+                let rows = p.chunks_exact_mut(columns).zip(dp.chunks_exact_mut(columns));
+                for (u, (p, dp)) in rows.enumerate().take(block.len()) {
+                    let (p, dp) = (lanes_mut(p, j), lanes_mut(dp, j));
                     for c in 0..COLUMNS {
-                        let ds = exp::<I>(p[c] * heads.scale - lse[c]) * (dp[c] - delta[c]);
-                        p[c] = if (u as u32) < seen[c] { T::round(ds) } else { 0.0 };
+                        let x = if (u as u32) < seen[c] { p[c] * heads.scale } else { f32::NEG_INFINITY };
+                        p[c] = T::round(exp::<I>(x - lse[c]) * (dp[c] - delta[c]));
                     }
                 }
             }
             let size = Size { rows: n, columns: width, depth: block.len() };
-            product::<I>(sums, start > 0, ByColumn(p, columns), k, size);
+            product(sums, start > 0, ByColumn(p, columns), k, size);
         }
         for (r, sums) in sums.chunks_exact(width).enumerate().take(n) {
             let (t, h) = (r / pairs.heads.len(), r % pairs.heads.len());
@@ -169,22 +168,27 @@ impl<T: Real> Kernel for Keys<'_, T> {
                 gather(q, (0..pairs.len()).map(|r| pairs.row(inputs.q, r, heads)), dim);
                 gather(do_, (0..pairs.len()).map(|r| pairs.row(inputs.do_, r, heads)), dim);
                 let size = Size { rows: pairs.len(), columns, depth: dim };
-                product::<I>(p, false, ByRow(q, width), k_t, size);
-                product::<I>(ds, false, ByRow(do_, width), v_t, size);
-                let numbers = inputs.numbers::<I>(&pairs);
+                product(p, false, ByRow(q, width), k_t, size);
+                product(ds, false, ByRow(do_, width), v_t, size);
+                let (lse, delta) = inputs.numbers::<I>(&pairs);
                 let rows = p.chunks_exact_mut(columns).zip(ds.chunks_exact_mut(columns));
                 for (r, (p, ds)) in rows.enumerate().take(pairs.len()) {
-                    let (lse, delta) = numbers[r];
-                    let seen = (pairs.query(r) - from + 1).min(n) as u32;
-                    for ((u, p), ds) in (0u32..).zip(p).zip(ds) {
-                        let e = exp::<I>(*p * heads.scale - lse);
-                        *ds = if u < seen { T::round(e * (*ds - delta)) } else { 0.0 };
-                        *p = if u < seen { T::round(e) } else { 0.0 };
+                    let (lse, delta) = (lse.as_flattened()[r], delta.as_flattened()[r]);
+                    let seen = (pairs.query(r) - from + 1).min(n);
+                    for j in (0..columns).step_by(COLUMNS) {
+                        let (p, ds) = (lanes_mut(p, j), lanes_mut(ds, j));
+                        let seen = seen.saturating_sub(j) as u32;
+                        for c in 0..COLUMNS {
+                            let x = if (c as u32) < seen { p[c] * heads.scale } else { f32::NEG_INFINITY };
+                            let e = exp::<I>(x - lse);
+                            ds[c] = T::round(e * (ds[c] - delta));
+                            p[c] = T::round(e);
+                        }
                     }
                 }
                 let size = Size { rows: n, columns: width, depth: pairs.len() };
-                product::<I>(dv_sums, added, ByColumn(p, columns), do_, size);
-                product::<I>(dk_sums, added, ByColumn(ds, columns), q, size);
+                product(dv_sums, added, ByColumn(p, columns), do_, size);
+                product(dk_sums, added, ByColumn(ds, columns), q, size);
                 added = true;
             }
         }

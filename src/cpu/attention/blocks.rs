@@ -12,6 +12,14 @@ pub(super) const PAIRS: usize = 64;
 /// Keys of a block, at most.
 pub(super) const KEYS: usize = 64;
 
+/// A number of each pair, in vectors.
+pub(super) type PerPair<T> = [[T; COLUMNS]; PAIRS / COLUMNS];
+
+/// `x` for each pair.
+pub(super) fn per_pair<T: Copy>(x: T) -> PerPair<T> {
+    [[x; COLUMNS]; PAIRS / COLUMNS]
+}
+
 /// Matrices of 64 rows and K padded columns that one block needs, and matrices of 64 × 64.
 const WIDE: usize = 6;
 const SQUARE: usize = 2;
@@ -185,15 +193,12 @@ pub(super) fn gather<'a, T: Real>(out: &mut [f32], rows: impl Iterator<Item = &'
 #[inline(always)]
 pub(super) fn transpose<'a, T: Real>(out: &mut [f32], row: impl Fn(usize) -> &'a [T], n: usize, dim: usize) {
     let columns = padded(n);
-    for i in (0..columns).step_by(COLUMNS) {
-        // Rows beyond the last are read as the last and then multiplied by zero.
-        let rows: [&[T]; COLUMNS] = std::array::from_fn(|c| &row((i + c).min(n - 1))[..dim]);
-        let keep: [f32; COLUMNS] = std::array::from_fn(|c| if i + c < n { 1.0 } else { 0.0 });
-        for k in 0..dim {
-            let out = &mut out[k * columns + i..][..COLUMNS];
-            for c in 0..COLUMNS {
-                out[c] = if keep[c] > 0.0 { rows[c][k].to_f32() } else { 0.0 };
-            }
+    for i in 0..n {
+        for (out, x) in out.chunks_exact_mut(columns).zip(&row(i)[..dim]) {
+            out[i] = x.to_f32();
         }
+    }
+    for out in out.chunks_exact_mut(columns).take(dim) {
+        out[n..].fill(0.0);
     }
 }

@@ -1,6 +1,6 @@
 //! Products of blocks that lie in the nearest caches.
 
-use crate::cpu::simd::{Isa, fma};
+use crate::cpu::simd::{self, Isa, Kernel, fma};
 
 /// Columns of a right factor and of a result come in multiples of this; the rest is padding.
 pub(super) const COLUMNS: usize = 16;
@@ -57,35 +57,52 @@ pub(super) struct Size {
 }
 
 /// `c[i, j] = Σ_k a[i, k] b[k, j]`, or added to c; k ascends.
-#[inline(always)]
-pub(super) fn product<I: Isa>(c: &mut [f32], add: bool, a: impl Left, b: &[f32], size: Size) {
-    let mut j = 0;
-    if I::WIDE {
-        while j + 32 <= size.columns {
-            strip::<I, 32>(&mut c[j..], add, a, &b[j..], size);
-            j += 32;
+pub(super) fn product(c: &mut [f32], add: bool, a: impl Left, b: &[f32], size: Size) {
+    simd::run(Product { c, add, a, b, size });
+}
+
+struct Product<'a, A> {
+    c: &'a mut [f32],
+    add: bool,
+    a: A,
+    b: &'a [f32],
+    size: Size,
+}
+
+impl<A: Left> Kernel for Product<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let Product { c, add, a, b, size } = self;
+        let mut j = 0;
+        if I::WIDE {
+            while j + 2 * COLUMNS <= size.columns {
+                strip::<I, { 2 * COLUMNS }>(&mut c[j..], add, a, &b[j..], size);
+                j += 2 * COLUMNS;
+            }
         }
-    }
-    while j < size.columns {
-        strip::<I, COLUMNS>(&mut c[j..], add, a, &b[j..], size);
-        j += COLUMNS;
+        while j < size.columns {
+            strip::<I, COLUMNS>(&mut c[j..], add, a, &b[j..], size);
+            j += COLUMNS;
+        }
     }
 }
 
 /// `N` columns.
 #[inline(always)]
 fn strip<I: Isa, const N: usize>(c: &mut [f32], add: bool, a: impl Left, b: &[f32], size: Size) {
-    let mut i = 0;
-    while i + 6 <= size.rows {
-        tile::<I, 6, N>(&mut c[i * size.columns..], add, a.rows(i, size.depth), b, size);
-        i += 6;
+    let Size { rows, columns, depth } = size;
+    let last = rows - rows % 6;
+    for i in (0..last).step_by(6) {
+        tile::<I, 6, N>(&mut c[i * columns..], add, a.rows(i, depth), b, size);
     }
-    while i + 2 <= size.rows {
-        tile::<I, 2, N>(&mut c[i * size.columns..], add, a.rows(i, size.depth), b, size);
-        i += 2;
-    }
-    if i < size.rows {
-        tile::<I, 1, N>(&mut c[i * size.columns..], add, a.rows(i, size.depth), b, size);
+    match rows - last {
+        1 => tile::<I, 1, N>(&mut c[last * columns..], add, a.rows(last, depth), b, size),
+        2 => tile::<I, 2, N>(&mut c[last * columns..], add, a.rows(last, depth), b, size),
+        3 => tile::<I, 3, N>(&mut c[last * columns..], add, a.rows(last, depth), b, size),
+        4 => tile::<I, 4, N>(&mut c[last * columns..], add, a.rows(last, depth), b, size),
+        5 => tile::<I, 5, N>(&mut c[last * columns..], add, a.rows(last, depth), b, size),
+        _ => {}
     }
 }
 
