@@ -198,6 +198,8 @@ pub fn eval(args: &EvalArgs) -> Result<EvalOptions> {
         shots_from: args.shots_from.clone(),
         batch_tokens: args.batch_tokens,
         show: args.show.clone(),
+        predictions: args.predictions.clone(),
+        out: args.out.clone(),
     })
 }
 

@@ -132,12 +132,6 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
                 machine.precision,
                 evaluate_run::<Cpu, T>(&machine.backend, &options, &common)
             )?;
-            if let Some(path) = &args.predictions {
-                evaluate::write::predictions(path, &report, &common)?;
-            }
-            if let Some(dir) = &args.out {
-                evaluate::write::folder(dir, &report, &common)?;
-            }
             out.report(&report, || print::eval(&report))
         }
         Command::Inspect(args) => {

@@ -152,10 +152,9 @@ impl PrefixTree {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rayon::prelude::*;
 
     use super::*;
-    use crate::data::{fixture, tasks, template};
+    use crate::data::fixture;
 
     /// The tokens that row `row` sees, itself last, in the order of their rows.
     fn seen(tree: &PrefixTree, row: usize) -> Vec<u32> {
@@ -231,28 +230,6 @@ mod tests {
         let without = fixture::tokenizer(false, &[]);
         let tree = PrefixTree::encode(&without, &prompt("", &["a", "b"]), 9).unwrap().unwrap();
         assert_eq!(tree.ids, [1]);
-    }
-
-    #[test]
-    fn mmlu_items_that_fit_a_real_model() {
-        let Some((_, tokenizer)) = fixture::stories() else { return };
-        let Some(dir) = fixture::shared("mmlu/test") else { return };
-        let files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
-        let needs =
-            |item: &tasks::Item| match PrefixTree::encode(&tokenizer, &template::prompt(item, &[]), 512)
-                .unwrap()
-            {
-                Ok(tree) => tree.needs,
-                Err(Unfit::TooLong { needs }) => needs,
-                Err(other) => panic!("{other:?}"),
-            };
-        let all: Vec<usize> = files
-            .par_iter()
-            .flat_map_iter(|f| tasks::load(f).unwrap().items.iter().map(needs).collect::<Vec<_>>())
-            .collect();
-        let fit = all.iter().filter(|&&n| n <= 512).count();
-        let long = all.len() - fit;
-        assert_eq!((fit, long), (11_671, 2_371));
     }
 
     proptest! {

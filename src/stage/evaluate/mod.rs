@@ -9,6 +9,7 @@ use self::accuracy::{Accuracy, choose, weighted};
 use self::items::{Items, Shots};
 use self::score::Columns;
 use self::text::TextScore;
+use self::write::Outputs;
 use super::adapters::load_adapters;
 use super::common::Common;
 use crate::backend::Backend;
@@ -47,6 +48,10 @@ pub struct EvalOptions {
     pub batch_tokens: usize,
     /// An item to show with its prompt and tokens.
     pub show: Option<String>,
+    /// A file for one JSON line of each item and column.
+    pub predictions: Option<PathBuf>,
+    /// A folder for the report and the predictions.
+    pub out: Option<PathBuf>,
 }
 
 /// The result.
@@ -64,6 +69,8 @@ pub struct EvalReport {
     pub text: Vec<TextScore>,
     /// The item that was asked to be shown, once for each task that has it.
     pub shown: Vec<ShownItem>,
+    /// Whether `--resume` found a finished output; nothing was evaluated then.
+    pub already_finished: bool,
     /// One for each item and column.
     #[serde(skip)]
     pub predictions: Vec<Prediction>,
@@ -142,9 +149,18 @@ pub struct ShownItem {
     pub logprobs: Vec<Vec<f64>>,
 }
 
-/// Evaluates; writes nothing.
+/// Evaluates, and writes what the options name.
 pub fn run<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Common) -> Result<EvalReport> {
     check(options)?;
+    let Some(outputs) = Outputs::begin(options, T::DTYPE, common)? else {
+        return Ok(EvalReport { already_finished: true, ..EvalReport::default() });
+    };
+    let report = evaluate::<B, T>(backend, options, common)?;
+    outputs.finish(&report)?;
+    Ok(report)
+}
+
+fn evaluate<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Common) -> Result<EvalReport> {
     let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
     let config = checkpoint.config();
     let tokenizer = Tokenizer::load(&options.model, config.vocab)?;

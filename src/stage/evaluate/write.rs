@@ -1,49 +1,130 @@
-//! Predictions and results as files.
+//! What an evaluation leaves behind: a file of predictions, a folder with results.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{EvalReport, Prediction};
-use crate::checkpoint::digest::{self, Hasher};
+use super::{EvalOptions, EvalReport, Prediction};
+use crate::checkpoint::digest;
 use crate::checkpoint::output::{Begun, Output};
 use crate::checkpoint::output_file::OutputFile;
 use crate::checkpoint::provenance::Provenance;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
+use crate::tensor::DType;
 
-/// Predictions in an output folder.
-const PREDICTIONS: &str = "predictions.jsonl";
-/// The report in an output folder.
-const RESULTS: &str = "results.json";
+/// The file in the folder that holds one JSON line for each item and column.
+pub const PREDICTIONS: &str = "predictions.jsonl";
+/// The file in the folder that holds the report.
+pub const RESULTS: &str = "results.json";
 
-/// Writes one JSON line per item and column to the file `path`.
-pub fn predictions(path: &Path, report: &EvalReport, common: &Common) -> Result<()> {
-    let work = OutputFile::begin_with(path, common.force, |head| head.starts_with(b"{\"task\":"))?;
-    lines(work.path(), &report.predictions)?;
-    work.finish()
+/// The outputs of a run, begun before any work so that a refusal costs nothing.
+#[derive(Debug)]
+pub struct Outputs {
+    predictions: Option<OutputFile>,
+    folder: Option<Output>,
 }
 
-/// Writes `results.json` and `predictions.jsonl` into the output folder `out`.
-pub fn folder(out: &Path, report: &EvalReport, common: &Common) -> Result<()> {
-    let text = serde_json::to_string(report).map_err(|e| Error::file(out, e.to_string()))?;
-    let mut hash = Hasher::default();
-    hash.update(text.as_bytes());
-    let output = match Output::begin(out, "eval", &hash.finish(), common.output())? {
-        Begun::Finished => return Ok(()),
-        Begun::Work(output) => output,
-    };
-    digest::write_json(&output.dir().join(RESULTS), report)?;
-    lines(&output.dir().join(PREDICTIONS), &report.predictions)?;
-    Provenance::new("eval").seal(output.dir(), Default::default())?;
-    output.finish()
-}
-
-fn lines(path: &Path, predictions: &[Prediction]) -> Result<()> {
-    let mut file = BufWriter::new(File::create(path).map_err(Error::io(path))?);
-    for prediction in predictions {
-        let line = serde_json::to_string(prediction).map_err(|e| Error::file(path, e.to_string()))?;
-        writeln!(file, "{line}").map_err(Error::io(path))?;
+impl Outputs {
+    /// Begins what `options` name; none if the run to resume is finished.
+    pub fn begin(options: &EvalOptions, precision: DType, common: &Common) -> Result<Option<Outputs>> {
+        let folder = match &options.out {
+            None => None,
+            Some(out) => {
+                let fingerprint = digest::sha256(format!("{precision} {options:?}").as_bytes());
+                match Output::begin(out, "eval", &fingerprint, common.output())? {
+                    Begun::Finished => return Ok(None),
+                    Begun::Work(output) => Some(output),
+                }
+            }
+        };
+        let begin = |path| OutputFile::begin_with(path, common.force, made_here);
+        let predictions = options.predictions.as_deref().map(begin).transpose()?;
+        Ok(Some(Outputs { predictions, folder }))
     }
-    file.flush().map_err(Error::io(path))
+
+    /// Writes the report and puts everything in its place.
+    pub fn finish(self, report: &EvalReport) -> Result<()> {
+        if let Some(file) = self.predictions {
+            digest::write_file(file.path(), &lines(file.path(), &report.predictions)?)?;
+            file.finish()?;
+        }
+        if let Some(folder) = self.folder {
+            let mut known = BTreeMap::new();
+            let results = digest::write_json(&folder.dir().join(RESULTS), report)?;
+            known.insert(RESULTS.to_string(), results);
+            if !report.predictions.is_empty() {
+                let path = folder.dir().join(PREDICTIONS);
+                known.insert(
+                    PREDICTIONS.into(),
+                    digest::write_file(&path, &lines(&path, &report.predictions)?)?,
+                );
+            }
+            Provenance::new("eval").seal(folder.dir(), known)?;
+            folder.finish()?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file begins with a prediction.
+fn made_here(start: &[u8]) -> bool {
+    let first = start.split(|&b| b == b'\n').next().unwrap_or_default();
+    serde_json::from_slice::<Prediction>(first).is_ok()
+}
+
+fn lines(path: &Path, predictions: &[Prediction]) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    for prediction in predictions {
+        serde_json::to_writer(&mut text, prediction).map_err(|e| Error::file(path, e.to_string()))?;
+        text.push(b'\n');
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prediction(id: &str) -> Prediction {
+        Prediction {
+            task: "t".into(),
+            adapter: None,
+            id: id.into(),
+            gold: 1,
+            predicted: 0,
+            logprobs: vec![-0.5, -1.25],
+        }
+    }
+
+    #[test]
+    fn outputs_appear_whole_and_only_own_files_are_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = EvalOptions {
+            predictions: Some(dir.path().join("p.jsonl")),
+            out: Some(dir.path().join("out")),
+            ..EvalOptions::default()
+        };
+        let report =
+            EvalReport { predictions: vec![prediction("a"), prediction("b")], ..EvalReport::default() };
+        let begin = |common: &Common| Outputs::begin(&options, DType::F32, common);
+        let file = dir.path().join("p.jsonl");
+        let first = begin(&Common::default()).unwrap().unwrap();
+        assert!(!file.exists());
+        drop(first);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        begin(&Common::default()).unwrap().unwrap().finish(&report).unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let line = r#"{"task":"t","adapter":null,"id":"a","gold":1,"predicted":0,"logprobs":[-0.5,-1.25]}"#;
+        assert_eq!(text.lines().next(), Some(line));
+        assert_eq!(text, std::fs::read_to_string(dir.path().join("out").join(PREDICTIONS)).unwrap());
+        assert!(Provenance::verify(&dir.path().join("out")).is_ok());
+
+        assert!(begin(&Common::default()).is_err());
+        let force = Common { force: true, ..Common::default() };
+        begin(&force).unwrap().unwrap().finish(&report).unwrap();
+        std::fs::write(&file, "somebody's notes").unwrap();
+        assert!(begin(&force).is_err());
+        let resume = Common { resume: true, ..Common::default() };
+        assert!(begin(&resume).unwrap().is_none());
+    }
 }
