@@ -105,7 +105,7 @@ impl Philox {
         let block = self.block(i / 2);
         let at = 2 * (i % 2) as usize;
         let bits = u64::from(block[at]) << 32 | u64::from(block[at + 1]);
-        (u128::from(bits) * n as u128 >> 64) as usize
+        ((u128::from(bits) * n as u128) >> 64) as usize
     }
 
     /// A permutation of 0..n by Fisher–Yates, drawing place i for position i.

@@ -1,5 +1,6 @@
 //! Training data: files of text, of prompts with completions, or of conversations, as token sequences with a mask.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -214,13 +215,12 @@ impl Cutter<'_> {
     fn messages(&self, messages: &[Value], tools: Option<&Value>) -> Result<Document, String> {
         let chat = self.chat.as_ref().ok_or("no chat template")?;
         let talk = chat.conversation(messages, tools)?;
-        let (mut ids, offsets) = self.tokenizer.encode_offsets(&talk.text).map_err(|e| e.to_string())?;
+        let tokens = self.tokenizer.encode_offsets(&talk.text).map_err(|e| e.to_string())?;
         // A token belongs to the turn that it begins in.
-        let mut supervised: Vec<bool> = offsets
-            .iter()
-            .enumerate()
-            .map(|(i, &(start, _))| i > 0 && talk.assistant.iter().any(|turn| turn.contains(&start)))
-            .collect();
+        let begins_in_turn = |at: &Range<usize>| talk.assistant.iter().any(|turn| turn.contains(&at.start));
+        let mut supervised: Vec<bool> =
+            tokens.iter().enumerate().map(|(i, (_, at))| i > 0 && begins_in_turn(at)).collect();
+        let mut ids: Vec<u32> = tokens.into_iter().map(|(id, _)| id).collect();
         let whole = supervised.iter().filter(|&&s| s).count();
         ids.truncate(self.seq);
         supervised.truncate(self.seq);

@@ -1,5 +1,6 @@
 //! The model's tokenizer: text to ids and back, with its own beginning and end of sequence.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -131,10 +132,11 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Ids of `text` alone and the byte range of the text that each stands for.
-    pub fn encode_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    /// Ids of `text` alone, each with the byte range of the text that it stands for.
+    pub fn encode_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
         let encoding = self.inner.encode(text, false).map_err(|e| self.failed(&e.to_string()))?;
-        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+        let ranges = encoding.get_offsets().iter().map(|&(from, to)| from..to);
+        Ok(encoding.get_ids().iter().copied().zip(ranges).collect())
     }
 
     /// `prompt` and `rest` tokenised together, parted at the token count of the prompt alone; see

@@ -179,7 +179,7 @@ mod tests {
         );
         let shown = items.shown(1, vec![vec![0.0, 1.0]]);
         assert_eq!((shown.context_ids, shown.option_ids), (vec![1, 3, 4], vec![vec![5], vec![6, 3]]));
-        let err = Items::load(&[one.clone()], &tokenizer, None, 1).unwrap_err().to_string();
+        let err = Items::load(std::slice::from_ref(&one), &tokenizer, None, 1).unwrap_err().to_string();
         assert!(err.contains("none of 2 items can be scored; long of one: needs 7"), "{err}");
         assert!(Items::load(&[one.clone(), one.clone()], &tokenizer, None, 9).is_err());
         let err = Items::load(&[one], &tokenizer, Some(Shots { dir: dir.path(), count: 1 }), 9).unwrap_err();
