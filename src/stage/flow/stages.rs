@@ -302,14 +302,12 @@ impl<B: Backend> Runner<'_, B> {
             base: true,
             tasks: vec![task.file.clone()],
             batch_tokens: BATCH_TOKENS,
+            out: Some(self.flow.output.join(&name)),
             ..EvalOptions::default()
         };
-        let (backend, out) = (self.backend, self.flow.output.join(&name));
-        let done = self.stage(&name, "eval", "", &read, move |common| {
-            let report = evaluate::run::<B, T>(backend, &options, common)?;
-            evaluate::write::folder(&out, &report, common)?;
-            Ok(report)
-        })?;
+        let backend = self.backend;
+        let run = move |common: &Common| evaluate::run::<B, T>(backend, &options, common);
+        let done = self.stage(&name, "eval", "", &read, run)?;
         let heads = std::iter::once((Kind::Base, "base".to_string(), Vec::new()))
             .chain(own.iter().map(|c| (c.kind, c.name.clone(), self.flow.names(&c.edges))));
         let columns = heads
