@@ -71,12 +71,17 @@ pub fn parse(path: &Path, folder: &Path, text: &str, seed: u64) -> Result<Flow> 
     }
     let mut tasks = Vec::new();
     for t in file.tables(&table, "task")? {
-        file.known("task.", t, &["name", "file", "edges"])?;
+        file.known("task.", t, &["name", "file", "edges", "fusions"])?;
         let all: Vec<usize> = (0..names.len()).collect();
         tasks.push(Task {
             name: file.text("task.name", file.required("task", t, "name")?)?,
             file: file.at("task.file", file.required("task", t, "file")?)?,
             edges: t.get("edges").map_or(Ok(all), |v| file.members("task.edges", v, &names))?,
+            fusions: match t.get("fusions") {
+                None => true,
+                Some(Value::Boolean(b)) => *b,
+                Some(v) => return Err(file.wrong("task.fusions", v, "true or false")),
+            },
         });
     }
     let joint = match table.get("joint") {

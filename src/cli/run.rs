@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::stage::recover::RecoverOptions;
 use crate::stage::{
-    budget, conflict, evaluate, flow, fuse, generate, inspect, logits, prune, recover, report, train,
+    budget, conflict, demo, doctor, evaluate, flow, fuse, generate, inspect, logits, prune, recover, report, train,
 };
 use crate::tensor::Real;
 
@@ -119,6 +119,22 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
         Command::Run(args) => {
             let machine = plan::machine(global)?;
             let flow = super::flow::read(&args.flow, global.seed)?;
+            use flow::run as flow_run;
+            let results =
+                at_precision!(machine.precision, flow_run::<Cpu, T>(&machine.backend, &flow, &common))?;
+            out.report(&results, || print::results(&results, &flow.output))
+        }
+        Command::Doctor => {
+            let machine = plan::machine(global)?;
+            let threads = machine.backend.threads();
+            let report = doctor::run("cpu".into(), machine.reason, threads, plan::cgroup_limit());
+            out.report(&report, || report.to_string())
+        }
+        Command::Demo(args) => {
+            let machine = plan::machine(global)?;
+            let file = demo::unpack(args.out.as_deref())?;
+            let mut flow = super::flow::read(&file, global.seed)?;
+            flow.joint = if args.full { flow::Joint::All } else { flow::Joint::First };
             use flow::run as flow_run;
             let results =
                 at_precision!(machine.precision, flow_run::<Cpu, T>(&machine.backend, &flow, &common))?;

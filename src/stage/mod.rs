@@ -7,6 +7,8 @@ pub mod budget;
 pub mod calibrate;
 pub mod common;
 pub mod conflict;
+pub mod demo;
+pub mod doctor;
 pub mod evaluate;
 pub mod flow;
 pub mod fuse;

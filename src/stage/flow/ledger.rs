@@ -10,7 +10,8 @@ use crate::checkpoint::digest::{self, Hasher};
 use crate::checkpoint::json;
 use crate::error::{Error, Result};
 
-const FILE: &str = "ledger.json";
+/// The file's name.
+pub const LEDGER: &str = "ledger.json";
 
 /// The ledger of one output folder.
 #[derive(Debug)]
@@ -30,7 +31,7 @@ impl Ledger {
     /// Reads the ledger in `dir`, which is made if it is not there.
     pub fn open(dir: &Path) -> Result<Ledger> {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        let path = dir.join(FILE);
+        let path = dir.join(LEDGER);
         let stages = if path.exists() {
             json::typed(&path, json::parse(&path, &json::read_bounded(&path)?)?)?
         } else {
@@ -59,16 +60,16 @@ impl Ledger {
     /// Notes a finished stage.
     pub fn note(&mut self, name: &str, inputs: String, report: &impl Serialize) -> Result<Value> {
         let report = serde_json::to_value(report)
-            .map_err(|e| Error::file(self.dir.join(FILE), format!("{name}: {e}")))?;
+            .map_err(|e| Error::file(self.dir.join(LEDGER), format!("{name}: {e}")))?;
         self.stages.insert(name.to_string(), Entry { inputs, report: Some(report.clone()) });
         self.write()?;
         Ok(report)
     }
 
     fn write(&self) -> Result<()> {
-        let fresh = self.dir.join(format!("{FILE}.new"));
+        let fresh = self.dir.join(format!("{LEDGER}.new"));
         digest::write_json(&fresh, &self.stages)?;
-        std::fs::rename(&fresh, self.dir.join(FILE)).map_err(Error::io(&fresh))
+        std::fs::rename(&fresh, self.dir.join(LEDGER)).map_err(Error::io(&fresh))
     }
 }
 

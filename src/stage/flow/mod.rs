@@ -9,6 +9,7 @@ mod stages;
 
 use std::path::PathBuf;
 
+pub use ledger::LEDGER;
 pub use stages::run;
 
 use super::fuse::FuseOptions;
@@ -94,4 +95,6 @@ pub struct Task {
     /// The edges whose knowledge it asks for: it is evaluated for the base, each of them alone, and every fusion that
     /// contains all of them.
     pub edges: Vec<usize>,
+    /// Whether fused adapters are evaluated on it.
+    pub fusions: bool,
 }

@@ -289,6 +289,7 @@ impl<B: Backend> Runner<'_, B> {
             .iter()
             .filter(|c| match c.kind {
                 Kind::Edge => task.edges.contains(&c.edges[0]),
+                Kind::Fusion if !task.fusions => false,
                 _ => task.edges.iter().all(|e| c.edges.contains(e)),
             })
             .collect();
@@ -327,6 +328,7 @@ impl<B: Backend> Runner<'_, B> {
                 }
             })
             .collect();
+        let columns = with_client_means(columns);
         Ok(TaskResult { name: task.name.clone(), edges: self.flow.names(&task.edges), columns })
     }
 
@@ -371,6 +373,36 @@ impl<B: Backend> Runner<'_, B> {
         self.files.insert(path.to_path_buf(), hash.clone());
         Ok(hash)
     }
+}
+
+/// Adds, behind the columns of `fedsa-client-J` for all J of a set, their mean: FedSA's personalised models judged
+/// together. Its standard error is the mean of theirs, an upper bound since all answer the same items.
+fn with_client_means(columns: Vec<Column>) -> Vec<Column> {
+    const PREFIX: &str = "fedsa-client-";
+    let mut out: Vec<Column> = Vec::with_capacity(columns.len());
+    let split = |c: &Column| {
+        let rest = c.name.strip_prefix(PREFIX).filter(|_| c.kind == Kind::Fusion)?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        (digits > 0).then(|| (rest[digits..].to_string(), c.edges.clone()))
+    };
+    for (n, column) in columns.iter().enumerate() {
+        out.push(column.clone());
+        let Some(key) = split(column) else { continue };
+        let same = |c: &&Column| split(c).as_ref() == Some(&key);
+        let all: Vec<&Column> = columns.iter().filter(same).collect();
+        let last = columns.iter().rposition(|c| split(c).as_ref() == Some(&key)) == Some(n);
+        if last && all.len() == column.edges.len() {
+            let mean = |of: fn(&Column) -> f64| all.iter().map(|c| of(c)).sum::<f64>() / all.len() as f64;
+            out.push(Column {
+                name: format!("fedsa-client-mean{}", key.0),
+                correct: all.iter().map(|c| c.correct).sum::<usize>() / all.len(),
+                accuracy: mean(|c| c.accuracy),
+                standard_error: mean(|c| c.standard_error),
+                ..column.clone()
+            });
+        }
+    }
+    out
 }
 
 fn partial_of(dir: &Path) -> PathBuf {
