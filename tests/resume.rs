@@ -18,7 +18,17 @@ fn train(out: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(BIN);
     command
         .args(["train", "--quiet", "--json", "--steps", STEPS, "--batch", "2", "--seq", "96", "--lr", "1e-3"])
-        .args(["--lora-dropout", "0.1", "--rank", "4", "--grad-accum", "2", "--checkpoint-every", "1", "--model"])
+        .args([
+            "--lora-dropout",
+            "0.1",
+            "--rank",
+            "4",
+            "--grad-accum",
+            "2",
+            "--checkpoint-every",
+            "1",
+            "--model",
+        ])
         .arg(asset("base"))
         .arg("--data")
         .arg(asset("harbour.train.jsonl"))

@@ -220,7 +220,7 @@ pub struct BudgetArgs {
     #[arg(long, default_value_t = 1, value_name = "K")]
     pub round_mlp: usize,
     /// Run one real step on this machine and put the measured peak beside the plan
-    #[arg(long)]
+    #[arg(long, requires = "model")]
     pub measure: bool,
     /// What --measure runs: train, prune or eval
     #[arg(long, default_value = "train", value_name = "STAGE")]

@@ -191,9 +191,11 @@ impl Reader<'_> {
         let longs: Vec<String> =
             command.get_arguments().filter_map(|a| a.get_long().map(|l| l.replace('-', "_"))).collect();
         let longs: Vec<&str> = longs.iter().map(String::as_str).collect();
-        self.known(&format!("{name}."), table, &longs)?;
+        // Options are written with - on the command line and with _ in TOML; either is taken.
+        let table: Table = table.iter().map(|(k, v)| (k.replace('-', "_"), v.clone())).collect();
+        self.known(&format!("{name}."), &table, &longs)?;
         let mut words = Vec::new();
-        for (key, value) in table {
+        for (key, value) in &table {
             let flag = format!("--{}", key.replace('_', "-"));
             match value {
                 Value::Boolean(true) => words.push(flag),

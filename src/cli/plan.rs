@@ -18,6 +18,7 @@ use crate::stage::common::Common;
 use crate::stage::conflict::ConflictOptions;
 use crate::stage::evaluate::EvalOptions;
 use crate::stage::fuse::{FuseOptions, Profile};
+use crate::stage::measure::StepSize;
 use crate::stage::progress::Progress;
 use crate::stage::prune::{Amount, PruneOptions};
 use crate::stage::train::TrainOptions;
@@ -175,6 +176,11 @@ pub fn budget(args: &BudgetArgs) -> BudgetOptions {
         round_mlp: args.round_mlp,
         shape: shape(&args.shape),
     }
+}
+
+/// What `budget --measure` runs; the calibration of `prune` has its defaults.
+pub fn step_size(args: &BudgetArgs) -> StepSize {
+    StepSize { shape: shape(&args.shape), samples: 10, sample_tokens: 64 }
 }
 
 /// `eval`'s options.

@@ -13,6 +13,7 @@ use crate::stage::evaluate::EvalReport;
 use crate::stage::evaluate::accuracy::Accuracy;
 use crate::stage::flow::results::{Kind, Results};
 use crate::stage::fuse::FuseReport;
+use crate::stage::measure::Measured;
 use crate::stage::prune::PruneReport;
 use crate::stage::recover::RecoverReport;
 use crate::stage::train::TrainReport;
@@ -160,6 +161,22 @@ pub fn eval(r: &EvalReport) -> String {
         }
     }
     text
+}
+
+/// A plan for this machine and what a step really took.
+pub fn measured(m: &Measured) -> String {
+    let peak = match m.peak {
+        Some(peak) => {
+            let off = 100.0 * (peak as f64 / m.planned.max(1) as f64 - 1.0);
+            format!("{} ({off:+.1} %)", human_bytes(peak))
+        }
+        None => "not told by the kernel".into(),
+    };
+    format!(
+        "one step on this machine, mapped weights left out, {:.2} s\n{}measured peak  {peak}\n",
+        m.seconds,
+        plan(&m.plan)
+    )
 }
 
 /// What pruning did.

@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::stage::recover::RecoverOptions;
 use crate::stage::{
-    budget, conflict, demo, doctor, evaluate, flow, fuse, generate, inspect, logits, prune, recover, report, train,
+    budget, conflict, demo, doctor, evaluate, flow, fuse, generate, inspect, logits, measure, prune, recover,
+    report, train,
 };
 use crate::tensor::Real;
 
@@ -86,7 +87,18 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
                 (None, None) => return Err(Error::Usage("budget needs --model or --config".into())),
             };
             let report = budget::budget(&config, &plan::budget(args))?;
-            out.report(&report, || report.to_string())
+            let Some(dir) = args.model.as_deref().filter(|_| args.measure) else {
+                return out.report(&report, || report.to_string());
+            };
+            let machine = plan::machine(global)?;
+            let size = plan::step_size(args);
+            use measure::measure as measure_one;
+            let measured = at_precision!(
+                machine.precision,
+                measure_one::<Cpu, T>(&machine.backend, dir, args.of, &size, &common)
+            )?;
+            let both = serde_json::json!({"budget": report, "measured": measured});
+            out.report(&both, || format!("{report}\n{}", print::measured(&measured)))
         }
         Command::Prune(args) => {
             let machine = plan::machine(global)?;
@@ -159,7 +171,6 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             let path = report::run(&args.dir)?;
             out.report(&path, || path.display().to_string())
         }
-        _ => Err(Error::Usage("not there yet".into())),
     }
 }
 

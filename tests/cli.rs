@@ -1,0 +1,236 @@
+//! The commands as people type them: what is printed, the exit code, and what a mistake says.
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use predicates::prelude::*;
+use predicates::str::contains;
+
+fn asset(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").join(name).display().to_string()
+}
+
+fn anabranch(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anabranch"));
+    command.args(args);
+    command
+}
+
+/// Fails with `code`, one line on stderr that contains all of `parts`, and nothing on stdout.
+fn refused(args: &[&str], code: i32, parts: &[&str]) {
+    let mut assert = anabranch(args).assert().code(code).stdout("");
+    for part in parts {
+        assert = assert.stderr(contains(*part));
+    }
+    assert.stderr(contains("panicked").not()).stderr(predicate::str::starts_with("anabranch: "));
+}
+
+fn config_8b(dir: &Path) -> PathBuf {
+    let path = dir.join("config.json");
+    let text = r#"{"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256, "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-05, "rope_theta": 500000.0, "tie_word_embeddings": false}"#;
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn budget_of_llama_3_8b_needs_no_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config_8b(dir.path()).display().to_string();
+    let mut args = vec!["budget", "--config", &config];
+    for ratio in ["0.2", "0.4", "0.6", "0.8"] {
+        args.extend(["--ratio", ratio]);
+    }
+    let mut assert = anabranch(&args).assert().success();
+    for n in ["8,030,261,248", "6,734,745,600", "5,271,851,008", "3,976,728,576", "2,513,833,984"] {
+        assert = assert.stdout(contains(n));
+    }
+    let json = anabranch(&[&args[..], &["--json"]].concat()).assert().success();
+    let report: serde_json::Value = serde_json::from_slice(&json.get_output().stdout).unwrap();
+    assert_eq!(report["columns"][3]["parameters"], 3_976_728_576u64);
+}
+
+#[test]
+fn mistakes_in_options_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out").display().to_string();
+    let (base, data) = (asset("base"), asset("harbour.train.jsonl"));
+    let calibration = asset("calibration.jsonl");
+    for (ratio, part) in
+        [("0", "ratio"), ("1", "ratio"), ("NaN", "ratio"), ("-0.5", "ratio"), ("0.99", "layer")]
+    {
+        let ratio = format!("--ratio={ratio}");
+        refused(
+            &["prune", "--model", &base, &ratio, "--calibration", &calibration, "--out", &out],
+            2,
+            &[part],
+        );
+    }
+    let train = ["train", "--model", &base, "--data", &data, "--out", &out, "--steps", "1", "--seq", "64"];
+    let with = |more: &[&str], code: i32, parts: &[&str]| refused(&[&train[..], more].concat(), code, parts);
+    with(&["--rank", "0"], 2, &["--rank 0"]);
+    with(&["--rank", "100000"], 2, &["--rank 100000", "larger"]);
+    with(&["--lr", "nan"], 2, &["--lr"]);
+    with(&["--lora-dropout", "1"], 2, &["--lora-dropout"]);
+    with(&["--keep", "best"], 2, &["--val"]);
+    with(&["--threads", "0"], 2, &["--threads"]);
+    with(&["--device", "cuda"], 2, &["no CUDA back end", "--device cpu"]);
+    with(&["--device", "tpu"], 2, &["tpu", "expected auto, cpu, cuda"]);
+    with(&["--memory-limit", "1MiB"], 1, &["the plan takes", "the limit is 1.0 MiB", "activations"]);
+    refused(
+        &["train", "--model", &base, "--data", &data, "--out", &out, "--seq", "100000"],
+        1,
+        &["config.json", "positions", "100000"],
+    );
+    assert!(!Path::new(&out).exists(), "nothing was written");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was left");
+}
+
+#[test]
+fn mistakes_in_files_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (base, out) = (asset("base"), at("out"));
+    let train = |model: &str, data: &str, code: i32, parts: &[&str]| {
+        refused(&["train", "--model", model, "--data", data, "--out", &out, "--steps", "1"], code, parts);
+        assert!(!Path::new(&out).exists());
+    };
+    let data = asset("harbour.train.jsonl");
+    train(&at("nowhere"), &data, 1, &["nowhere"]);
+    train(&data, &data, 1, &["harbour.train.jsonl"]);
+    train(&base, &at("nothing.jsonl"), 1, &["nothing.jsonl"]);
+    std::fs::write(at("bad.jsonl"), "{\"text\": \"fine\"}\nno json\n").unwrap();
+    train(&base, &at("bad.jsonl"), 1, &["bad.jsonl", "2"]);
+    std::fs::write(at("empty.jsonl"), "").unwrap();
+    train(&base, &at("empty.jsonl"), 1, &["empty.jsonl"]);
+
+    // A truncated checkpoint names the file.
+    let broken = dir.path().join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    for file in std::fs::read_dir(&base).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, broken.join(file.file_name().unwrap())).unwrap();
+    }
+    let weights = broken.join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    train(&broken.display().to_string(), &data, 1, &["model.safetensors"]);
+    std::fs::write(&weights, &bytes).unwrap();
+    let config = std::fs::read_to_string(broken.join("config.json")).unwrap();
+    std::fs::write(broken.join("config.json"), config.replace("\"llama\"", "\"gpt2\"")).unwrap();
+    train(&broken.display().to_string(), &data, 1, &["config.json", "gpt2", "llama"]);
+
+    // An output that is not ours is never touched.
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(Path::new(&out).join("thesis.txt"), "years of work").unwrap();
+    refused(
+        &["train", "--model", &base, "--data", &data, "--out", &out, "--steps", "1", "--force"],
+        2,
+        &["out", "another name"],
+    );
+    assert!(Path::new(&out).join("thesis.txt").exists());
+    anabranch(&["train", "--model", &base, "--data", &data, "--out", ".", "--steps", "1"])
+        .current_dir(dir.path())
+        .assert()
+        .code(2);
+}
+
+#[test]
+fn a_flow_with_an_unknown_key_names_the_nearest() {
+    let dir = tempfile::tempdir().unwrap();
+    let flow = dir.path().join("flow.toml");
+    let text = std::fs::read_to_string(asset("flow.toml")).unwrap();
+    for (old, new, parts) in [
+        ("steps =", "stepps =", ["train.stepps", "steps"]),
+        ("[prune]", "[prone]", ["prone", "prune"]),
+        ("pairs = true", "pears = true", ["fuse.pears", "pairs"]),
+        ("\"fedavg\"", "\"fedavgg\"", ["fedavgg", "fedavg"]),
+    ] {
+        assert!(text.contains(old), "{old}");
+        std::fs::write(&flow, text.replacen(old, new, 1)).unwrap();
+        refused(&["run", &flow.display().to_string()], 1, &parts);
+    }
+    std::fs::write(&flow, "base = \"x\"\noutput = \"y\"\n").unwrap();
+    refused(&["run", &flow.display().to_string()], 1, &["edge"]);
+}
+
+#[test]
+fn a_pruned_adapter_is_recovered_before_it_is_fused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (base, calibration) = (asset("base"), asset("calibration.jsonl"));
+    anabranch(&[
+        "prune",
+        "--model",
+        &base,
+        "--ratio",
+        "0.3",
+        "--calibration",
+        &calibration,
+        "--out",
+        &at("small"),
+    ])
+    .assert()
+    .success()
+    .stdout(contains("perplexity"));
+    for (edge, seed) in [("harbour", "1"), ("orchard", "2")] {
+        let data = asset(&format!("{edge}.train.jsonl"));
+        anabranch(&["train", "--model", &at("small"), "--data", &data, "--steps", "3", "--seq", "64"])
+            .args(["--lr", "1e-2", "--warmup", "0", "--seed", seed, "--out", &at(edge)])
+            .assert()
+            .success();
+        let full = at(&format!("{edge}-full"));
+        anabranch(&["recover", "--adapter", &at(edge), "--model", &base, "--out", &full]).assert().success();
+    }
+    let pruned = [at("harbour"), at("orchard")];
+    refused(
+        &["fuse", &pruned[0], &pruned[1], "--method", "fedavg", "--out", &at("fused")],
+        1,
+        &["harbour", "anabranch recover"],
+    );
+    let full = [at("harbour-full"), at("orchard-full")];
+    refused(
+        &["fuse", &full[0], &full[1], "--method", "fedsa", "--out", &at("fused")],
+        2,
+        &["mean", "client:J", "sum", "lsq"],
+    );
+    anabranch(&["conflict", &full[0], &full[1]]).assert().success().stdout(contains("layer 0"));
+    anabranch(&[
+        "fuse",
+        &full[0],
+        &full[1],
+        "--method",
+        "fedavg",
+        "--resolve",
+        "lora-cr",
+        "--out",
+        &at("fused"),
+    ])
+    .args(["--model", &base, "--merged", &at("merged")])
+    .assert()
+    .success()
+    .stdout(contains("effective scale"));
+    anabranch(&["inspect", &at("fused"), "--verify"]).assert().success();
+
+    // The merged checkpoint and the adapter on the base answer alike.
+    let task = asset("harbour.jsonl");
+    let scores = |args: &[&str], file: &str| -> Vec<f64> {
+        anabranch(&[&["eval", "--task", &task, "--predictions", &at(file)][..], args].concat())
+            .assert()
+            .success();
+        let text = std::fs::read_to_string(at(file)).unwrap();
+        text.lines()
+            .flat_map(|l| {
+                let line: serde_json::Value = serde_json::from_str(l).unwrap();
+                line["logprobs"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect::<Vec<_>>()
+            })
+            .collect()
+    };
+    let with = scores(&["--model", &base, "--adapter", &at("fused")], "adapter.jsonl");
+    let merged = scores(&["--model", &at("merged")], "merged.jsonl");
+    assert_eq!(with.len(), 240 * 4);
+    let worst = with.iter().zip(&merged).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    // The base is bf16, so merged weights round to 8 bits.
+    assert!(worst <= 0.2, "{worst}");
+}
