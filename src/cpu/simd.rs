@@ -19,7 +19,7 @@ struct Avx512;
 #[cfg(target_arch = "x86_64")]
 struct Avx2;
 /// What every processor of the architecture has.
-struct Baseline;
+pub(super) struct Baseline;
 
 #[cfg(target_arch = "x86_64")]
 impl Isa for Avx512 {

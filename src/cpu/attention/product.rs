@@ -46,11 +46,11 @@ impl Left for ByColumn<'_> {
 }
 
 /// Sizes of a product.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
     /// Rows of a and c.
     pub rows: usize,
-    /// Columns of b and c, a multiple of [`COLUMNS`], and their stride.
+    /// Columns of b and c, a multiple of [`COLUMNS`]; rows of both follow one another.
     pub columns: usize,
     /// Columns of a, rows of b.
     pub depth: usize,
@@ -131,6 +131,56 @@ fn tile<I: Isa, const M: usize, const N: usize>(
             c.iter_mut().zip(sums).for_each(|(c, s)| *c += s);
         } else {
             c.copy_from_slice(sums);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::{Baseline, Isa};
+    use crate::ops::cases::normal;
+
+    struct Wide;
+    impl Isa for Wide {
+        const FMA: bool = true;
+        const WIDE: bool = true;
+    }
+
+    fn check<I: Isa>(rows: usize, columns: usize, depth: usize, add: bool) {
+        // Strides are larger than what they hold.
+        let (a, b) =
+            (normal::<f32>(1, (rows + 3) * (depth + 3), 1.0), normal::<f32>(2, depth * columns, 1.0));
+        let old = normal::<f32>(3, rows * columns, 1.0);
+        let size = Size { rows, columns, depth };
+        let (mut by_row, mut by_column) = (old.clone(), old.clone());
+        let left = ByRow(&a, depth + 3);
+        Product { c: &mut by_row, add, a: left, b: &b, size }.run::<I>();
+        let left = ByColumn(&a, rows + 3);
+        Product { c: &mut by_column, add, a: left, b: &b, size }.run::<I>();
+        for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+            let sum = |at: &dyn Fn(usize) -> usize| -> f64 {
+                (0..depth).map(|k| f64::from(a[at(k)]) * f64::from(b[k * columns + j])).sum()
+            };
+            let at = i * columns + j;
+            let old = if add { f64::from(old[at]) } else { 0.0 };
+            let want = [sum(&|k| i * (depth + 3) + k) + old, sum(&|k| k * (rows + 3) + i) + old];
+            for (got, want) in [by_row[at], by_column[at]].into_iter().zip(want) {
+                let tol = 1.5e-7 * depth as f64 + 2e-7 * want.abs() + 5e-7;
+                assert!((f64::from(got) - want).abs() <= tol, "{size:?} [{i}, {j}] = {got}, expected {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn as_the_sums() {
+        for rows in 1..14 {
+            for columns in [16, 32, 48, 80] {
+                for depth in [1, 5, 64] {
+                    check::<Wide>(rows, columns, depth, rows % 2 == 0);
+                    check::<Baseline>(rows, columns, depth, rows % 2 == 1);
+                }
+            }
         }
     }
 }
