@@ -4,6 +4,8 @@
 #[path = "common/seeded.rs"]
 mod seeded;
 
+use std::process::Command;
+
 use anabranch::checkpoint::adapter::{name_a, name_b};
 use anabranch::checkpoint::checkpoint::Checkpoint;
 use anabranch::checkpoint::module::Target;
@@ -20,7 +22,7 @@ use anabranch::model::trainer::Trainer;
 use anabranch::model::weights::Model;
 use anabranch::ops::adamw::Hyper;
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
 
@@ -46,13 +48,21 @@ fn distance(x: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum::<f64>().sqrt()
 }
 
+/// What PEFT did: the JSON and the trained factors.
+fn stored() -> (Value, Vec<u8>) {
+    let read = |name: &str| std::fs::read(format!("{GOLDEN}/{name}")).expect("stored");
+    (serde_json::from_slice(&read("peft_train.json")).expect("JSON"), read("peft_train.safetensors"))
+}
+
+fn run_of<'a>(golden: &'a Value, name: &str) -> &'a Value {
+    golden["runs"].as_array().expect("runs").iter().find(|r| r["name"] == name).expect("the run")
+}
+
 /// The run `name`, each step's documents in `accumulate` micro-batches, `recomputed` layers computed twice.
 fn follows_peft(name: &str, accumulate: usize, recomputed: usize) {
-    let text = std::fs::read(format!("{GOLDEN}/peft_train.json")).expect("stored");
-    let golden: Value = serde_json::from_slice(&text).expect("JSON");
-    let bytes = std::fs::read(format!("{GOLDEN}/peft_train.safetensors")).expect("stored");
+    let (golden, bytes) = stored();
     let stored = SafeTensors::deserialize(&bytes).expect("safetensors");
-    let run = golden["runs"].as_array().expect("runs").iter().find(|r| r["name"] == name).expect("the run");
+    let run = run_of(&golden, name);
     let seed = number(&golden, "seed") as u64;
     let rank = number(&golden, "rank") as usize;
     let scale = number(&golden, "alpha") / rank as f64;
@@ -167,4 +177,115 @@ fn frozen_a() {
 #[test]
 fn accumulated_over_two_parts_of_each_step_and_recomputed() {
     follows_peft("linear_decay", 2, 1);
+}
+
+/// The same through the command line: documents from a file, the start from a PEFT folder.
+#[test]
+fn the_train_command_does_the_same() {
+    let name = "linear_decay";
+    let (golden, bytes) = stored();
+    let stored = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let run = run_of(&golden, name);
+    let seed = number(&golden, "seed") as u64;
+    let rank = number(&golden, "rank") as usize;
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let [model, start, data, out] = ["model", "start", "data.jsonl", "out"].map(|n| dir.path().join(n));
+    std::fs::create_dir(&model).expect("a folder");
+    seeded::write_model(&model, &golden["config"], seed, "F32");
+    seeded::write_tokenizer(&model, number(&golden["config"], "vocab_size") as usize);
+
+    // Text where all but BOS is supervised, else a prompt and its completion.
+    let mut lines = String::new();
+    for doc in golden["documents"].as_array().expect("documents") {
+        let ids: Vec<u32> = serde_json::from_value(doc["ids"].clone()).expect("ids");
+        let inner = &ids[1..ids.len() - 1];
+        let (prompt, completion) = inner.split_at(number(doc, "supervised_from") as usize - 1);
+        let line = match prompt {
+            [] => json!({"text": seeded::words(inner)}),
+            _ => {
+                json!({"prompt": seeded::words(prompt), "completion": format!(" {}", seeded::words(completion))})
+            }
+        };
+        lines += &format!("{line}\n");
+    }
+    std::fs::write(&data, lines).expect("data written");
+
+    let prefix = format!("{name}/");
+    let factors: Vec<seeded::Tensor> = stored
+        .tensors()
+        .into_iter()
+        .filter_map(|(full, t)| {
+            let tensor = full.strip_prefix(&prefix)?.to_string();
+            let std = match tensor.contains("lora_A") {
+                true => number(&golden, "a_std"),
+                false => number(run, "b_std"),
+            };
+            Some(seeded::Tensor::seeded(seed, tensor, t.shape().to_vec(), 0.0, std))
+        })
+        .collect();
+    let targets: Vec<&str> = Target::ALL.iter().map(|t| t.proj()).collect();
+    let config = json!({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": golden["rank"],
+                        "lora_alpha": golden["alpha"], "target_modules": targets});
+    std::fs::create_dir(&start).expect("a folder");
+    std::fs::write(start.join("adapter_config.json"), config.to_string())
+        .expect("adapter_config.json written");
+    seeded::write_tensors(&start.join("adapter_model.safetensors"), &factors, "F32");
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anabranch"));
+    command.args([
+        "train",
+        "--device",
+        "cpu",
+        "--precision",
+        "f32",
+        "--no-shuffle",
+        "--no-pack",
+        "--seq",
+        "64",
+        "-q",
+    ]);
+    for (flag, path) in [("--model", &model), ("--init-adapter", &start), ("--data", &data), ("--out", &out)]
+    {
+        command.arg(flag).arg(path);
+    }
+    for (flag, value) in [
+        ("--rank", &golden["rank"]),
+        ("--alpha", &golden["alpha"]),
+        ("--steps", &golden["steps"]),
+        ("--batch", &golden["documents_per_step"]),
+        ("--lr", &golden["lr"]),
+        ("--max-grad-norm", &golden["max_grad_norm"]),
+        ("--warmup", &run["warmup"]),
+        ("--weight-decay", &run["weight_decay"]),
+    ] {
+        command.arg(flag).arg(value.to_string());
+    }
+    command.arg("--schedule").arg(run["schedule"].as_str().expect("a schedule"));
+    let done = command.output().expect("the binary runs");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
+    let losses = run["losses"].as_array().expect("losses");
+    assert_eq!(metrics.lines().count(), losses.len());
+    for (line, want) in metrics.lines().zip(losses) {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        let (got, want) = (number(&line, "loss"), want.as_f64().expect("a loss"));
+        assert!((got - want).abs() <= 1e-4 * want, "{line}: PEFT's loss is {want}");
+    }
+    let trained = std::fs::read(out.join("adapter_model.safetensors")).expect("an adapter");
+    let trained = SafeTensors::deserialize(&trained).expect("safetensors");
+    assert_eq!(trained.len(), factors.len());
+    for a in factors.iter().filter(|t| t.name.contains("lora_A")) {
+        let b_name = a.name.replace("lora_A", "lora_B");
+        let b = factors.iter().find(|t| t.name == b_name).expect("B beside A");
+        let update = |file: &SafeTensors<'_>, prefix: &str| {
+            let [b, a] = [&b_name, &a.name]
+                .map(|n| seeded::f32s(&file.tensor(&format!("{prefix}{n}")).expect("a factor")));
+            product(&b, &a, rank)
+        };
+        let (ours, theirs) = (update(&trained, ""), update(&stored, &prefix));
+        let (off, change) =
+            (distance(&ours, &theirs), distance(&theirs, &product(&b.values, &a.values, rank)));
+        assert!(change > 0.0 && off <= 5e-3 * change, "{}: {off:.1e} off a change of {change:.1e}", a.name);
+    }
 }
