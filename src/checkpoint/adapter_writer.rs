@@ -109,13 +109,13 @@ impl AdapterWriter {
         bytes.resize(p.rank * i * p.dtypes.0.size(), 0);
         self.put(name_a(module), &bytes, p.dtypes.0)?;
         bytes.clear();
-        let mut row = vec![0.0; p.rank];
-        for b in b.chunks_exact(rank) {
+        let mut padded = vec![0.0; o * p.rank];
+        for (row, b) in padded.chunks_exact_mut(p.rank).zip(b.chunks_exact(rank)) {
             for (r, &x) in row.iter_mut().zip(b) {
                 *r = scale * x;
             }
-            convert::narrow_f64(&mut bytes, &row, p.dtypes.1);
         }
+        convert::narrow_f64(&mut bytes, &padded, p.dtypes.1);
         self.put(name_b(module), &bytes, p.dtypes.1)
     }
 

@@ -53,21 +53,28 @@ pub fn widen_f64(out: &mut [f64], bytes: &[u8], dtype: DType) {
 
 /// Appends `x`, each element rounded once to `dtype` (ties to even), to `out`.
 pub fn narrow(out: &mut Vec<u8>, x: &[f32], dtype: DType) {
-    out.reserve(x.len() * dtype.size());
     match dtype {
-        DType::F32 => out.extend(x.iter().flat_map(|v| v.to_le_bytes())),
-        DType::BF16 => out.extend(x.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
-        DType::F16 => out.extend(x.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
+        DType::F32 => append(out, x, f32::to_le_bytes),
+        DType::BF16 => append(out, x, |v| bf16::from_f32(v).to_le_bytes()),
+        DType::F16 => append(out, x, |v| f16::from_f32(v).to_le_bytes()),
     }
 }
 
 /// Appends `x`, each element rounded once to `dtype` (ties to even), to `out`.
 pub fn narrow_f64(out: &mut Vec<u8>, x: &[f64], dtype: DType) {
-    out.reserve(x.len() * dtype.size());
     match dtype {
-        DType::F32 => out.extend(x.iter().flat_map(|&v| (v as f32).to_le_bytes())),
-        DType::BF16 => out.extend(x.iter().flat_map(|&v| bf16::from_f32(to_odd(v)).to_le_bytes())),
-        DType::F16 => out.extend(x.iter().flat_map(|&v| f16::from_f32(to_odd(v)).to_le_bytes())),
+        DType::F32 => append(out, x, |v| (v as f32).to_le_bytes()),
+        DType::BF16 => append(out, x, |v| bf16::from_f32(to_odd(v)).to_le_bytes()),
+        DType::F16 => append(out, x, |v| f16::from_f32(to_odd(v)).to_le_bytes()),
+    }
+}
+
+/// Appends the bytes of each element; into memory of known length, so that the loop becomes vector code.
+fn append<T: Copy, const N: usize>(out: &mut Vec<u8>, x: &[T], bytes: impl Fn(T) -> [u8; N]) {
+    let start = out.len();
+    out.resize(start + x.len() * N, 0);
+    for (o, &v) in out[start..].as_chunks_mut::<N>().0.iter_mut().zip(x) {
+        *o = bytes(v);
     }
 }
 

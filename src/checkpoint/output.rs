@@ -620,4 +620,48 @@ mod tests {
         make(&out, "z", FORCE);
         assert_eq!(whole(&out), "z");
     }
+
+    /// A file system of 256 KiB on a folder, unmounted in the end; none where this process may not mount one.
+    struct Small(PathBuf);
+
+    impl Small {
+        fn mount(dir: &Path) -> Option<Small> {
+            let mount = std::process::Command::new("mount")
+                .args(["-t", "tmpfs", "-o", "size=256k", "none"])
+                .arg(dir)
+                .output();
+            if !mount.is_ok_and(|m| m.status.success()) {
+                eprintln!("skipped: this process may not mount a file system");
+                return None;
+            }
+            Some(Small(dir.to_path_buf()))
+        }
+    }
+
+    impl Drop for Small {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount").arg(&self.0).status();
+        }
+    }
+
+    #[test]
+    fn a_full_disk_leaves_nothing_and_a_mount_point_is_refused() {
+        use super::super::writer::{SafetensorsWriter, TensorSpec};
+        let dir = tempfile::tempdir().unwrap();
+        let Some(small) = Small::mount(dir.path()) else { return };
+        assert!(refused(&small.0, "p", FORCE).contains("is a mount point"));
+        let out = small.0.join("a/out");
+        let o = begin(&out, "p", FRESH).unwrap();
+        let spec = TensorSpec::new("t", crate::tensor::DType::F32, [1 << 17]);
+        let mut w = SafetensorsWriter::create(&o.dir().join("f.safetensors"), vec![spec], &[]).unwrap();
+        let err = w.write("t", &vec![1; 1 << 19]).unwrap_err().to_string();
+        assert!(err.contains("a/out.partial/f.safetensors: No space left on device"), "{err}");
+        drop((w, o));
+        assert_eq!(std::fs::read_dir(&small.0).unwrap().count(), 0);
+        let status =
+            std::process::Command::new("mount").args(["-o", "remount,ro"]).arg(&small.0).status().unwrap();
+        assert!(status.success());
+        let err = refused(&small.0.join("out"), "p", FRESH);
+        assert!(err.contains("out.partial: Read-only file system"), "{err}");
+    }
 }

@@ -88,7 +88,7 @@ pub fn run<B: Backend, T: Real>(
     let vocab = logits.len() / tokens;
     let work = crate::checkpoint::output_file::OutputFile::begin(&options.out, common.force)?;
     let spec = TensorSpec::new("logits", DType::F32, [tokens, vocab]);
-    let mut file = SafetensorsWriter::create(work.path(), vec![spec], &[])?;
+    let mut file = SafetensorsWriter::create(work.path(), vec![spec], &[("made_by", "anabranch")])?;
     file.write("logits", bytemuck::cast_slice(&logits))?;
     let sha256 = file.finish()?;
     work.finish()?;
