@@ -163,7 +163,9 @@ impl Prepared {
         config.check_length(options.shape.seq)?;
         let data = documents::load(&options.data, &tokenizer, options.shape.seq, options.skip_bad)?;
         let validation = match &options.val {
-            Some(file) => documents::load(&[file.clone()], &tokenizer, options.shape.seq, false)?.documents,
+            Some(file) => {
+                documents::load(std::slice::from_ref(file), &tokenizer, options.shape.seq, false)?.documents
+            }
             None => Vec::new(),
         };
         let mut schedule = Schedule::new(&data.documents, packing(&options, common.seed), options.extent)?;
