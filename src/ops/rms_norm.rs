@@ -118,7 +118,7 @@ mod tests {
             let (x, w) = (normal::<f32>(1, width, 1.0), normal::<f32>(2, width, 1.0));
             let (dy, residual) = (normal::<f32>(3, width, 1.0), normal::<f32>(4, width, 1.0));
             let eps = 1e-5;
-            let (_, rstd) = row(&wide(&x), &wide(&w), f64::from(eps));
+            let (_, rstd) = row(&wide(&x), &wide(&w), eps);
             let mut dx = vec![f32::NAN; width];
             reference_bwd::<f32>(RmsNormBwd {
                 dx: &mut dx,
@@ -131,7 +131,7 @@ mod tests {
                 width,
             })?;
             let slope = differences(&wide(&x), |x| {
-                let (y, _) = row(x, &wide(&w), f64::from(eps));
+                let (y, _) = row(x, &wide(&w), eps);
                 y.iter().zip(&dy).map(|(y, dy)| y * f64::from(*dy)).sum()
             });
             for k in 0..width {
