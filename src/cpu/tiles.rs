@@ -29,7 +29,7 @@ impl Grid {
     pub(super) fn new(rows: usize, cols: usize, inner: usize) -> Grid {
         // Parts of nearly one size, a multiple of the micro-kernels' widths.
         let even = |n: usize, most: usize, step: usize| {
-            let part = n.div_ceil(n.div_ceil(most).max(1));
+            let part = n.div_ceil(n.div_ceil(most).max(1)).max(1);
             part.next_multiple_of(step).min(n.max(1))
         };
         let (mut r, mut c) = (ROWS, COLS);
