@@ -9,8 +9,9 @@ use std::ops::Range;
 
 use super::dropout::Mask;
 use super::operand::{Source, Term, depth, narrow, weight_in_place, widen};
-use super::product::{Shared, TileMut, product};
+use super::product::{Shared, TileMut};
 use super::swiglu::gated;
+use super::thin::{Factor, Lines, multiply};
 use super::tiles::{Grid, Rooms, enough};
 use crate::backend::LinearSize;
 use crate::error::Result;
@@ -25,16 +26,15 @@ pub(super) const THIN: usize = 128;
 fn room<T: Real>(size: LinearSize) -> usize {
     let single = T::DTYPE == DType::F32;
     let (thin, k) = (THIN.min(size.copies * size.tokens), depth(size.inner));
-    // x and A widened, and sums of t.
+    // x widened, A packed, and sums of t.
     let x = if single && !size.dropout { 0 } else { thin * k };
-    let a = if single { 0 } else { size.rank * k + thin * size.rank };
-    let t = if size.rank == 0 { 0 } else { x + a };
+    let sums = if single { 0 } else { thin * size.rank };
+    let t = if size.rank == 0 { 0 } else { x + sums + Factor::new(k, size.rank).len() };
     let (m, n) = Grid::most(size.tokens, size.out);
-    // The base's tile and the output's, where they are not made in place, and widened operands.
+    // The base's tile and the output's, where they are not made in place, and widened operands or sB packed.
     let tiles = usize::from(!single) + usize::from(size.copies > 1);
     let base = if single { 0 } else { m * k } + if weight_in_place::<T>(size.dtype) { 0 } else { n * k };
-    let adapter = (if single { 0 } else { m } + n) * depth(size.rank);
-    t.max(tiles * m * n + base.max(adapter))
+    t.max(tiles * m * n + base.max(Factor::new(size.rank, n).len()))
 }
 
 /// f32 elements of scratch that [`linear`] uses on `threads` threads.
@@ -85,14 +85,14 @@ pub(super) fn widest<'a>(weights: impl Iterator<Item = &'a HostMatrix>) -> DType
     all.find(|&d| d != DType::F32).unwrap_or(DType::F32)
 }
 
-/// `A[R, I]` as an operand.
-pub(super) fn a<T: Real>(params: &[f32], l: Lora, inner: usize) -> Source<'_, T> {
-    Source::Adapter { data: &params[l.a..][..l.rank * inner], stride: inner, scale: 1.0 }
+/// `A[R, I]`.
+pub(super) fn a(params: &[f32], l: Lora, inner: usize) -> Lines<'_, f32> {
+    Lines { data: &params[l.a..][..l.rank * inner], stride: inner }
 }
 
-/// `sB[O, R]` as an operand.
-pub(super) fn b<T: Real>(params: &[f32], l: Lora, o: usize) -> Source<'_, T> {
-    Source::Adapter { data: &params[l.b..][..o * l.rank], stride: l.rank, scale: l.scale }
+/// `B[O, R]`.
+pub(super) fn b(params: &[f32], l: Lora, o: usize) -> Lines<'_, f32> {
+    Lines { data: &params[l.b..][..o * l.rank], stride: l.rank }
 }
 
 /// x, and what dropout leaves of it.
@@ -139,7 +139,7 @@ fn thin<T: Real>(
     let ts: Vec<_> =
         outs.iter_mut().map(|out| (width(out.groups), Shared::new(&mut *out.t), out.groups)).collect();
     let source = x.adapters();
-    let step = if source.in_place() { x.inner } else { depth(x.inner) };
+    let step = depth(x.inner);
     rooms.each(blocks * (rows / x.tokens.max(1)), |i, room| {
         let (copy, start) = (i / blocks * x.tokens, i % blocks * THIN);
         let of_x = start..(start + THIN).min(x.tokens);
@@ -171,9 +171,9 @@ fn thin<T: Real>(
                             room_for_sums.columns(l.rank)
                         }
                     };
-                    let a = a::<T>(params, l, x.inner);
-                    let a = a.block(0..l.rank, ks.clone(), room);
-                    product(&mut dst, k > 0, x.scale(), xs.rows(local), a.t());
+                    let a = a(params, l, x.inner).from(0, k);
+                    let a = Factor::new(ks.len(), l.rank).pack_transposed::<T>(room, a, 1.0);
+                    multiply(&mut dst, k > 0, x.scale(), xs.rows(local).lines(), a, ks.len());
                 }
                 at += if single { 0 } else { of_x.len() * width };
             }
@@ -297,14 +297,12 @@ impl<T: Real> Pass<'_, T> {
                 if of_y.is_empty() {
                     continue;
                 }
-                let adapter = Term {
-                    left: Source::Real { data: out.t, stride: width(out.groups) }.by_columns(),
-                    right: b(self.params, group.lora, o).by_columns(),
-                    k: group.lora.rank,
-                    alpha: 1.0,
-                };
+                let l = group.lora;
+                let b = b(self.params, l, o).from(n.start, 0);
+                let b = Factor::new(l.rank, n.len()).pack_transposed::<T>(room, b, l.scale);
+                let t = Lines { data: out.t, stride: width(out.groups) }.from(of_y.start, 0);
                 let mut part = sum.part(of_y.start - rows.start..of_y.end - rows.start);
-                adapter.tile(&mut part, true, of_y, n.clone(), room);
+                multiply(&mut part, true, 1.0, t, b, l.rank);
             }
             if !single {
                 for r in 0..m.len() {

@@ -6,10 +6,13 @@
 
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use super::dropout::Mask;
 use super::linear::{Rows, THIN, a, b, widest};
 use super::operand::{Source, Term, depth, narrow, round, weight_in_place};
-use super::product::{Shared, TileMut, product};
+use super::product::{Shared, TileMut};
+use super::thin::{Factor, Lines, multiply, outer};
 use super::tiles::{Grid, Rooms, enough};
 use crate::backend::LinearSize;
 use crate::error::Result;
@@ -25,13 +28,12 @@ fn room<T: Real>(size: LinearSize) -> usize {
     let single = T::DTYPE == DType::F32;
     let (m, n) = Grid::most(size.tokens, size.inner);
     let (thin, k, wide) = (THIN.min(size.tokens), depth(size.out), depth(size.tokens));
-    // dy and sB, or dy and t, widened.
-    let u = size.rank * k + if single { 0 } else { thin * k };
-    let db = if single { 0 } else { (WIDE.min(size.out) + size.rank) * wide };
-    // The tile, then dy and W, or A, widened.
+    // dy widened and sB packed; dy widened and a block of dB.
+    let u = Factor::new(k, size.rank).len() + if single { 0 } else { thin * k };
+    let db = WIDE.min(size.out) * (size.rank + if single { 0 } else { wide });
+    // The tile, then dy and W widened, or A packed.
     let base = if single { 0 } else { m * k } + if weight_in_place::<T>(size.dtype) { 0 } else { n * k };
-    let adapter = if single { 0 } else { n * depth(size.rank) };
-    let dx = base.max(adapter) + if single { 0 } else { m * n };
+    let dx = base.max(Factor::new(size.rank, n).len()) + if single { 0 } else { m * n };
     // x widened.
     let da = if single && !size.dropout { 0 } else { wide * WIDE.min(size.inner) };
     let thin = if size.rank == 0 { 0 } else { u.max(db).max(da) };
@@ -92,9 +94,9 @@ struct Adapted<'s, 'a, T: Real> {
 }
 
 impl<T: Real> Adapted<'_, '_, T> {
-    /// Its u as an operand.
-    fn u<'u>(&self, u: &'u [f32], tokens: usize) -> Source<'u, T> {
-        Source::Single { data: &u[self.start..][..tokens * self.lora.rank], stride: self.lora.rank }
+    /// Its u from row `row` on.
+    fn u<'u>(&self, u: &'u [f32], row: usize) -> Lines<'u, f32> {
+        Lines { data: u, stride: self.lora.rank }.from(0, self.start + row * self.lora.rank)
     }
 }
 
@@ -118,28 +120,69 @@ fn over_dy<T: Real>(
                 i -= count;
                 continue;
             }
-            let (o, Lora { rank, scale, b: at, .. }) = (adapter.out.w.size().0, adapter.lora);
-            let dy = Source::Real { data: adapter.out.dy, stride: o };
             if i < blocks {
                 let rows = i * THIN..(i * THIN + THIN).min(tokens);
-                // SAFETY: each block of rows of each output's u is made by one task.
-                let mut u = unsafe { u.tile(adapter.start + rows.start * rank, rows.len(), rank, rank) };
-                let right = b::<T>(params, adapter.lora, o).by_rows();
-                let product = Term { left: dy.by_columns(), right, k: o, alpha: 1.0 };
-                product.tile(&mut u, false, rows.clone(), 0..rank, room);
-                (0..rows.len()).for_each(|r| round::<T>(u.row(r)));
+                make_u(&u, adapter, params, rows, room);
             } else {
-                let start = (i - blocks) * WIDE;
-                let columns = start..(start + WIDE).min(o);
-                // SAFETY: each block of each gradient is made by one task, and gradients are disjoint (`check`).
-                let mut db = unsafe { grads.tile(at + columns.start * rank, columns.len(), rank, rank) };
-                let right = Source::Real { data: adapter.out.t, stride: rank }.by_rows();
-                let product = Term { left: dy.by_rows(), right, k: tokens, alpha: scale };
-                product.tile(&mut db, true, columns, 0..rank, room);
+                let (o, start) = (adapter.out.w.size().0, (i - blocks) * WIDE);
+                gradient_of_b(grads, adapter, start..(start + WIDE).min(o), tokens, room);
             }
             return;
         }
     });
+}
+
+/// Rows `rows` of `u = dy (sB)`, rounded to `T`.
+fn make_u<T: Real>(
+    u: &Shared<'_, f32>,
+    adapter: &Adapted<'_, '_, T>,
+    params: &[f32],
+    rows: Range<usize>,
+    room: &mut [f32],
+) {
+    let (o, l) = (adapter.out.w.size().0, adapter.lora);
+    let dy = Source::Real { data: adapter.out.dy, stride: o };
+    let step = depth(o).max(1);
+    let (dys, room) = room.split_at_mut(if dy.in_place() { 0 } else { rows.len() * step });
+    // SAFETY: each block of rows of each output's u is made by one task.
+    let mut u = unsafe { u.tile(adapter.start + rows.start * l.rank, rows.len(), l.rank, l.rank) };
+    for start in (0..o).step_by(step) {
+        let ks = start..(start + step).min(o);
+        let b = b(params, l, o).from(start, 0);
+        let b = Factor::new(ks.len(), l.rank).pack::<T>(room, b, l.scale);
+        let dy = dy.block(rows.clone(), ks.clone(), dys);
+        multiply(&mut u, start > 0, 1.0, dy.lines(), b, ks.len());
+    }
+    (0..rows.len()).for_each(|r| round::<T>(u.row(r)));
+}
+
+/// Rows `columns` of `dB += s dyᵀ t`.
+fn gradient_of_b<T: Real>(
+    grads: &Shared<'_, f32>,
+    adapter: &Adapted<'_, '_, T>,
+    columns: Range<usize>,
+    tokens: usize,
+    room: &mut [f32],
+) {
+    let (o, l) = (adapter.out.w.size().0, adapter.lora);
+    let dy = Source::Real { data: adapter.out.dy, stride: o };
+    let step = if dy.in_place() { tokens } else { depth(tokens) }.max(1);
+    // Made as dBᵀ, whose rows are long.
+    let (sums, room) = room.split_at_mut(l.rank * columns.len());
+    sums.fill(0.0);
+    for start in (0..tokens).step_by(step) {
+        let rows = start..(start + step).min(tokens);
+        let t = Lines { data: adapter.out.t, stride: l.rank }.from(start, 0);
+        let dy = dy.block(rows.clone(), columns.clone(), room);
+        outer(&mut TileMut::new(sums, l.rank, columns.len()), l.scale, t, dy.lines(), rows.len());
+    }
+    // SAFETY: each block of each gradient is made by one task, and gradients are disjoint (`check`).
+    let mut db = unsafe { grads.tile(l.b + columns.start * l.rank, columns.len(), l.rank, l.rank) };
+    for c in 0..columns.len() {
+        for (rho, db) in db.row(c).iter_mut().enumerate() {
+            *db += sums[rho * columns.len() + c];
+        }
+    }
 }
 
 /// Tile `i` of dx: the adapters' part, masked, then each output's `dy W`.
@@ -166,10 +209,10 @@ fn tile<T: Real>(
     };
     let mut keep = false;
     for adapter in adapted {
-        let left = adapter.u(u, x.tokens).by_columns();
-        let right = a(params, adapter.lora, x.inner).by_rows();
-        let product = Term { left, right, k: adapter.lora.rank, alpha: 1.0 };
-        product.tile(&mut sum, keep, m.clone(), n.clone(), room);
+        let rank = adapter.lora.rank;
+        let a = a(params, adapter.lora, x.inner).from(0, n.start);
+        let a = Factor::new(rank, n.len()).pack::<T>(room, a, 1.0);
+        multiply(&mut sum, keep, 1.0, adapter.u(u, m.start), a, rank);
         keep = true;
     }
     if let (Some(mask), true) = (x.mask, keep) {
@@ -209,9 +252,7 @@ fn gradient_of_a<T: Real>(
             let at = adapter.lora.a + columns.start;
             // SAFETY: each block of each gradient is made by one task, and gradients are disjoint (`check`).
             let mut da = unsafe { grads.tile(at, rank, columns.len(), x.inner) };
-            let u = adapter.u(u, x.tokens);
-            let u = u.block(rows.clone(), 0..rank, &mut []);
-            product(&mut da, true, x.scale(), u.t(), xs);
+            outer(&mut da, x.scale(), adapter.u(u, rows.start), xs.lines(), rows.len());
         }
     }
 }

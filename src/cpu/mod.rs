@@ -22,6 +22,7 @@ mod rope;
 mod simd;
 mod sum_sq;
 mod swiglu;
+mod thin;
 mod tiles;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -82,7 +83,7 @@ impl Scratch for Cpu {
         importance::importance_scratch::<T>(out, inner, scores, self.threads())
     }
     fn kept_bytes(&self) -> usize {
-        attention::ROOM_BYTES * self.threads()
+        (attention::ROOM_BYTES + product::PACKED_BYTES) * self.threads()
     }
 }
 

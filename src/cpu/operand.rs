@@ -32,8 +32,6 @@ pub(super) enum Source<'a, T> {
     Masked { data: &'a [T], stride: usize, mask: &'a Mask },
     /// f32 that is an operand as it is.
     Single { data: &'a [f32], stride: usize },
-    /// Parameters: times `scale`, rounded to `T`.
-    Adapter { data: &'a [f32], stride: usize, scale: f32 },
     /// A frozen weight, rounded to `T`.
     Weight(&'a HostMatrix),
 }
@@ -63,7 +61,6 @@ impl<'a, T: Real> Source<'a, T> {
             Source::Real { .. } => single,
             Source::Masked { .. } => false,
             Source::Single { .. } => true,
-            Source::Adapter { scale, .. } => single && *scale == 1.0,
             Source::Weight(w) => weight_in_place::<T>(w.dtype()),
         }
     }
@@ -88,9 +85,6 @@ impl<'a, T: Real> Source<'a, T> {
                     mask.apply(out, (r * stride + cols.start) as u64, 1.0);
                 }
                 Source::Single { data, stride } => out.copy_from_slice(&data[at(stride)]),
-                Source::Adapter { data, stride, scale } => {
-                    simd::run(Scaled::<T>(out, &data[at(stride)], scale, PhantomData))
-                }
                 Source::Weight(w) => match w.elements() {
                     Elements::BF16(e) => widen::<T, _>(out, &e[at(w.size().1)]),
                     Elements::F16(e) => widen_half::<T>(out, &e[at(w.size().1)]),
@@ -107,7 +101,7 @@ impl<'a, T: Real> Source<'a, T> {
             Source::Real { data, stride } | Source::Masked { data, stride, .. } => {
                 bytemuck::try_cast_slice(data).ok().filter(|_| T::DTYPE == DType::F32).map(|d| (d, stride))
             }
-            Source::Single { data, stride } | Source::Adapter { data, stride, .. } => Some((data, stride)),
+            Source::Single { data, stride } => Some((data, stride)),
             Source::Weight(w) => match w.elements() {
                 Elements::F32(e) => Some((e, w.size().1)),
                 _ => None,
@@ -197,18 +191,6 @@ impl<T: Real, U: Real> Kernel for Widen<'_, T, U> {
         let exact = U::DTYPE == DType::BF16 || T::DTYPE == DType::F32;
         for (out, x) in self.0.iter_mut().zip(self.1) {
             *out = if exact { x.to_f32() } else { T::round(x.to_f32()) };
-        }
-    }
-}
-
-struct Scaled<'a, T>(&'a mut [f32], &'a [f32], f32, PhantomData<T>);
-
-impl<T: Real> Kernel for Scaled<'_, T> {
-    type Output = ();
-    #[inline(always)]
-    fn run<I: Isa>(self) {
-        for (out, x) in self.0.iter_mut().zip(self.1) {
-            *out = T::round(self.2 * x);
         }
     }
 }

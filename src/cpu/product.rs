@@ -1,9 +1,7 @@
 //! One matrix product on one thread: the only place that knows which crate makes it.
 //!
-//! `gemm` 0.19 against `matrixmultiply` 0.3 on one core of an AMD EPYC (Zen 4, AVX-512), f32, best of many, GFLOP/s
-//! (`y[T, O]` by `x Wᵀ` and `dx[T, I]` by `dy W`; docs/performance.md has the whole table):
-//! 1024 × 1024 × 1024 86 against 83 and 93 against 83, 1024 × 2816 × 1024 92 against 80, 1500 × 192 × 512 106 against
-//! 82; the adapters' thin products (8 columns) 57 against 14.
+//! `gemm` 0.19 was taken over `matrixmultiply` 0.3 because it is faster at most shapes that models have; both are
+//! measured by the ignored test below, the figures are in docs/performance.md.
 
 #![allow(unsafe_code)]
 
@@ -11,7 +9,12 @@ use std::any::TypeId;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::thin::Lines;
 use crate::tensor::Real;
+
+/// Bytes that one thread's product may hold while it packs: a tile's operands, 512 deep, and what rounding them up to
+/// whole micro-panels adds.
+pub(super) const PACKED_BYTES: usize = 2 << 20;
 
 /// A matrix to read, of any strides.
 #[derive(Clone, Copy)]
@@ -33,6 +36,12 @@ impl<'a> Mat<'a> {
         assert!(rows.end <= self.size.0);
         let start = if rows.is_empty() { 0 } else { rows.start * self.strides.0 };
         Mat::new(&self.data[start..], (rows.len(), self.size.1), self.strides)
+    }
+
+    /// It as lines, of a matrix whose rows are contiguous.
+    pub(super) fn lines(self) -> Lines<'a, f32> {
+        assert!(self.strides.1 == 1);
+        Lines { data: self.data, stride: self.strides.0 }
     }
 
     /// Row `r`, of a matrix whose rows are contiguous.
@@ -75,7 +84,13 @@ impl<'a, T> TileMut<'a, T> {
         TileMut { start: self.start, rows: self.rows, cols, stride: self.stride, lives: PhantomData }
     }
 
+    /// Rows and columns.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
     /// Row `r`.
+    #[inline(always)]
     pub(super) fn row(&mut self, r: usize) -> &mut [T] {
         assert!(r < self.rows);
         // SAFETY: the tile has the row, borrows its elements exclusively, and `self` is borrowed with the row.
@@ -165,5 +180,83 @@ pub(super) fn product(dst: &mut TileMut<'_, f32>, keep: bool, alpha: f32, a: Mat
             false,
             gemm::Parallelism::None,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint::black_box;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// `cargo test --release --lib of_two_crates -- --ignored --nocapture` prints docs/performance.md's table.
+    #[test]
+    #[ignore = "a measurement, not a check"]
+    fn of_two_crates() {
+        // T, O, I; forward is x Wᵀ over I, backward dy W over O.
+        let shapes = [
+            (1024, 1024, 1024),
+            (1024, 2816, 1024),
+            (1024, 1024, 2816),
+            (1024, 1127, 1024),
+            (256, 32_000, 1024),
+            (1500, 192, 192),
+            (1500, 512, 192),
+            (1500, 192, 512),
+        ];
+        let numbers = |n: usize| (0..n).map(|i| (i * 7919 % 1009) as f32 / 504.0 - 1.0).collect::<Vec<_>>();
+        println!("| T | O | I | forward gemm | matrixmultiply | backward gemm | matrixmultiply |");
+        for (t, o, i) in shapes {
+            let (x, w, dy) = (numbers(t * i), numbers(o * i), numbers(t * o));
+            let (mut y, mut dx) = (vec![0f32; t * o], vec![0f32; t * i]);
+            let w_t = Mat::new(&w, (o, i), (i, 1)).t();
+            let forward = (Mat::new(&x, (t, i), (i, 1)), w_t);
+            let backward = (Mat::new(&dy, (t, o), (o, 1)), w_t.t());
+            let mut found = Vec::new();
+            for (out, (a, b)) in [(&mut y, forward), (&mut dx, backward)] {
+                let columns = b.size.1;
+                let ours = best(|| product(&mut TileMut::new(out, t, columns), false, 1.0, a, b));
+                let other = best(|| {
+                    let [ars, acs, brs, bcs] =
+                        [a.strides.0, a.strides.1, b.strides.0, b.strides.1].map(|s| s as isize);
+                    let (m, k, n) = (a.size.0, a.size.1, columns);
+                    // SAFETY: sizes and strides are those of the three slices, which the loop borrows.
+                    unsafe {
+                        matrixmultiply::sgemm(
+                            m,
+                            k,
+                            n,
+                            1.0,
+                            a.data.as_ptr(),
+                            ars,
+                            acs,
+                            b.data.as_ptr(),
+                            brs,
+                            bcs,
+                            0.0,
+                            out.as_mut_ptr(),
+                            n as isize,
+                            1,
+                        );
+                    }
+                    black_box(&out);
+                });
+                found.extend([ours, other].map(|d| (2 * t * o * i) as f64 / d.as_secs_f64() / 1e9));
+            }
+            println!(
+                "| {t} | {o} | {i} | {:.0} | {:.0} | {:.0} | {:.0} |",
+                found[0], found[1], found[2], found[3]
+            );
+        }
+    }
+
+    fn best(mut f: impl FnMut()) -> Duration {
+        let one = |_| {
+            let start = Instant::now();
+            f();
+            start.elapsed()
+        };
+        (0..12).map(one).min().unwrap_or_default()
     }
 }

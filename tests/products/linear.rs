@@ -354,3 +354,92 @@ fn backward_beyond_one_tile() {
     check_backward::<f32>(&case, DType::F32, (true, false));
     check_backward::<bf16>(&Case { dropout: true, ..case }, DType::BF16, (true, false));
 }
+
+/// The definition of the backward pass gives the derivatives of `Σ y∘dy` by the definition of the forward pass, which
+/// is linear in x, in A and in B, so that whole steps lose nothing.
+#[test]
+fn gradients_of_the_definition() {
+    for dropout in [false, true] {
+        let case = Case { tokens: 5, inner: 4, outs: vec![3, 2], ranks: vec![2], dropout, ..PLAIN };
+        let mut input = inputs::<f32>(&case, DType::F32, false);
+        let dys: Vec<_> =
+            [3, 2].iter().enumerate().map(|(j, o)| numbers(30 + j as u64, case.tokens * o)).collect();
+        let total = |input: &Inputs<f32>| {
+            let (ys, _) = forward(&case, input, None);
+            let dot = |(y, dy): (&Vec<f32>, &Vec<f32>)| -> f64 {
+                y.iter().zip(dy).map(|(&y, &dy)| f64::from(y) * f64::from(dy)).sum()
+            };
+            ys.iter().map(|(y, _)| y).zip(&dys).map(dot).sum::<f64>()
+        };
+        // t of this forward pass, not the random one of the other tests.
+        let (ys, _) = forward(&case, &input, None);
+        let start = vec![0f32; input.params.len()];
+        let (mut grads, mut dx) = (start, vec![0f32; case.tokens * case.inner]);
+        let out = |j: usize| LinearBwdOut {
+            dy: &dys[j][..],
+            t: &ys[j].1[..],
+            w: &input.w[j],
+            lora: Some(input.groups[j][0].lora),
+        };
+        let op: LinearBwd<'_, Host, f32> = LinearBwd {
+            dx: Some(&mut dx),
+            grads: &mut grads,
+            scratch: &mut [],
+            outs: vec![out(0), out(1)],
+            x: &input.x,
+            params: &input.params,
+            tokens: case.tokens,
+            dropout: case.dropout.then_some(DROPOUT),
+            freeze_a: false,
+        };
+        reference_bwd(op).unwrap();
+        for i in 0..dx.len() + grads.len() {
+            let mut at = |by: f32| {
+                let place = if i < dx.len() { &mut input.x[i] } else { &mut input.params[i - dx.len()] };
+                let before = std::mem::replace(place, *place + by);
+                let sum = total(&input);
+                if i < dx.len() {
+                    input.x[i] = before
+                } else {
+                    input.params[i - dx.len()] = before
+                }
+                sum
+            };
+            let slope = at(1.0) - at(0.0);
+            let got = f64::from(if i < dx.len() { dx[i] } else { grads[i - dx.len()] });
+            // y is an f32 below 64 in 25 places.
+            assert!((got - slope).abs() <= 64.0 * 25.0 * 2f64.powi(-23), "{i}: {got}, slope {slope}");
+        }
+    }
+}
+
+#[test]
+fn views_that_do_not_fit_are_refused() {
+    let cpu = Cpu::new(1).unwrap();
+    let w = matrix(&[1.0; 6], (3, 2), DType::BF16);
+    let lora = Lora { a: 0, b: 2, rank: 1, scale: 1.0 };
+    let run = |x: &[f32], params: &[f32], loras: &[Lora]| {
+        let (dy, t) = ([1f32; 6], [1f32; 2]);
+        let out = |&lora: &Lora| LinearBwdOut { dy: &dy[..], t: &t[..], w: &w, lora: Some(lora) };
+        let op: LinearBwd<'_, Host, f32> = LinearBwd {
+            dx: None,
+            grads: &mut params.to_vec(),
+            scratch: &mut [],
+            outs: loras.iter().map(out).collect(),
+            x,
+            params,
+            tokens: 2,
+            dropout: None,
+            freeze_a: false,
+        };
+        cpu.linear_bwd(op).unwrap_err().to_string()
+    };
+    let found = run(&[0.0; 3], &[0.0; 5], &[lora]);
+    assert_eq!(found, "linear_bwd: x holds 3 elements, expected T × I = 2 × 2");
+    let found = run(&[0.0; 4], &[0.0; 4], &[lora]);
+    assert_eq!(found, "linear_bwd: an adapter of rank 1 at 0 and 2 does not lie in an arena of 4");
+    let found = run(&[0.0; 4], &[0.0; 5], &[lora, lora]);
+    assert_eq!(found, "linear_bwd: two gradients share a place in the arena");
+    let found = run(&[0.0; 4], &[0.0; 5], &[lora]);
+    assert!(found.starts_with("linear_bwd: scratch holds 0 elements, expected at least "), "{found}");
+}
