@@ -207,6 +207,15 @@ STAGES = [
         recall=("value", "truth", "letter"),
         masks=200,
     ),
+    Stage(
+        steps=500,
+        rate=1.5e-3,
+        warmup=20,
+        decay=200,
+        lessons=[(0, [(44, asking), (12, which_true)])],
+        recall=("value", "truth", "letter"),
+        masks=150,
+    ),
 ]
 
 
