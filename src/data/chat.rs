@@ -143,10 +143,11 @@ fn plain_generation_blocks(source: &str) -> String {
     while let Some(open) = rest.find("{%") {
         let (before, tag) = rest.split_at(open);
         out.push_str(before);
-        let Some(close) = tag.find("%}") else {
+        let Some(length) = tag[2..].find("%}") else {
             rest = tag;
             break;
         };
+        let close = length + 2;
         let inner = &tag[2..close];
         match inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
             "generation" => out.push_str(&format!("{{%{}%}}", inner.replacen("generation", "if true", 1))),

@@ -119,11 +119,11 @@ pub fn lora_cr(d: &[Mat<f64>], rank: SharedRank, gate: Gate) -> (Vec<Mat<f64>>, 
     }
     let mut out: Vec<Mat<f64>> = vec![Mat::zeros(o, i); edges];
     let mut directions = vec![];
-    for k in 0..k_max {
+    for (k, &size) in sigma.iter().enumerate().take(k_max) {
         let u = svd.U().col(k);
         let z: Vec<_> = d.iter().map(|d| u.transpose() * d).collect();
         let a: Vec<f64> = z.iter().map(|z| z.norm_l2()).collect();
-        let live: Vec<bool> = a.iter().map(|&a| a > 1e-7 * sigma[k]).collect();
+        let live: Vec<bool> = a.iter().map(|&a| a > 1e-7 * size).collect();
         let w: Vec<f64> = (0..edges).map(|e| if live[e] { a[e] } else { 0.0 }).collect();
         let total: f64 = w.iter().sum();
         let mean = faer::Row::<f64>::from_fn(i, |c| (0..edges).map(|e| w[e] * z[e][c]).sum::<f64>() / total);
@@ -154,7 +154,7 @@ pub fn lora_cr(d: &[Mat<f64>], rank: SharedRank, gate: Gate) -> (Vec<Mat<f64>>, 
         for (e, out) in out.iter_mut().enumerate() {
             *out += faer::Scale(gamma[e]) * (u * &z[e]);
         }
-        directions.push(Direction { sigma: sigma[k], conflict: c, gamma });
+        directions.push(Direction { sigma: size, conflict: c, gamma });
     }
     (out, directions)
 }
