@@ -58,7 +58,7 @@ fn mistakes_in_options_are_told() {
     let (base, data) = (asset("base"), asset("harbour.train.jsonl"));
     let calibration = asset("calibration.jsonl");
     for (ratio, part) in
-        [("0", "ratio"), ("1", "ratio"), ("NaN", "ratio"), ("-0.5", "ratio"), ("0.99", "layer")]
+        [("0", "ratio"), ("1", "ratio"), ("NaN", "ratio"), ("-0.5", "ratio"), ("0.999", "layer")]
     {
         let ratio = format!("--ratio={ratio}");
         refused(

@@ -188,8 +188,7 @@ impl Reader<'_> {
         augment: impl Fn(Command) -> Command,
     ) -> Result<clap::ArgMatches> {
         let command = augment(Command::new(name).no_binary_name(true).disable_help_flag(true));
-        let longs: Vec<String> =
-            command.get_arguments().filter_map(|a| a.get_long().map(|l| l.replace('-', "_"))).collect();
+        let longs = option_names(&command);
         let longs: Vec<&str> = longs.iter().map(String::as_str).collect();
         // Options are written with - on the command line and with _ in TOML; either is taken.
         let table: Table = table.iter().map(|(k, v)| (k.replace('-', "_"), v.clone())).collect();
@@ -267,6 +266,11 @@ impl Reader<'_> {
 
     /// Every combination of the lists in one `[[fuse]]`, for every set of edges that it names.
     fn fusions(&self, out: &mut Vec<Fusion>, t: &Table, names: &[&str]) -> Result<()> {
+        let mut keys = option_names(&FuseHow::augment_args(Command::new("fuse")));
+        keys.extend(["edges".to_string(), "pairs".to_string()]);
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let underscored = t.iter().map(|(k, v)| (k.replace('-', "_"), v.clone())).collect();
+        self.known("fuse.", &underscored, &keys)?;
         let mut t = t.clone();
         let edges = t.remove("edges").map(|v| self.members("fuse.edges", &v, names)).transpose()?;
         let pairs = match t.remove("pairs") {
@@ -313,6 +317,11 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+/// The names of a command's options, with `_`.
+fn option_names(command: &Command) -> Vec<String> {
+    command.get_arguments().filter_map(|a| a.get_long().map(|l| l.replace('-', "_"))).collect()
 }
 
 /// A value as it would be typed.
