@@ -312,21 +312,13 @@ pub fn results(r: &Results, output: &Path) -> String {
         if let Some(ratio) = sweep.ratio {
             text += &format!("pruned by {ratio}\n\n");
         }
-        let mut sets: Vec<&Vec<String>> = Vec::new();
-        for fusion in &sweep.fusions {
-            if !sets.contains(&&fusion.edges) {
-                sets.push(&fusion.edges);
-            }
-        }
-        for set in sets {
-            let tasks: Vec<_> =
-                sweep.tasks.iter().filter(|t| t.edges.iter().all(|e| set.contains(e))).collect();
+        for (set, tasks) in sweep.groups() {
             let mut names: Vec<(Kind, String)> = Vec::new();
             for c in tasks.iter().flat_map(|t| &t.columns) {
                 let own = match c.kind {
                     Kind::Base => true,
                     Kind::Edge => c.edges.iter().all(|e| set.contains(e)),
-                    Kind::Joint | Kind::Fusion => c.edges == *set,
+                    Kind::Joint | Kind::Fusion => c.edges == set,
                 };
                 if own && !names.contains(&(c.kind, c.name.clone())) {
                     names.push((c.kind, c.name.clone()));
@@ -339,7 +331,7 @@ pub fn results(r: &Results, output: &Path) -> String {
             ];
             for (kind, name) in names {
                 let of_set =
-                    |edges: &Vec<String>| !matches!(kind, Kind::Joint | Kind::Fusion) || edges == set;
+                    |edges: &Vec<String>| !matches!(kind, Kind::Joint | Kind::Fusion) || *edges == set;
                 let mut cells = vec![name.clone()];
                 for task in &tasks {
                     let found =
@@ -350,7 +342,7 @@ pub fn results(r: &Results, output: &Path) -> String {
                     ));
                 }
                 let fusion =
-                    sweep.fusions.iter().find(|f| kind == Kind::Fusion && f.name == name && f.edges == *set);
+                    sweep.fusions.iter().find(|f| kind == Kind::Fusion && f.name == name && f.edges == set);
                 let mean = |which: &str| {
                     fusion?.report.pointer(&format!("/certificate/{which}/conflict_mean"))?.as_f64()
                 };

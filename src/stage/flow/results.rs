@@ -41,6 +41,30 @@ pub struct Sweep {
     pub tasks: Vec<TaskResult>,
 }
 
+impl Sweep {
+    /// The distinct sets of edges that are fused, in order, each with the tasks that ask for none but its edges; then
+    /// all edges with the tasks that no set covers.
+    pub fn groups(&self) -> Vec<(Vec<String>, Vec<&TaskResult>)> {
+        let mut sets: Vec<&Vec<String>> = Vec::new();
+        for fusion in &self.fusions {
+            if !sets.contains(&&fusion.edges) {
+                sets.push(&fusion.edges);
+            }
+        }
+        let covers = |set: &[String], task: &TaskResult| task.edges.iter().all(|e| set.contains(e));
+        let mut groups: Vec<(Vec<String>, Vec<&TaskResult>)> = sets
+            .iter()
+            .map(|set| ((*set).clone(), self.tasks.iter().filter(|t| covers(set, t)).collect()))
+            .collect();
+        let rest: Vec<&TaskResult> =
+            self.tasks.iter().filter(|t| !sets.iter().any(|set| covers(set, t))).collect();
+        if !rest.is_empty() {
+            groups.push((self.edges.iter().map(|e| e.name.clone()).collect(), rest));
+        }
+        groups
+    }
+}
+
 /// One edge: its pruned model and its training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EdgeResult {

@@ -2,7 +2,6 @@
 
 mod plot;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use minijinja::value::Serde;
@@ -109,7 +108,6 @@ impl SweepView {
     fn of(sweep: &Sweep) -> SweepView {
         let title =
             sweep.ratio.map_or_else(|| "Every edge at its own size".into(), |r| format!("Pruned by {r}"));
-        let sets = sets(sweep);
         let lines: Vec<Line> = sweep
             .edges
             .iter()
@@ -121,7 +119,12 @@ impl SweepView {
             .collect();
         SweepView {
             title,
-            tables: sets.iter().map(|s| table(sweep, s)).filter(|t| !t.tasks.is_empty()).collect(),
+            tables: sweep
+                .groups()
+                .into_iter()
+                .map(|(set, tasks)| table(sweep, &set, &tasks))
+                .filter(|t| !t.tasks.is_empty())
+                .collect(),
             dots: sweep.tasks.iter().filter(|t| t.edges.len() > 1).map(dot_plot).collect(),
             losses: plot::lines(&lines, "optimizer step", "loss"),
             heat: heat_maps(sweep),
@@ -131,20 +134,8 @@ impl SweepView {
     }
 }
 
-/// The sets of edges that are fused, in order.
-fn sets(sweep: &Sweep) -> Vec<Vec<String>> {
-    let mut seen = BTreeSet::new();
-    let fused = sweep.fusions.iter().map(|f| f.edges.clone());
-    let mut sets: Vec<Vec<String>> = fused.filter(|s| seen.insert(s.clone())).collect();
-    if sets.is_empty() {
-        sets.push(sweep.edges.iter().map(|e| e.name.clone()).collect());
-    }
-    sets
-}
-
-fn table(sweep: &Sweep, set: &[String]) -> Table {
+fn table(sweep: &Sweep, set: &[String], tasks: &[&TaskResult]) -> Table {
     let within = |names: &[String]| names.iter().all(|n| set.contains(n));
-    let tasks: Vec<&TaskResult> = sweep.tasks.iter().filter(|t| within(&t.edges)).collect();
     let mut rows: Vec<(Kind, String)> = Vec::new();
     for column in tasks.iter().flat_map(|t| &t.columns) {
         let of_set = match column.kind {
@@ -231,7 +222,7 @@ fn dot_plot(task: &TaskResult) -> Figure {
 
 fn heat_maps(sweep: &Sweep) -> Vec<Figure> {
     let mut maps = Vec::new();
-    for set in sets(sweep) {
+    for (set, _) in sweep.groups() {
         let Some(modules) = sweep.fusions.iter().filter(|f| f.edges == set).find_map(|f| {
             f.report.pointer("/certificate/modules").and_then(Json::as_array).filter(|m| !m.is_empty())
         }) else {
