@@ -11,7 +11,7 @@ use crate::model::memory::{Part, Plan, human_bytes};
 use crate::stage::budget::grouped;
 use crate::stage::evaluate::EvalReport;
 use crate::stage::evaluate::accuracy::Accuracy;
-use crate::stage::flow::results::{Kind, Results};
+use crate::stage::flow::results::{Column, Results};
 use crate::stage::fuse::FuseReport;
 use crate::stage::measure::Measured;
 use crate::stage::prune::PruneReport;
@@ -313,45 +313,11 @@ pub fn results(r: &Results, output: &Path) -> String {
             text += &format!("pruned by {ratio}\n\n");
         }
         for (set, tasks) in sweep.groups() {
-            let mut names: Vec<(Kind, String)> = Vec::new();
-            for c in tasks.iter().flat_map(|t| &t.columns) {
-                let own = match c.kind {
-                    Kind::Base => true,
-                    Kind::Edge => c.edges.iter().all(|e| set.contains(e)),
-                    Kind::Joint | Kind::Fusion => c.edges == set,
-                };
-                if own && !names.contains(&(c.kind, c.name.clone())) {
-                    names.push((c.kind, c.name.clone()));
-                }
-            }
-            names.sort_by_key(|(kind, _)| *kind as u8);
-            let mut rows = vec![
-                [vec![set.join(" + ")], tasks.iter().map(|t| t.name.clone()).collect(), vec!["c̄".into()]]
-                    .concat(),
-            ];
-            for (kind, name) in names {
-                let of_set =
-                    |edges: &Vec<String>| !matches!(kind, Kind::Joint | Kind::Fusion) || *edges == set;
-                let mut cells = vec![name.clone()];
-                for task in &tasks {
-                    let found =
-                        task.columns.iter().find(|c| c.kind == kind && c.name == name && of_set(&c.edges));
-                    cells.push(found.map_or_else(
-                        || "–".into(),
-                        |c| format!("{:.1} ± {:.1}", 100.0 * c.accuracy, 100.0 * c.standard_error),
-                    ));
-                }
-                let fusion =
-                    sweep.fusions.iter().find(|f| kind == Kind::Fusion && f.name == name && f.edges == set);
-                let mean = |which: &str| {
-                    fusion?.report.pointer(&format!("/certificate/{which}/conflict_mean"))?.as_f64()
-                };
-                cells.push(match (mean("before"), mean("after")) {
-                    (Some(b), Some(a)) => format!("{b:.3} → {a:.3}"),
-                    (Some(b), None) => format!("{b:.3}"),
-                    _ => String::new(),
-                });
-                rows.push(cells);
+            let names = tasks.iter().map(|t| t.name.clone()).collect();
+            let mut rows = vec![[vec![set.join(" + ")], names, vec!["c̄".into()]].concat()];
+            for line in sweep.lines(&set, &tasks) {
+                let cells = line.columns.iter().map(|c| c.map_or_else(|| "–".into(), Column::to_string));
+                rows.push([vec![line.name.to_string()], cells.collect(), vec![line.conflict]].concat());
             }
             text += &table(&rows);
             text.push('\n');

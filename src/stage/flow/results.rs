@@ -1,5 +1,7 @@
 //! `results.json`: everything that a report shows.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -63,6 +65,67 @@ impl Sweep {
         }
         groups
     }
+
+    /// The lines of the table of a fused `set` of edges over `tasks`: base, edges, joint, then fusions in the flow's
+    /// order. A joint or fused adapter belongs to the set that it was made of.
+    pub fn lines<'a>(&'a self, set: &[String], tasks: &[&'a TaskResult]) -> Vec<Line<'a>> {
+        let belongs = |c: &Column| match c.kind {
+            Kind::Base => true,
+            Kind::Edge => c.edges.iter().all(|e| set.contains(e)),
+            Kind::Joint | Kind::Fusion => c.edges == set,
+        };
+        let mut heads: Vec<(Kind, &str)> = Vec::new();
+        for column in tasks.iter().flat_map(|t| &t.columns).filter(|c| belongs(c)) {
+            let head = (column.kind, column.name.as_str());
+            if !heads.contains(&head) {
+                heads.push(head);
+            }
+        }
+        heads.sort_by_key(|(kind, _)| *kind);
+        let line = |(kind, name): (Kind, &'a str)| Line {
+            kind,
+            name,
+            columns: tasks
+                .iter()
+                .map(|t| t.columns.iter().find(|c| c.kind == kind && c.name == name && belongs(c)))
+                .collect(),
+            conflict: self.conflict(set, kind, name),
+        };
+        heads.into_iter().map(line).collect()
+    }
+
+    /// c̄ before and after a fusion's resolution, as its certificate says; empty for anything else.
+    fn conflict(&self, set: &[String], kind: Kind, name: &str) -> String {
+        let of = |f: &&FusionResult| kind == Kind::Fusion && f.edges == set && f.name == name;
+        let fusion = self.fusions.iter().find(of);
+        let mean =
+            |which: &str| fusion?.report.pointer(&format!("/certificate/{which}/conflict_mean"))?.as_f64();
+        match (mean("before"), mean("after")) {
+            (Some(b), Some(a)) => format!("{b:.3} → {a:.3}"),
+            (Some(b), None) => format!("{b:.3}"),
+            _ => String::new(),
+        }
+    }
+}
+
+/// One adapter in the table of a set of edges.
+#[derive(Clone, Debug)]
+pub struct Line<'a> {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name.
+    pub name: &'a str,
+    /// Its result on each task, where it was evaluated.
+    pub columns: Vec<Option<&'a Column>>,
+    /// Its conflict, in words.
+    pub conflict: String,
+}
+
+impl fmt::Display for Column {
+    /// Accuracy ± standard error in percent.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} ± {:.1}", 100.0 * self.accuracy, 100.0 * self.standard_error)
+    }
 }
 
 /// One edge: its pruned model and its training.
@@ -101,7 +164,7 @@ pub struct TaskResult {
 }
 
 /// What was evaluated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// The model without adapter.

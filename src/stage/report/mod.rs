@@ -2,6 +2,7 @@
 
 mod plot;
 
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use minijinja::value::Serde;
@@ -9,8 +10,8 @@ use minijinja::{Environment, Value, context};
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use self::plot::{Bar, Cell, Dot, Line};
-use super::flow::results::{Column, EdgeResult, Kind, RESULTS, Results, Sweep, TaskResult};
+use self::plot::{Bar, Cell, Dot};
+use super::flow::results::{Column, EdgeResult, Kind, Line, RESULTS, Results, Sweep, TaskResult};
 use crate::checkpoint::json;
 use crate::checkpoint::module::Target;
 use crate::error::{Error, Result};
@@ -108,11 +109,11 @@ impl SweepView {
     fn of(sweep: &Sweep) -> SweepView {
         let title =
             sweep.ratio.map_or_else(|| "Every edge at its own size".into(), |r| format!("Pruned by {r}"));
-        let lines: Vec<Line> = sweep
+        let lines: Vec<plot::Line> = sweep
             .edges
             .iter()
             .chain(&sweep.joints)
-            .map(|e| Line {
+            .map(|e| plot::Line {
                 name: e.name.clone(),
                 points: e.losses.iter().enumerate().map(|(i, &l)| ((i + 1) as f64, l)).collect(),
             })
@@ -135,33 +136,6 @@ impl SweepView {
 }
 
 fn table(sweep: &Sweep, set: &[String], tasks: &[&TaskResult]) -> Table {
-    let within = |names: &[String]| names.iter().all(|n| set.contains(n));
-    let mut rows: Vec<(Kind, String)> = Vec::new();
-    for column in tasks.iter().flat_map(|t| &t.columns) {
-        let of_set = match column.kind {
-            Kind::Base => true,
-            Kind::Edge => within(&column.edges),
-            Kind::Joint | Kind::Fusion => column.edges == set,
-        };
-        let key = (column.kind, column.name.clone());
-        if of_set && !rows.contains(&key) {
-            rows.push(key);
-        }
-    }
-    rows.sort_by_key(|(kind, _)| match kind {
-        Kind::Base => 0,
-        Kind::Edge => 1,
-        Kind::Joint => 2,
-        Kind::Fusion => 3,
-    });
-    let find = |t: &TaskResult, kind: Kind, name: &str| -> Option<Column> {
-        let own = |c: &&Column| {
-            c.kind == kind
-                && c.name == name
-                && (c.kind != Kind::Fusion && c.kind != Kind::Joint || c.edges == set)
-        };
-        t.columns.iter().find(own).cloned()
-    };
     let best: Vec<f64> = tasks
         .iter()
         .map(|t| {
@@ -169,37 +143,19 @@ fn table(sweep: &Sweep, set: &[String], tasks: &[&TaskResult]) -> Table {
             fused.map(|c| c.accuracy).fold(f64::NEG_INFINITY, f64::max)
         })
         .collect();
-    let rows = rows
-        .into_iter()
-        .map(|(kind, name)| {
-            let columns: Vec<Option<Column>> = tasks.iter().map(|t| find(t, kind, &name)).collect();
-            Row {
-                kind: format!("{kind:?}").to_lowercase(),
-                conflict: conflict_of(sweep, set, kind, &name),
-                cells: columns.iter().map(|c| c.as_ref().map_or_else(|| "–".into(), accuracy)).collect(),
-                best: columns
-                    .iter()
-                    .zip(&best)
-                    .map(|(c, b)| kind == Kind::Fusion && c.as_ref().is_some_and(|c| c.accuracy >= *b))
-                    .collect(),
-                name,
-            }
-        })
-        .collect();
-    Table { set: set.join(" + "), tasks: tasks.iter().map(|t| t.name.clone()).collect(), rows }
-}
-
-fn accuracy(c: &Column) -> String {
-    format!("{:.1} ± {:.1}", 100.0 * c.accuracy, 100.0 * c.standard_error)
-}
-
-fn conflict_of(sweep: &Sweep, set: &[String], kind: Kind, name: &str) -> String {
-    let fusion = sweep.fusions.iter().find(|f| kind == Kind::Fusion && f.edges == set && f.name == name);
-    let mean = |which: &str| fusion?.report.pointer(&format!("/certificate/{which}/conflict_mean"))?.as_f64();
-    match (mean("before"), mean("after")) {
-        (Some(b), Some(a)) => format!("{b:.3} → {a:.3}"),
-        (Some(b), None) => format!("{b:.3}"),
-        _ => String::new(),
+    let row = |line: Line<'_>| Row {
+        kind: format!("{:?}", line.kind).to_lowercase(),
+        name: line.name.to_string(),
+        cells: line.columns.iter().map(|c| c.map_or_else(|| "–".into(), Column::to_string)).collect(),
+        best: iter::zip(&line.columns, &best)
+            .map(|(c, b)| line.kind == Kind::Fusion && c.is_some_and(|c| c.accuracy >= *b))
+            .collect(),
+        conflict: line.conflict,
+    };
+    Table {
+        set: set.join(" + "),
+        tasks: tasks.iter().map(|t| t.name.clone()).collect(),
+        rows: sweep.lines(set, tasks).into_iter().map(row).collect(),
     }
 }
 
@@ -305,10 +261,10 @@ fn sweep_plot(results: &Results) -> Vec<Figure> {
         .tasks
         .iter()
         .map(|task| {
-            let lines: Vec<Line> = task
+            let lines: Vec<plot::Line> = task
                 .columns
                 .iter()
-                .map(|column| Line {
+                .map(|column| plot::Line {
                     name: match column.kind {
                         Kind::Fusion | Kind::Joint => format!("{} ({})", column.name, column.edges.join("+")),
                         _ => column.name.clone(),
