@@ -25,6 +25,21 @@ fn refused(args: &[&str], code: i32, parts: &[&str]) {
     assert.stderr(contains("panicked").not()).stderr(predicate::str::starts_with("anabranch: "));
 }
 
+/// `--dry-run` prints all of `parts` and leaves `dir` as it was.
+fn planned(dir: &Path, args: &[&str], parts: &[&str]) {
+    let names = || {
+        let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let mut assert = anabranch(args).arg("--dry-run").assert().success();
+    for part in parts {
+        assert = assert.stdout(contains(*part));
+    }
+    assert_eq!(names(), before, "{args:?}");
+}
+
 fn config_8b(dir: &Path) -> PathBuf {
     let path = dir.join("config.json");
     let text = r#"{"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -85,6 +100,41 @@ fn mistakes_in_options_are_told() {
     );
     assert!(!Path::new(&out).exists(), "nothing was written");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was left");
+}
+
+#[test]
+fn a_dry_run_of_every_command_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (base, data, task) = (asset("base"), asset("harbour.train.jsonl"), asset("harbour.jsonl"));
+    let plan = |args: &[&str], parts: &[&str]| planned(dir.path(), args, parts);
+    let (small, edge, full) = (at("small"), at("edge"), at("full"));
+    let prune = ["prune", "--model", &base, "--ratio", "0.3", "--importance", "l1", "--out", &small];
+    plan(&prune, &["reads", "assets/demo/base", "writes", "small (new)", "total"]);
+    anabranch(&prune).assert().success();
+    let train = ["train", "--model", &small, "--data", &data, "--steps", "1", "--seq", "64"];
+    let train = [&train[..], &["--out", &edge]].concat();
+    plan(&train, &["harbour.train.jsonl", "edge (new)", "optimizer"]);
+    anabranch(&train).assert().success();
+    planned(dir.path(), &[&train[..], &["--force"]].concat(), &["replaces what is there"]);
+    refused(&[&train[..], &["--dry-run"]].concat(), 2, &["exists", "--force"]);
+    let recover = ["recover", "--adapter", &edge, "--model", &base, "--out", &full];
+    plan(&recover, &["full (new)"]);
+    anabranch(&recover).assert().success();
+    plan(&["fuse", &full, &full, "--method", "fedavg", "--out", &at("fused")], &["28 modules", "rank 8"]);
+    plan(&["conflict", &full, &full], &["reads"]);
+    let eval = ["eval", "--model", &base, "--adapter", &full, "--task", &task, "--predictions", &at("p")];
+    plan(&eval, &["p (new)", "harbour.jsonl", "activations"]);
+    plan(&["eval", "--model", &base, "--text", &asset("calibration.jsonl")], &["logits"]);
+    plan(&["generate", "--model", &base, "--prompt", "a"], &["activations"]);
+    plan(&["logits", "--model", &base, "--ids", "1,2", "--out", &at("l")], &["l (new)"]);
+    plan(&["run", &asset("flow.toml")], &["prune to ratio", "harbour + orchard", "evaluate on"]);
+    for args in [&["inspect", base.as_str()][..], &["demo"], &["doctor"]] {
+        refused(&[args, &["--dry-run"]].concat(), 2, &["--dry-run goes with"]);
+    }
+    // The cap holds where a text is written too.
+    let limit = ["generate", "--model", &base, "--prompt", "a", "--memory-limit", "1KiB"];
+    refused(&limit, 1, &["the limit is 1.0 KiB", "cached keys"]);
 }
 
 #[test]

@@ -77,21 +77,8 @@ impl Output {
         let out = place::resolve(out)?;
         let partial = place::beside(&out, ".partial");
         repair(&out, &partial)?;
-        let there = place::look(&out)?;
-        let leftover = partial.join(MARKER).exists();
-        match &there {
-            Found::Nothing | Found::Empty => {}
-            Found::Ours if options.resume && !(options.force && leftover) => return Ok(Begun::Finished),
-            Found::Ours if options.force => {}
-            Found::Ours => {
-                return Err(Error::Usage(format!("{} exists: --force replaces it", out.display())));
-            }
-            Found::Foreign(why) => {
-                return Err(Error::Usage(format!(
-                    "{} exists and {why}: only what this program made is ever replaced, so choose another name or move it away",
-                    out.display()
-                )));
-            }
+        if standing(&out, &partial, options)? == Standing::Finished {
+            return Ok(Begun::Finished);
         }
         let parents = place::make_parents(&out)?;
         let undo = |e| {
@@ -112,10 +99,7 @@ impl Output {
                 )));
             }
             Some(_) if !options.resume && !options.force => {
-                return Err(Error::Usage(format!(
-                    "{} is unfinished work: --resume goes on from it, --force starts afresh",
-                    partial.display()
-                )));
+                return Err(unfinished(&partial));
             }
             _ => {}
         }
@@ -134,6 +118,15 @@ impl Output {
             output.mark(command, fingerprint)?;
         }
         Ok(Begun::Work(output))
+    }
+
+    /// What [`Output::begin`] would find at `out`, with its errors, and without making anything.
+    pub fn look_ahead(out: &Path, options: OutputOptions) -> Result<Standing> {
+        let out = place::resolve(out)?;
+        let partial = place::beside(&out, ".partial");
+        let found = standing(&out, &partial, options)?;
+        let leftover = partial.join(MARKER).exists();
+        if leftover && !options.resume && !options.force { Err(unfinished(&partial)) } else { Ok(found) }
     }
 
     fn mark(&mut self, command: &str, fingerprint: &str) -> Result<()> {
@@ -249,6 +242,35 @@ fn remove_parents(parents: &[PathBuf]) {
     }
 }
 
+/// What lies at an output's place, that this run may deal with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// Nothing, or an empty folder.
+    New,
+    /// Work of the same command that `--resume` goes on from.
+    Unfinished,
+    /// An output that `--force` replaces.
+    Replaced,
+    /// The finished output of `--resume`.
+    Finished,
+}
+
+fn standing(out: &Path, partial: &Path, options: OutputOptions) -> Result<Standing> {
+    let leftover = partial.join(MARKER).exists();
+    match place::look(out)? {
+        Found::Nothing | Found::Empty if leftover && options.resume => Ok(Standing::Unfinished),
+        Found::Nothing | Found::Empty => Ok(Standing::New),
+        Found::Ours if options.resume && !(options.force && leftover) => Ok(Standing::Finished),
+        Found::Ours if options.force => Ok(Standing::Replaced),
+        Found::Ours => Err(Error::Usage(format!("{} exists: --force replaces it", out.display()))),
+        Found::Foreign(why) => Err(Error::Usage(format!(
+            "{} exists and {why}: only what this program made is ever replaced, so choose another name or move it away",
+            out.display()
+        ))),
+    }
+}
+
 fn flag(dir: &Path, name: &str) -> Result<()> {
     let path = dir.join(name);
     File::create(&path).map_err(Error::io(&path))?;
@@ -281,6 +303,13 @@ fn claim(out: &Path, partial: &Path) -> Result<(File, Option<Marker>)> {
     let marker =
         serde_json::from_str(&text).ok().filter(|m: &Marker| m.format == FORMAT).unwrap_or_else(unknown);
     Ok((lock, Some(marker)))
+}
+
+fn unfinished(partial: &Path) -> Error {
+    Error::Usage(format!(
+        "{} is unfinished work: --resume goes on from it, --force starts afresh",
+        partial.display()
+    ))
 }
 
 fn busy(out: &Path) -> Error {

@@ -26,33 +26,13 @@ impl OutputFile {
     /// Begins the file `out`. A file that is there is replaced only under `force`, and only if this program made it: its
     /// first 64 KiB name it.
     pub fn begin(out: &Path, force: bool) -> Result<OutputFile> {
-        OutputFile::begin_with(out, force, |start| start.windows(9).any(|w| w == b"anabranch"))
+        OutputFile::begin_with(out, force, made_here)
     }
 
     /// As [`OutputFile::begin`], with another way to tell from its first 64 KiB whether this program made a file.
     pub fn begin_with(out: &Path, force: bool, made_here: impl Fn(&[u8]) -> bool) -> Result<OutputFile> {
         let out = place::resolve(out)?;
-        match std::fs::metadata(&out) {
-            Ok(m) if !m.is_file() => {
-                let why = format!("{} is a folder or a device, expected a file", out.display());
-                return Err(Error::Usage(why));
-            }
-            Ok(_) if !force => {
-                return Err(Error::Usage(format!("{} exists: --force replaces it", out.display())));
-            }
-            Ok(_) => {
-                let mut start = Vec::new();
-                let file = File::open(&out).map_err(Error::io(&out))?;
-                file.take(65536).read_to_end(&mut start).map_err(Error::io(&out))?;
-                if !start.is_empty() && !made_here(&start) {
-                    return Err(Error::Usage(format!(
-                        "{} exists and was not made by this program: choose another name or move it away",
-                        out.display()
-                    )));
-                }
-            }
-            Err(_) => {}
-        }
+        allowed(&out, force, made_here)?;
         let dir = place::parent(&out);
         let name = out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let prefix = format!(".{name}.anabranch-");
@@ -62,6 +42,11 @@ impl OutputFile {
         let file = OutputFile { out, hidden, lock, force, done: false };
         file.lock.try_lock().map_err(|e| Error::io(&file.hidden)(e.into()))?;
         Ok(file)
+    }
+
+    /// Fails where [`OutputFile::begin`] would because of what is there, and makes nothing.
+    pub fn look_ahead(out: &Path, force: bool) -> Result<()> {
+        allowed(&place::resolve(out)?, force, made_here)
     }
 
     /// The file to write: it is there, empty.
@@ -94,6 +79,37 @@ impl Drop for OutputFile {
             tracing::warn!("an unfinished file was left behind: {e}");
         }
     }
+}
+
+/// Whether the start of a file names this program.
+fn made_here(start: &[u8]) -> bool {
+    start.windows(9).any(|w| w == b"anabranch")
+}
+
+/// An error where `out` is there and may not be replaced.
+fn allowed(out: &Path, force: bool, made_here: impl Fn(&[u8]) -> bool) -> Result<()> {
+    match std::fs::metadata(out) {
+        Ok(m) if !m.is_file() => {
+            let why = format!("{} is a folder or a device, expected a file", out.display());
+            return Err(Error::Usage(why));
+        }
+        Ok(_) if !force => {
+            return Err(Error::Usage(format!("{} exists: --force replaces it", out.display())));
+        }
+        Ok(_) => {
+            let mut start = Vec::new();
+            let file = File::open(out).map_err(Error::io(out))?;
+            file.take(65536).read_to_end(&mut start).map_err(Error::io(out))?;
+            if !start.is_empty() && !made_here(&start) {
+                return Err(Error::Usage(format!(
+                    "{} exists and was not made by this program: choose another name or move it away",
+                    out.display()
+                )));
+            }
+        }
+        Err(_) => {}
+    }
+    Ok(())
 }
 
 /// Removes the files in `dir` whose name is `prefix` and a number and that no process holds.

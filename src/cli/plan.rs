@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::args::{
-    BudgetArgs, ConflictArgs, EvalArgs, FuseArgs, FuseHow, Global, PrecisionArg, PruneArgs, PruneHow,
-    ResolveArgs, ShapeArgs, TrainCommand, TrainHow,
+    BudgetArgs, ConflictArgs, EvalArgs, FuseArgs, FuseHow, GenerateArgs, Global, LogitsArgs, PrecisionArg,
+    PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs, TrainCommand, TrainHow,
 };
 use crate::cpu::Cpu;
 use crate::data::schedule::Extent;
@@ -18,9 +18,12 @@ use crate::stage::common::Common;
 use crate::stage::conflict::ConflictOptions;
 use crate::stage::evaluate::EvalOptions;
 use crate::stage::fuse::{FuseOptions, Profile};
+use crate::stage::generate::GenerateOptions;
+use crate::stage::logits::LogitsOptions;
 use crate::stage::measure::StepSize;
 use crate::stage::progress::Progress;
 use crate::stage::prune::{Amount, PruneOptions};
+use crate::stage::recover::RecoverOptions;
 use crate::stage::train::TrainOptions;
 use crate::tensor::DType;
 
@@ -207,6 +210,32 @@ pub fn eval(args: &EvalArgs) -> Result<EvalOptions> {
         predictions: args.predictions.clone(),
         out: args.out.clone(),
     })
+}
+
+/// `generate`'s options.
+pub fn generate(args: &GenerateArgs) -> GenerateOptions {
+    GenerateOptions {
+        model: args.model.clone(),
+        adapter: args.adapter.clone(),
+        prompt: args.prompt.clone(),
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+    }
+}
+
+/// `logits`' options.
+pub fn logits(args: &LogitsArgs) -> LogitsOptions {
+    LogitsOptions {
+        model: args.model.clone(),
+        adapter: args.adapter.clone(),
+        ids: args.ids.clone(),
+        out: args.out.clone(),
+    }
+}
+
+/// `recover`'s options.
+pub fn recover(args: &RecoverArgs) -> RecoverOptions {
+    RecoverOptions { adapter: args.adapter.clone(), model: args.model.clone(), out: args.out.clone() }
 }
 
 /// A pruning's options without model, out and amount, which a flow fills in.

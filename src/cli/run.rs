@@ -9,13 +9,12 @@ use half::bf16;
 use rayon::ThreadPoolBuilder;
 
 use super::args::{Cli, Command, Global, PrecisionArg};
-use super::{plan, print};
+use super::{dry_run, plan, print};
 use crate::backend::Backend;
 use crate::checkpoint::config::ModelConfig;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
-use crate::stage::recover::RecoverOptions;
 use crate::stage::{
     budget, conflict, demo, doctor, evaluate, flow, fuse, generate, inspect, logits, measure, prune, recover,
     report, train,
@@ -37,6 +36,10 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
     let global = &cli.global;
     let common = plan::common(global, stop);
     let out = print::Output { json: global.json };
+    if global.dry_run {
+        let outline = dry_run::outline(cli, &common)?;
+        return out.report(&outline, || outline.to_string());
+    }
     match &cli.command {
         Command::Completions { shell } => {
             let mut text = Vec::new();
@@ -46,20 +49,11 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
         Command::Train(args) => {
             let machine = plan::machine(global)?;
             let options = plan::train(args)?;
-            at_precision!(
-                machine.precision,
-                train_on::<Cpu, T>(&machine.backend, options, &common, global.dry_run, out)
-            )
+            at_precision!(machine.precision, train_on::<Cpu, T>(&machine.backend, options, &common, out))
         }
         Command::Generate(args) => {
             let machine = plan::machine(global)?;
-            let options = generate::GenerateOptions {
-                model: args.model.clone(),
-                adapter: args.adapter.clone(),
-                prompt: args.prompt.clone(),
-                max_tokens: args.max_tokens,
-                temperature: args.temperature,
-            };
+            let options = plan::generate(args);
             use generate::run as generate_run;
             let done = at_precision!(
                 machine.precision,
@@ -69,12 +63,7 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
         }
         Command::Logits(args) => {
             let machine = plan::machine(global)?;
-            let options = logits::LogitsOptions {
-                model: args.model.clone(),
-                adapter: args.adapter.clone(),
-                ids: args.ids.clone(),
-                out: args.out.clone(),
-            };
+            let options = plan::logits(args);
             use logits::run as logits_run;
             let done =
                 at_precision!(machine.precision, logits_run::<Cpu, T>(&machine.backend, &options, &common))?;
@@ -103,17 +92,10 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
         Command::Prune(args) => {
             let machine = plan::machine(global)?;
             let options = plan::prune(args)?;
-            at_precision!(
-                machine.precision,
-                prune_on::<Cpu, T>(&machine.backend, options, &common, global.dry_run, out)
-            )
+            at_precision!(machine.precision, prune_on::<Cpu, T>(&machine.backend, options, &common, out))
         }
         Command::Recover(args) => {
-            let options = RecoverOptions {
-                adapter: args.adapter.clone(),
-                model: args.model.clone(),
-                out: args.out.clone(),
-            };
+            let options = plan::recover(args);
             let report = recover::run(&options, &common)?;
             out.report(&report, || print::recover(&report))
         }
@@ -188,13 +170,9 @@ fn prune_on<B: Backend, T: Real>(
     backend: &B,
     options: prune::PruneOptions,
     common: &Common,
-    dry_run: bool,
     out: print::Output,
 ) -> Result<()> {
     let prepared = prune::Prepared::new::<B, T>(backend, options, common)?;
-    if dry_run {
-        return out.report(&prepared.plan, || print::plan(&prepared.plan));
-    }
     let report = prepared.run::<B, T>(backend, common)?;
     out.report(&report, || print::prune(&report))
 }
@@ -203,13 +181,9 @@ fn train_on<B: Backend, T: Real>(
     backend: &B,
     options: train::TrainOptions,
     common: &Common,
-    dry_run: bool,
     out: print::Output,
 ) -> Result<()> {
     let prepared = train::Prepared::new::<B, T>(backend, options, common)?;
-    if dry_run {
-        return out.report(&prepared.plan, || print::plan(&prepared.plan));
-    }
     let report = prepared.run::<B, T>(backend, common)?;
     out.report(&report, || print::train(&report))
 }

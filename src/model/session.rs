@@ -3,11 +3,13 @@
 use super::adapters::{Layout, Stack};
 use super::forward::DropoutKey;
 use super::input::Input;
-use super::memory::Device;
+use super::memory::{Device, Part, Plan};
+use super::paper::Paper;
 use super::room::{Room, RoomSize};
 use super::rope::{Run, TableRows, Tables};
 use super::weights::Model;
 use crate::backend::Backend;
+use crate::checkpoint::config::ModelConfig;
 use crate::error::Result;
 use crate::ops::attention::Segment;
 use crate::tensor::{Real, Store};
@@ -25,6 +27,21 @@ impl<B: Backend, T: Real> Session<B, T> {
         let size = RoomSize { table_rows: tables.rows(size.tokens), ..size };
         let room = Room::new(&mut Device(backend), backend, &model.config, size)?;
         Session::with_room(backend, room, tables)
+    }
+
+    /// As [`Session::new`], beside `adapters`, if all of it fits `limit`.
+    pub fn within(
+        backend: &B,
+        model: &Model<B>,
+        adapters: &Adapters<B>,
+        tables: Tables,
+        size: RoomSize,
+        limit: Option<u64>,
+    ) -> Result<Session<B, T>> {
+        if let Some(limit) = limit {
+            plan::<B, T>(backend, &model.config, &adapters.layouts, &tables, size)?.fit(limit)?;
+        }
+        Session::new(backend, model, tables, size)
     }
 
     /// Fills the rope tables of a room that is made.
@@ -86,6 +103,23 @@ impl<B: Backend, T: Real> Session<B, T> {
     }
 }
 
+/// What a session of `size` allocates, with its adapters and what libraries keep.
+pub fn plan<B: Backend, T: Real>(
+    backend: &B,
+    config: &ModelConfig,
+    layouts: &[Option<Layout>],
+    tables: &Tables,
+    size: RoomSize,
+) -> Result<Plan> {
+    let mut paper = Paper::default();
+    let size = RoomSize { table_rows: tables.rows(size.tokens), ..size };
+    Room::<_, T>::new(&mut paper, backend, config, size)?;
+    let adapters = layouts.iter().flatten().map(Layout::end).max().unwrap_or(0);
+    paper.plan.add(Part::Adapter, "A and B", adapters as u64 * 4);
+    paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
+    Ok(paper.plan)
+}
+
 /// Adapters in one arena on a device.
 pub struct Adapters<B: Backend> {
     /// All A and B.
@@ -102,17 +136,22 @@ impl<B: Backend> Adapters<B> {
 
     /// The largest rank of each target over all adapters.
     pub fn ranks(&self) -> [usize; 7] {
-        let mut ranks = [0; 7];
-        for layout in self.layouts.iter().flatten() {
-            for (most, rank) in ranks.iter_mut().zip(layout.ranks()) {
-                *most = rank.max(*most);
-            }
-        }
-        ranks
+        ranks(&self.layouts)
     }
 
     /// One copy of the batch for each adapter.
     pub fn layouts(&self) -> Vec<Option<&Layout>> {
         self.layouts.iter().map(Option::as_ref).collect()
     }
+}
+
+/// The largest rank of each target over `layouts`.
+pub fn ranks(layouts: &[Option<Layout>]) -> [usize; 7] {
+    let mut ranks = [0; 7];
+    for layout in layouts.iter().flatten() {
+        for (most, rank) in ranks.iter_mut().zip(layout.ranks()) {
+            *most = rank.max(*most);
+        }
+    }
+    ranks
 }

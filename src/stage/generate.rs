@@ -11,9 +11,10 @@ use crate::checkpoint::checkpoint::Checkpoint;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::adapters::Stack;
+use crate::model::memory::Plan;
 use crate::model::room::{Head, Keep, RoomSize};
 use crate::model::rope::{Run, Tables};
-use crate::model::session::{Adapters, Session};
+use crate::model::session::{self, Adapters, Session};
 use crate::model::weights::Model;
 use crate::ops::attention::Segment;
 use crate::random::{Philox, Purpose};
@@ -53,19 +54,16 @@ pub fn run<B: Backend, T: Real>(
     options: &GenerateOptions,
     common: &Common,
 ) -> Result<Generated> {
-    if !(options.temperature.is_finite() && options.temperature >= 0.0) {
-        return Err(Error::Usage(format!("--temperature is {}, expected 0 or more", options.temperature)));
-    }
-    let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
-    let tokenizer = Tokenizer::load(&options.model, checkpoint.config().vocab)?;
-    let prompt_ids = tokenizer.encode(&options.prompt)?;
-    if prompt_ids.is_empty() {
-        return Err(Error::Usage("--prompt has no token, and the tokenizer puts none before it".into()));
-    }
+    let Read { checkpoint, tokenizer, prompt_ids, adapters } = Read::new(backend, options, common)?;
     let model = Model::new(backend, &checkpoint)?;
-    let adapters = load_adapters(backend, &checkpoint, options.adapter.as_slice(), false, common)?;
-    let mut decoder: Decoder<'_, B, T> =
-        Decoder::new(backend, &model, &adapters, &checkpoint, prompt_ids.len(), options.max_tokens)?;
+    let mut decoder: Decoder<'_, B, T> = Decoder::new(
+        backend,
+        &model,
+        &adapters,
+        &checkpoint,
+        (prompt_ids.len(), options.max_tokens),
+        common,
+    )?;
     let numbers = Philox::new(common.seed, Purpose::Generate.stream(0));
     let (mut ids, mut stopped) = (Vec::new(), false);
     let bar = common.progress.bar("generate", options.max_tokens as u64);
@@ -93,6 +91,41 @@ pub fn run<B: Backend, T: Real>(
     Ok(Generated { prompt_ids, ids, text, stopped })
 }
 
+/// What writing the text would hold in memory.
+pub fn plan<B: Backend, T: Real>(backend: &B, options: &GenerateOptions, common: &Common) -> Result<Plan> {
+    let read = Read::new(backend, options, common)?;
+    let tokens = (read.prompt_ids.len(), options.max_tokens);
+    let (tables, size) = room(&read.checkpoint, tokens, read.adapters.ranks())?;
+    session::plan::<B, T>(backend, read.checkpoint.config(), &read.adapters.layouts, &tables, size)
+}
+
+/// All that is read before the weights.
+struct Read<B: Backend> {
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    prompt_ids: Vec<u32>,
+    adapters: Adapters<B>,
+}
+
+impl<B: Backend> Read<B> {
+    fn new(backend: &B, options: &GenerateOptions, common: &Common) -> Result<Read<B>> {
+        if !(options.temperature.is_finite() && options.temperature >= 0.0) {
+            return Err(Error::Usage(format!(
+                "--temperature is {}, expected 0 or more",
+                options.temperature
+            )));
+        }
+        let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
+        let tokenizer = Tokenizer::load(&options.model, checkpoint.config().vocab)?;
+        let prompt_ids = tokenizer.encode(&options.prompt)?;
+        if prompt_ids.is_empty() {
+            return Err(Error::Usage("--prompt has no token, and the tokenizer puts none before it".into()));
+        }
+        let adapters = load_adapters(backend, &checkpoint, options.adapter.as_slice(), false, common)?;
+        Ok(Read { checkpoint, tokenizer, prompt_ids, adapters })
+    }
+}
+
 /// A sequence being written, with its cache.
 pub struct Decoder<'a, B: Backend, T: Real> {
     backend: &'a B,
@@ -105,30 +138,20 @@ pub struct Decoder<'a, B: Backend, T: Real> {
 }
 
 impl<'a, B: Backend, T: Real> Decoder<'a, B, T> {
-    /// Room for a prompt of `prompt` tokens and `more` after it, as far as the model's positions go.
+    /// Room for a prompt of so many tokens and so many after it, as far as the model's positions go, if it fits the
+    /// memory limit.
     pub fn new(
         backend: &'a B,
         model: &'a Model<B>,
         adapters: &'a Adapters<B>,
         checkpoint: &Checkpoint,
-        prompt: usize,
-        more: usize,
+        tokens: (usize, usize),
+        common: &Common,
     ) -> Result<Decoder<'a, B, T>> {
         let config = checkpoint.config();
-        let longest = prompt.saturating_add(more.saturating_sub(1)).max(prompt);
-        config.check_length(longest)?;
-        let tables = Tables::new(config, longest);
-        let size = RoomSize {
-            tokens: prompt,
-            copies: 1,
-            keep: Keep::Cache { rows: longest },
-            table_rows: 0,
-            ranks: adapters.ranks(),
-            dropout: false,
-            dtype: checkpoint.dtype()?,
-            head: Head::Logits(1),
-        };
-        let session = Session::new(backend, model, tables, size)?;
+        let (tables, size) = room(checkpoint, tokens, adapters.ranks())?;
+        let longest = longest(tokens);
+        let session = Session::within(backend, model, adapters, tables, size, common.memory_limit)?;
         let logits = vec![0.0; config.vocab];
         Ok(Decoder { backend, model, adapters, session, done: 0, longest, logits })
     }
@@ -154,6 +177,28 @@ impl<'a, B: Backend, T: Real> Decoder<'a, B, T> {
         self.done = end;
         Ok(&self.logits)
     }
+}
+
+/// Positions that `prompt` tokens and `more` after them take; the last one is never fed.
+fn longest((prompt, more): (usize, usize)) -> usize {
+    prompt.saturating_add(more.saturating_sub(1)).max(prompt)
+}
+
+/// The room of a [`Decoder`].
+fn room(checkpoint: &Checkpoint, tokens: (usize, usize), ranks: [usize; 7]) -> Result<(Tables, RoomSize)> {
+    let (config, longest) = (checkpoint.config(), longest(tokens));
+    config.check_length(longest)?;
+    let size = RoomSize {
+        tokens: tokens.0,
+        copies: 1,
+        keep: Keep::Cache { rows: longest },
+        table_rows: 0,
+        ranks,
+        dropout: false,
+        dtype: checkpoint.dtype()?,
+        head: Head::Logits(1),
+    };
+    Ok((Tables::new(config, longest), size))
 }
 
 /// The likeliest token (the first of several), or one drawn from `softmax(logits / temperature)` by `u` in [0, 1).

@@ -11,9 +11,10 @@ use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::writer::{SafetensorsWriter, TensorSpec};
 use crate::error::{Error, Result};
 use crate::model::adapters::Stack;
+use crate::model::memory::Plan;
 use crate::model::room::{Head, Keep, RoomSize};
 use crate::model::rope::Tables;
-use crate::model::session::Session;
+use crate::model::session::{self, Adapters, Session};
 use crate::model::weights::Model;
 use crate::tensor::{DType, Real};
 
@@ -49,32 +50,56 @@ pub fn compute<B: Backend, T: Real>(
     options: &LogitsOptions,
     common: &Common,
 ) -> Result<Vec<f32>> {
-    if options.ids.is_empty() {
-        return Err(Error::Usage("--ids names no token".into()));
-    }
-    let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
-    let config = checkpoint.config();
-    let tokens = options.ids.len();
-    config.check_length(tokens)?;
+    let Read { checkpoint, adapters, tables, size } = Read::new(backend, options, common)?;
+    let (config, tokens) = (checkpoint.config(), size.tokens);
     let model = Model::new(backend, &checkpoint)?;
-    let adapters = load_adapters(backend, &checkpoint, options.adapter.as_slice(), false, common)?;
-    let size = RoomSize {
-        tokens,
-        copies: 1,
-        keep: Keep::Output,
-        table_rows: 0,
-        ranks: adapters.ranks(),
-        dropout: false,
-        dtype: checkpoint.dtype()?,
-        head: Head::Logits(tokens),
-    };
-    let mut session: Session<B, T> = Session::new(backend, &model, Tables::new(config, tokens), size)?;
+    let mut session: Session<B, T> =
+        Session::within(backend, &model, &adapters, tables, size, common.memory_limit)?;
     let input = session.documents(backend, options.ids.clone(), &[0, tokens as u32])?;
     let layouts = adapters.layouts();
     session.forward(&model, backend, &input, Stack { params: &adapters.params, layouts: &layouts })?;
     let mut logits = vec![0.0; tokens * config.vocab];
     model.logits(&mut logits, &mut session.room, backend, 0, tokens)?;
     Ok(logits)
+}
+
+/// What computing them would hold in memory.
+pub fn plan<B: Backend, T: Real>(backend: &B, options: &LogitsOptions, common: &Common) -> Result<Plan> {
+    let Read { checkpoint, adapters, tables, size } = Read::new(backend, options, common)?;
+    session::plan::<B, T>(backend, checkpoint.config(), &adapters.layouts, &tables, size)
+}
+
+/// All that is read before the weights, and the room that the sequence needs.
+struct Read<B: Backend> {
+    checkpoint: Checkpoint,
+    adapters: Adapters<B>,
+    tables: Tables,
+    size: RoomSize,
+}
+
+impl<B: Backend> Read<B> {
+    fn new(backend: &B, options: &LogitsOptions, common: &Common) -> Result<Read<B>> {
+        if options.ids.is_empty() {
+            return Err(Error::Usage("--ids names no token".into()));
+        }
+        let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
+        let config = checkpoint.config();
+        let tokens = options.ids.len();
+        config.check_length(tokens)?;
+        let adapters = load_adapters(backend, &checkpoint, options.adapter.as_slice(), false, common)?;
+        let tables = Tables::new(config, tokens);
+        let size = RoomSize {
+            tokens,
+            copies: 1,
+            keep: Keep::Output,
+            table_rows: tables.rows(tokens),
+            ranks: adapters.ranks(),
+            dropout: false,
+            dtype: checkpoint.dtype()?,
+            head: Head::Logits(tokens),
+        };
+        Ok(Read { checkpoint, adapters, tables, size })
+    }
 }
 
 /// Computes the logits and writes them as the tensor `logits` `[T, V]`, F32.

@@ -53,12 +53,8 @@ pub struct RecoverReport {
 
 /// Reads the adapter, checks it, and writes it at the full model's dimensions.
 pub fn run(options: &RecoverOptions, common: &Common) -> Result<RecoverReport> {
-    let adapter = Adapter::open(&options.adapter, common.open_options())?;
+    let adapter = check(options, common)?;
     let pruning = plan(&adapter)?;
-    if let Some(model) = &options.model {
-        check_base(&Checkpoint::open(model, common.open_options())?, &adapter, pruning)?;
-    }
-    adapter.check_finite()?;
     let full = |m: &Module| pruning.full_dims(m.target);
     let report = RecoverReport {
         out: options.out.clone(),
@@ -81,6 +77,17 @@ pub fn run(options: &RecoverOptions, common: &Common) -> Result<RecoverReport> {
     write(&adapter, pruning, output.dir())?;
     output.finish()?;
     Ok(report)
+}
+
+/// Opens the adapter, if it is one that can be recovered, and to that base.
+pub fn check(options: &RecoverOptions, common: &Common) -> Result<Adapter> {
+    let adapter = Adapter::open(&options.adapter, common.open_options())?;
+    let pruning = plan(&adapter)?;
+    if let Some(model) = &options.model {
+        check_base(&Checkpoint::open(model, common.open_options())?, &adapter, pruning)?;
+    }
+    adapter.check_finite()?;
+    Ok(adapter)
 }
 
 /// The plan to undo; an error where there is none, or where it is undone already.

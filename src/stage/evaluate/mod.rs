@@ -7,15 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use self::accuracy::{Accuracy, choose, weighted};
 use self::items::{Items, Shots};
-use self::score::Columns;
+use self::score::{Columns, Extent};
 use self::text::TextScore;
 use self::write::Outputs;
 use super::adapters::load_adapters;
 use super::common::Common;
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
+use crate::data::documents::Document;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::model::memory::Plan;
+use crate::model::session::{self, Adapters};
 use crate::model::weights::Model;
 use crate::tensor::Real;
 
@@ -160,25 +163,24 @@ pub fn run<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Com
     Ok(report)
 }
 
-fn evaluate<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Common) -> Result<EvalReport> {
-    let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
-    let config = checkpoint.config();
-    let tokenizer = Tokenizer::load(&options.model, config.vocab)?;
-    let dirs: Vec<&PathBuf> = options.adapters.iter().map(|(_, dir)| dir).collect();
-    let base = (options.base || dirs.is_empty()).then_some(None);
-    let columns: Vec<Option<String>> =
-        base.into_iter().chain(options.adapters.iter().map(|(name, _)| Some(name.clone()))).collect();
-
-    // What is to be read comes first, so that a mistake in it is said before the weights are touched.
-    let windows = match &options.text {
-        Some(path) => text::windows(path, &tokenizer, options.seq)?,
-        None => Vec::new(),
+/// What the evaluation would hold in memory, from its files without the weights.
+pub fn plan<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Common) -> Result<Plan> {
+    check(options)?;
+    let read = Read::new(backend, options, common)?;
+    let copies = read.columns.len();
+    let extent = match options.text {
+        Some(_) => Some(text::extent(&text::batches(&read.windows, copies, options.batch_tokens), copies)),
+        None => Extent::of(&read.items.trees, copies, options.batch_tokens),
     };
-    let shots = options.shots_from.as_ref().map(|dir| Shots { dir, count: options.shots });
-    let items = Items::load(&options.tasks, &tokenizer, shots, config.longest())?;
+    let Some(extent) = extent else { return Ok(Plan::default()) };
+    let (config, layouts) = (read.checkpoint.config(), &read.adapters.layouts);
+    let (tables, size) = extent.room(&read.checkpoint, config, layouts)?;
+    session::plan::<B, T>(backend, config, layouts, &tables, size)
+}
 
+fn evaluate<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Common) -> Result<EvalReport> {
+    let Read { checkpoint, columns, windows, items, adapters } = Read::new(backend, options, common)?;
     let model = Model::new(backend, &checkpoint)?;
-    let adapters = load_adapters(backend, &checkpoint, &dirs, options.base, common)?;
     let stacked = Columns { backend, checkpoint: &checkpoint, model: &model, adapters: &adapters };
     if options.text.is_some() {
         let text = stacked.text::<T>(&windows, options.batch_tokens, common)?;
@@ -186,6 +188,35 @@ fn evaluate<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Co
     }
     let scores = stacked.score::<T>(&items.trees, options.batch_tokens, common)?;
     Ok(report(columns, &items, &scores, options.show.as_deref()))
+}
+
+/// All that is read before the weights, so that a mistake in it is said before they are touched.
+struct Read<B: Backend> {
+    checkpoint: Checkpoint,
+    columns: Vec<Option<String>>,
+    windows: Vec<Document>,
+    items: Items,
+    adapters: Adapters<B>,
+}
+
+impl<B: Backend> Read<B> {
+    fn new(backend: &B, options: &EvalOptions, common: &Common) -> Result<Read<B>> {
+        let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
+        let config = checkpoint.config();
+        let tokenizer = Tokenizer::load(&options.model, config.vocab)?;
+        let dirs: Vec<&PathBuf> = options.adapters.iter().map(|(_, dir)| dir).collect();
+        let base = (options.base || dirs.is_empty()).then_some(None);
+        let names = options.adapters.iter().map(|(name, _)| Some(name.clone()));
+        let columns = base.into_iter().chain(names).collect();
+        let windows = match &options.text {
+            Some(path) => text::windows(path, &tokenizer, options.seq)?,
+            None => Vec::new(),
+        };
+        let shots = options.shots_from.as_ref().map(|dir| Shots { dir, count: options.shots });
+        let items = Items::load(&options.tasks, &tokenizer, shots, config.longest())?;
+        let adapters = load_adapters(backend, &checkpoint, &dirs, options.base, common)?;
+        Ok(Read { checkpoint, columns, windows, items, adapters })
+    }
 }
 
 /// What has no meaning, before anything is read.

@@ -5,16 +5,61 @@ use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::config::ModelConfig;
 use crate::data::prefix_tree::PrefixTree;
 use crate::error::{Error, Result};
-use crate::model::adapters::Stack;
-use crate::model::memory::{Part, Plan};
-use crate::model::paper::Paper;
-use crate::model::room::{Head, Keep, Room, RoomSize};
+use crate::model::adapters::{Layout, Stack};
+use crate::model::room::{Head, Keep, RoomSize};
 use crate::model::rope::{Run, Tables};
-use crate::model::session::{Adapters, Session};
+use crate::model::session::{Adapters, Session, ranks};
 use crate::model::weights::Model;
 use crate::ops::attention::Segment;
 use crate::stage::common::Common;
 use crate::tensor::Real;
+
+/// What the largest batch of an evaluation needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Tokens, one column counted.
+    pub tokens: usize,
+    /// The longest document.
+    pub longest: usize,
+    /// Rows that reach the head, all columns counted.
+    pub head: Head,
+}
+
+impl Extent {
+    /// Of scoring `trees` for `copies` columns; none if there is no tree.
+    pub fn of(trees: &[PrefixTree], copies: usize, batch_tokens: usize) -> Option<Extent> {
+        let batches = batches(trees, (batch_tokens / copies).max(1));
+        let most = |of: &dyn Fn(&PrefixTree) -> usize| {
+            batches.iter().map(|b| b.iter().map(of).sum::<usize>()).max().unwrap_or(0)
+        };
+        Some(Extent {
+            longest: trees.iter().map(|t| t.needs).max()?,
+            tokens: most(&|t| t.ids.len()),
+            head: Head::Choice(most(&|t| t.asked.len()) * copies),
+        })
+    }
+
+    /// The room for it.
+    pub fn room(
+        self,
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+        layouts: &[Option<Layout>],
+    ) -> Result<(Tables, RoomSize)> {
+        let tables = Tables::new(config, self.longest);
+        let size = RoomSize {
+            tokens: self.tokens,
+            copies: layouts.len(),
+            keep: Keep::Output,
+            table_rows: tables.rows(self.tokens),
+            ranks: ranks(layouts),
+            dropout: false,
+            dtype: checkpoint.dtype()?,
+            head: self.head,
+        };
+        Ok((tables, size))
+    }
+}
 
 /// A model with adapters stacked below one another: each batch goes through all of them at once.
 pub struct Columns<'a, B: Backend> {
@@ -34,41 +79,10 @@ impl<'a, B: Backend> Columns<'a, B> {
         self.adapters.layouts.len()
     }
 
-    /// Buffers for batches of at most `tokens` tokens and documents of at most `longest`, if they fit the memory
-    /// limit.
-    pub fn session<T: Real>(
-        &self,
-        tokens: usize,
-        longest: usize,
-        head: Head,
-        common: &Common,
-    ) -> Result<Session<B, T>> {
-        let config: &ModelConfig = &self.model.config;
-        let tables = Tables::new(config, longest);
-        let size = RoomSize {
-            tokens,
-            copies: self.count(),
-            keep: Keep::Output,
-            table_rows: tables.rows(tokens),
-            ranks: self.adapters.ranks(),
-            dropout: false,
-            dtype: self.checkpoint.dtype()?,
-            head,
-        };
-        if let Some(limit) = common.memory_limit {
-            self.plan::<T>(size)?.fit(limit)?;
-        }
-        Session::new(self.backend, self.model, tables, size)
-    }
-
-    /// What a run of `size` allocates.
-    fn plan<T: Real>(&self, size: RoomSize) -> Result<Plan> {
-        let mut paper = Paper::default();
-        Room::<_, T>::new(&mut paper, self.backend, &self.model.config, size)?;
-        let adapters: usize = self.adapters.layouts.iter().flatten().map(|l| l.end()).max().unwrap_or(0);
-        paper.plan.add(Part::Adapter, "A and B", adapters as u64 * 4);
-        paper.plan.add(Part::Scratch, "kept by libraries", self.backend.kept_bytes() as u64);
-        Ok(paper.plan)
+    /// Buffers for batches of at most `extent`, if they fit the memory limit.
+    pub fn session<T: Real>(&self, extent: Extent, common: &Common) -> Result<Session<B, T>> {
+        let (tables, size) = extent.room(self.checkpoint, &self.model.config, &self.adapters.layouts)?;
+        Session::within(self.backend, self.model, self.adapters, tables, size, common.memory_limit)
     }
 
     /// Log-probabilities of the options of each of `trees`: by tree, column and option.
@@ -82,22 +96,13 @@ impl<'a, B: Backend> Columns<'a, B> {
         common: &Common,
     ) -> Result<Vec<Vec<Vec<f64>>>> {
         let copies = self.count();
-        let batches = batches(trees, (batch_tokens / copies).max(1));
-        let most = |of: &dyn Fn(&PrefixTree) -> usize| {
-            batches.iter().map(|b| b.iter().map(of).sum::<usize>()).max().unwrap_or(0)
-        };
-        let tokens = most(&|t| t.ids.len());
-        let asked = most(&|t| t.asked.len()) * copies;
-        let longest = trees.iter().map(|t| t.needs).max().unwrap_or(0);
-        if trees.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut session: Session<B, T> = self.session(tokens, longest, Head::Choice(asked), common)?;
+        let Some(extent) = Extent::of(trees, copies, batch_tokens) else { return Ok(Vec::new()) };
+        let mut session: Session<B, T> = self.session(extent, common)?;
         let layouts = self.adapters.layouts();
         let stack = Stack { params: &self.adapters.params, layouts: &layouts };
         let bar = common.progress.bar("evaluate", trees.len() as u64);
         let mut scores = Vec::with_capacity(trees.len());
-        for batch in batches {
+        for batch in batches(trees, (batch_tokens / copies).max(1)) {
             common.check_stop("nothing is kept of an evaluation")?;
             let joined = Joined::of(batch);
             let t = joined.ids.len();

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::score::Columns;
+use super::score::{Columns, Extent};
 use crate::backend::Backend;
 use crate::data::batch::Batch;
 use crate::data::documents::Document;
@@ -69,6 +69,31 @@ pub fn windows(path: &Path, tokenizer: &Tokenizer, seq: usize) -> Result<Vec<Doc
     Ok(windows)
 }
 
+/// Windows in their order, as many together as stay within `batch_tokens` for `copies` columns, at least one.
+pub fn batches(windows: &[Document], copies: usize, batch_tokens: usize) -> Vec<Batch> {
+    let (mut start, mut filled) = (0, 0);
+    let mut batches: Vec<Batch> = Vec::new();
+    for (i, window) in windows.iter().enumerate() {
+        if i > start && (filled + window.ids.len()) * copies > batch_tokens {
+            batches.push(Batch::of(&windows[start..i]));
+            (start, filled) = (i, 0);
+        }
+        filled += window.ids.len();
+    }
+    batches.push(Batch::of(&windows[start..]));
+    batches
+}
+
+/// What the largest of `batches` needs for `copies` columns.
+pub fn extent(batches: &[Batch], copies: usize) -> Extent {
+    let longest = |b: &Batch| b.bounds.windows(2).map(|w| w[1].saturating_sub(w[0]) as usize).max();
+    Extent {
+        tokens: batches.iter().map(Batch::tokens).max().unwrap_or(0),
+        longest: batches.iter().filter_map(longest).max().unwrap_or(0),
+        head: Head::Loss(batches.iter().map(|b| b.rows.len()).max().unwrap_or(0) * copies),
+    }
+}
+
 impl<B: Backend> Columns<'_, B> {
     /// The mean negative log-likelihood of `windows` under each column, sums in f64.
     pub fn text<T: Real>(
@@ -78,23 +103,10 @@ impl<B: Backend> Columns<'_, B> {
         common: &Common,
     ) -> Result<Vec<TextScore>> {
         let copies = self.count();
-        let mut batches: Vec<Batch> = Vec::new();
-        let mut start = 0;
-        let mut filled = 0;
-        for (i, window) in windows.iter().enumerate() {
-            if i > start && (filled + window.ids.len()) * copies > batch_tokens {
-                batches.push(Batch::of(&windows[start..i]));
-                (start, filled) = (i, 0);
-            }
-            filled += window.ids.len();
-        }
-        batches.push(Batch::of(&windows[start..]));
-        let tokens = batches.iter().map(Batch::tokens).max().unwrap_or(0);
-        let rows = batches.iter().map(|b| b.rows.len()).max().unwrap_or(0) * copies;
-        let longest = windows.iter().map(|w| w.ids.len()).max().unwrap_or(0);
-        self.model.config.check_length(longest)?;
-
-        let mut session: Session<B, T> = self.session(tokens, longest, Head::Loss(rows), common)?;
+        let batches = batches(windows, copies, batch_tokens);
+        let extent = extent(&batches, copies);
+        self.model.config.check_length(extent.longest)?;
+        let mut session: Session<B, T> = self.session(extent, common)?;
         let layouts = self.adapters.layouts();
         let stack = Stack { params: &self.adapters.params, layouts: &layouts };
         let bar = common.progress.bar("evaluate", batches.len() as u64);

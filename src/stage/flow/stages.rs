@@ -14,6 +14,7 @@ use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::digest;
 use crate::error::{Error, Result};
+use crate::model::memory::human_bytes;
 use crate::stage::common::Common;
 use crate::stage::evaluate::{self, EvalOptions};
 use crate::stage::fuse::{self, FuseOptions};
@@ -44,11 +45,8 @@ pub fn run<B: Backend, T: Real>(backend: &B, flow: &Flow, common: &Common) -> Re
         files: BTreeMap::new(),
         precision: T::DTYPE.name(),
     };
-    let own = flow.edges.iter().all(|e| e.target.is_some());
-    let ratios: Vec<Option<f64>> =
-        if own { vec![None] } else { flow.ratios.iter().map(|&r| Some(r)).collect() };
-    let mut sweeps = Vec::with_capacity(ratios.len());
-    for ratio in ratios {
+    let mut sweeps = Vec::new();
+    for ratio in flow.sweeps() {
         sweeps.push(run.sweep::<T>(ratio)?);
     }
     let mut notes = Vec::new();
@@ -75,6 +73,40 @@ pub fn run<B: Backend, T: Real>(backend: &B, flow: &Flow, common: &Common) -> Re
 }
 
 impl Flow {
+    /// A round of the flow for each ratio; one round without where every edge has its own.
+    fn sweeps(&self) -> Vec<Option<f64>> {
+        let own = self.edges.iter().all(|e| e.target.is_some());
+        if own { vec![None] } else { self.ratios.iter().map(|&r| Some(r)).collect() }
+    }
+
+    /// What [`run`] does, in order, in words.
+    pub fn steps(&self) -> Vec<String> {
+        let mut steps = Vec::new();
+        let joints = match self.joint {
+            Joint::None => 0,
+            Joint::First => 1,
+            Joint::All => usize::MAX,
+        };
+        for ratio in self.sweeps() {
+            let size = |edge: &Edge| match (edge.target, ratio) {
+                (Some(Target::Memory(bytes)), _) => human_bytes(bytes),
+                (Some(Target::Ratio(r)), _) | (None, Some(r)) => format!("ratio {r}"),
+                (None, None) => "no size".into(),
+            };
+            for e in &self.edges {
+                steps.push(format!("prune to {}, train and recover {}", size(e), e.name));
+            }
+            for set in self.sets().into_iter().take(joints) {
+                steps.push(format!("train and recover {} jointly", self.names(set).join(" + ")));
+            }
+            for fusion in &self.fusions {
+                steps.push(format!("fuse {} by {}", self.names(&fusion.edges).join(" + "), fusion.name));
+            }
+            steps.extend(self.tasks.iter().map(|t| format!("evaluate on {}", t.name)));
+        }
+        steps
+    }
+
     /// The distinct sets of edges that are fused, in the order of the flow.
     fn sets(&self) -> Vec<&[usize]> {
         let mut sets: Vec<&[usize]> = Vec::new();
@@ -124,7 +156,7 @@ impl<B: Backend> Runner<'_, B> {
         let flow = self.flow;
         let (mut candidates, mut edges, mut joints) = (Vec::new(), Vec::new(), Vec::new());
         for (n, edge) in flow.edges.iter().enumerate() {
-            let (recovered, result) = self.edge::<T>(&place, edge, ratio)?;
+            let (recovered, result) = self.edge::<T>(&place, edge, ratio, 1)?;
             edges.push(result);
             candidates.push(Candidate {
                 kind: Kind::Edge,
@@ -146,7 +178,7 @@ impl<B: Backend> Runner<'_, B> {
                 val: None,
                 target: first.target,
             };
-            let (recovered, result) = self.edge::<T>(&place, &pooled, ratio)?;
+            let (recovered, result) = self.edge::<T>(&place, &pooled, ratio, set.len() as u64)?;
             joints.push(result);
             candidates.push(Candidate {
                 kind: Kind::Joint,
@@ -178,8 +210,14 @@ impl<B: Backend> Runner<'_, B> {
         Ok(Sweep { ratio, edges, joints, fusions, tasks })
     }
 
-    /// Prunes, trains and recovers one edge.
-    fn edge<T: Real>(&mut self, place: &str, edge: &Edge, ratio: Option<f64>) -> Result<(Done, EdgeResult)> {
+    /// Prunes, trains `times` as long as the flow says, and recovers one edge.
+    fn edge<T: Real>(
+        &mut self,
+        place: &str,
+        edge: &Edge,
+        ratio: Option<f64>,
+        times: u64,
+    ) -> Result<(Done, EdgeResult)> {
         let amount = match (edge.target, ratio) {
             (Some(Target::Ratio(r)), _) => Amount::Ratio(r),
             (Some(Target::Memory(m)), _) => Amount::Memory(m),
@@ -200,7 +238,7 @@ impl<B: Backend> Runner<'_, B> {
             data: edge.data.clone(),
             val: edge.val.clone(),
             out: self.flow.output.join(&name),
-            ..template.clone()
+            ..template.clone().longer(times)
         };
         // What the joint adapter has seen is as much of each edge's data as the edge itself.
         let described = TrainOptions {
@@ -208,11 +246,7 @@ impl<B: Backend> Runner<'_, B> {
             data: vec![],
             val: None,
             out: PathBuf::new(),
-            ..template.clone()
-        };
-        let options = match edge.name.matches('+').count() {
-            0 => options,
-            more => options.longer(more as u64 + 1),
+            ..template.clone().longer(times)
         };
         let backend = self.backend;
         let trained = self.stage(&name, "train", &format!("{described:?}"), &read, move |common| {

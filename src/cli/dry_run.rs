@@ -1,0 +1,214 @@
+//! `--dry-run`: what a command would read and write, on which device, in how much memory. All that can be checked
+//! without computing is checked, so a plan that prints is a command that starts.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use half::bf16;
+use serde::Serialize;
+
+use super::args::{Cli, Command, Global, PrecisionArg};
+use super::{plan, print};
+use crate::checkpoint::output::{Output, Standing};
+use crate::checkpoint::output_file::OutputFile;
+use crate::cpu::Cpu;
+use crate::error::{Error, Result};
+use crate::fuse::inputs::Inputs;
+use crate::model::memory::Plan;
+use crate::stage::common::Common;
+use crate::stage::{evaluate, fuse, generate, logits, prune, recover, train};
+
+/// What a command would do.
+#[derive(Debug, Default, Serialize)]
+pub struct Outline {
+    /// Where it would compute and in what; none for commands that only move factors.
+    pub device: Option<String>,
+    /// Files and folders.
+    pub reads: Vec<PathBuf>,
+    /// What would come to be.
+    pub writes: Vec<Write>,
+    /// What would be done, in order, where it is more than one thing.
+    pub steps: Vec<String>,
+    /// Buffers; none where the memory is that of one module or tensor a thread.
+    pub memory: Option<Plan>,
+}
+
+/// A file or folder that would come to be.
+#[derive(Debug, Serialize)]
+pub struct Write {
+    /// Where.
+    pub path: PathBuf,
+    /// What is there now.
+    pub found: Standing,
+}
+
+/// The back end and the precision of a plan, as `f::<B, T>(backend, …)`.
+macro_rules! planned {
+    ($outline:ident, $global:expr, |$backend:ident, $t:ident| $plan:expr) => {{
+        let machine = plan::machine($global)?;
+        let $backend = &machine.backend;
+        let (name, plan) = match machine.precision {
+            PrecisionArg::F32 => {
+                type $t = f32;
+                ("f32", $plan)
+            }
+            PrecisionArg::Bf16 => {
+                type $t = bf16;
+                ("bf16", $plan)
+            }
+        };
+        $outline.device =
+            Some(format!("cpu, {} threads, {name} ({})", machine.backend.threads(), machine.reason));
+        $outline.memory = Some(plan?);
+    }};
+}
+
+/// What `cli` would do. An error where it would fail before any work, and for commands that only print.
+pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
+    let global = &cli.global;
+    let mut o = Outline::default();
+    match &cli.command {
+        Command::Train(args) => {
+            let options = plan::train(args)?;
+            o.reads(
+                std::iter::once(&options.model)
+                    .chain(&options.data)
+                    .chain(&options.val)
+                    .chain(&options.init_adapter),
+            );
+            o.folder(&options.out, common)?;
+            planned!(o, global, |b, T| {
+                train::Prepared::new::<Cpu, T>(b, options, common).map(|ready| ready.plan)
+            });
+        }
+        Command::Prune(args) => {
+            let options = plan::prune(args)?;
+            o.reads(std::iter::once(&options.model).chain(&options.calibration));
+            o.folder(&options.out, common)?;
+            planned!(o, global, |b, T| {
+                prune::Prepared::new::<Cpu, T>(b, options, common).map(|ready| ready.plan)
+            });
+        }
+        Command::Recover(args) => {
+            let options = plan::recover(args);
+            o.reads(std::iter::once(&options.adapter).chain(&options.model));
+            o.folder(&options.out, common)?;
+            recover::check(&options, common)?;
+        }
+        Command::Conflict(args) => {
+            let options = plan::conflict(args);
+            o.reads(&options.adapters);
+            Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
+        }
+        Command::Fuse(args) => {
+            let options = plan::fuse(args)?;
+            o.reads(options.adapters.iter().chain(&options.model));
+            for out in options.out.iter().chain(&options.merged) {
+                o.folder(out, common)?;
+            }
+            let ready = fuse::plan(&options, common)?;
+            o.steps.push(format!("fuse {} modules, largest rank {}", ready.frames.len(), ready.rank()));
+        }
+        Command::Eval(args) => {
+            let options = plan::eval(args)?;
+            let adapters = options.adapters.iter().map(|(_, dir)| dir);
+            o.reads(
+                std::iter::once(&options.model).chain(adapters).chain(&options.tasks).chain(&options.text),
+            );
+            if let Some(out) = &options.out {
+                o.folder(out, common)?;
+            }
+            if let Some(file) = &options.predictions {
+                o.file(file, common)?;
+            }
+            planned!(o, global, |b, T| evaluate::plan::<Cpu, T>(b, &options, common));
+        }
+        Command::Logits(args) => {
+            let options = plan::logits(args);
+            o.reads(std::iter::once(&options.model).chain(&options.adapter));
+            o.file(&options.out, common)?;
+            planned!(o, global, |b, T| logits::plan::<Cpu, T>(b, &options, common));
+        }
+        Command::Generate(args) => {
+            let options = plan::generate(args);
+            o.reads(std::iter::once(&options.model).chain(&options.adapter));
+            planned!(o, global, |b, T| generate::plan::<Cpu, T>(b, &options, common));
+        }
+        Command::Run(args) => {
+            let flow = super::flow::read(&args.flow, global.seed)?;
+            let data = flow.edges.iter().flat_map(|e| e.data.iter().chain(&e.val));
+            o.reads(
+                [&args.flow, &flow.base].into_iter().chain(data).chain(flow.tasks.iter().map(|t| &t.file)),
+            );
+            o.writes.push(Write { path: flow.output.clone(), found: Standing::New });
+            o.steps = flow.steps();
+            o.device = Some(device(global)?);
+        }
+        Command::Demo(_) | Command::Report(_) => {
+            return Err(Error::Usage(
+                "--dry-run goes with run, prune, train, recover, conflict, fuse, eval, logits and generate; demo and report only write a folder of their own".into(),
+            ));
+        }
+        Command::Budget(_) | Command::Inspect(_) | Command::Doctor | Command::Completions { .. } => {
+            return Err(Error::Usage(
+                "--dry-run goes with commands that compute or write; this one only prints".into(),
+            ));
+        }
+    }
+    Ok(o)
+}
+
+fn device(global: &Global) -> Result<String> {
+    let machine = plan::machine(global)?;
+    let precision = match machine.precision {
+        PrecisionArg::F32 => "f32",
+        PrecisionArg::Bf16 => "bf16",
+    };
+    Ok(format!("cpu, {} threads, {precision} ({})", machine.backend.threads(), machine.reason))
+}
+
+impl Outline {
+    fn reads<'a>(&mut self, paths: impl IntoIterator<Item = &'a PathBuf>) {
+        self.reads.extend(paths.into_iter().cloned());
+    }
+
+    fn folder(&mut self, out: &Path, common: &Common) -> Result<()> {
+        let found = Output::look_ahead(out, common.output())?;
+        self.writes.push(Write { path: out.to_path_buf(), found });
+        Ok(())
+    }
+
+    fn file(&mut self, out: &Path, common: &Common) -> Result<()> {
+        OutputFile::look_ahead(out, common.force)?;
+        let found = if out.exists() { Standing::Replaced } else { Standing::New };
+        self.writes.push(Write { path: out.to_path_buf(), found });
+        Ok(())
+    }
+}
+
+impl fmt::Display for Outline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(device) = &self.device {
+            writeln!(f, "device  {device}")?;
+        }
+        for path in &self.reads {
+            writeln!(f, "reads   {}", path.display())?;
+        }
+        for Write { path, found } in &self.writes {
+            let now = match found {
+                Standing::New => "new",
+                Standing::Unfinished => "goes on from unfinished work",
+                Standing::Replaced => "replaces what is there",
+                Standing::Finished => "already finished",
+            };
+            writeln!(f, "writes  {} ({now})", path.display())?;
+        }
+        for step in &self.steps {
+            writeln!(f, "does    {step}")?;
+        }
+        match &self.memory {
+            Some(plan) => write!(f, "memory\n{}", print::plan(plan)),
+            None => Ok(()),
+        }
+    }
+}
