@@ -6,7 +6,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Elem, Frozen, Real, Store};
+use crate::tensor::{DType, Elem, Frozen, MemoryLayout, Real, Store};
 
 /// Bytes that stay where they are while anybody holds them: a file mapping, or a buffer.
 pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -14,6 +14,14 @@ pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// Vectors and slices.
 #[derive(Debug)]
 pub struct Host;
+
+/// Rows lie one right after the other.
+impl MemoryLayout for Host {
+    const ALIGN: u64 = 1;
+    fn row(width: usize) -> usize {
+        width
+    }
+}
 
 impl Store for Host {
     type Buf<T: Elem> = Vec<T>;
@@ -109,7 +117,7 @@ impl HostMatrix {
         }
     }
 
-    /// Rows `rows` widened to f32 and rounded as precision `T` asks: under bf16, F32 and F16 weights round to bf16.
+    /// MemoryLayout `rows` widened to f32 and rounded as precision `T` asks: under bf16, F32 and F16 weights round to bf16.
     ///
     /// `out` holds `rows.len() · I` elements.
     pub fn rows<T: Real>(&self, out: &mut [f32], rows: Range<usize>) {

@@ -13,12 +13,14 @@
 //! # Layers
 //! An arrow goes to the right only:
 //! `main ─ cli ─ stage ─ { fuse, prune, model, data } ─ checkpoint ─ backend ─ ops ─ tensor ─ error`.
-//! `cpu` implements `backend`; only `cli::plan` names it.
+//! `cpu` and `cuda` implement `backend`; only `cli::plan` names them. `cuda_sizes` is what a CUDA device needs, as
+//! numbers that any machine can work out.
 
 pub mod backend;
 pub mod checkpoint;
 pub mod cli;
 pub mod cpu;
+pub mod cuda_sizes;
 pub mod data;
 pub mod error;
 pub mod fuse;

@@ -135,8 +135,16 @@ pub trait Frozen: Send + Sync {
     fn dtype(&self) -> DType;
 }
 
+/// How buffers and rows lie in memory.
+pub trait MemoryLayout {
+    /// Bytes that a buffer's size is rounded up to.
+    const ALIGN: u64;
+    /// Elements from one row of `width` elements to the next. What lies between them is never read.
+    fn row(width: usize) -> usize;
+}
+
 /// Where a back end keeps its numbers: owned buffers, shared and exclusive views of a part of one, and frozen weights.
-pub trait Store: Sized + Send + Sync + 'static {
+pub trait Store: MemoryLayout + Sized + Send + Sync + 'static {
     /// An owned buffer.
     type Buf<T: Elem>: Send + Sync;
     /// A part of a buffer, to read.
@@ -152,4 +160,15 @@ pub trait Store: Sized + Send + Sync + 'static {
     fn view_mut<T: Elem>(buf: &mut Self::Buf<T>, range: Range<usize>) -> Self::ViewMut<'_, T>;
     /// Elements of the buffer.
     fn len<T: Elem>(buf: &Self::Buf<T>) -> usize;
+
+    /// The rows in `range` of a matrix of activations `width` wide, to read.
+    fn rows<T: Real>(buf: &Self::Buf<T>, range: Range<usize>, width: usize) -> Self::View<'_, T> {
+        let row = Self::row(width);
+        Self::view(buf, range.start * row..range.end * row)
+    }
+    /// The rows in `range` of a matrix of activations `width` wide, to write.
+    fn rows_mut<T: Real>(buf: &mut Self::Buf<T>, range: Range<usize>, width: usize) -> Self::ViewMut<'_, T> {
+        let row = Self::row(width);
+        Self::view_mut(buf, range.start * row..range.end * row)
+    }
 }

@@ -79,10 +79,10 @@ impl<B: Backend> Model<B> {
             let back = back(&mut room.back)?;
             let [dh, _] = &mut back.dh;
             backend.rms_norm_bwd(RmsNormBwd {
-                dx: B::Store::view_mut(dh, 0..t * d),
-                dy: B::Store::view(&back.dn, 0..t * d),
+                dx: B::Store::rows_mut(dh, 0..t, d),
+                dy: B::Store::rows(&back.dn, 0..t, d),
                 residual: None,
-                x: B::Store::view(&room.h[layers], 0..t * d),
+                x: B::Store::rows(&room.h[layers], 0..t, d),
                 rstd: B::Store::view(&room.rstd, 0..t),
                 w: B::Store::view(&self.norm, 0..d),
                 tokens: t,
@@ -124,24 +124,24 @@ impl<B: Backend> Model<B> {
         let mut linears = Linears { model: self, pass, trained, l, slot, grads, scratch, observe };
 
         backend.swiglu(SwiGlu::<B::Store, T> {
-            h: B::Store::view_mut(act, 0..t * f),
-            gate: B::Store::view(&slot.gate, 0..t * f),
-            up: B::Store::view(&slot.up, 0..t * f),
+            h: B::Store::rows_mut(act, 0..t, f),
+            gate: B::Store::rows(&slot.gate, 0..t, f),
+            up: B::Store::rows(&slot.up, 0..t, f),
         })?;
         linears.backward(Some(dact), &[(Target::Down, dh)], act, Masked::Down)?;
         backend.swiglu_bwd(SwiGluBwd::<B::Store, T> {
-            dgate: B::Store::view_mut(dgate, 0..t * f),
-            dup: B::Store::view_mut(dup, 0..t * f),
-            dh: B::Store::view(dact, 0..t * f),
-            gate: B::Store::view(&slot.gate, 0..t * f),
-            up: B::Store::view(&slot.up, 0..t * f),
+            dgate: B::Store::rows_mut(dgate, 0..t, f),
+            dup: B::Store::rows_mut(dup, 0..t, f),
+            dh: B::Store::rows(dact, 0..t, f),
+            gate: B::Store::rows(&slot.gate, 0..t, f),
+            up: B::Store::rows(&slot.up, 0..t, f),
         })?;
         // The norms' outputs again; their rstd goes where the last norm's was, which is used up.
         let mut renorm = |y: &mut Buf<B, T>, x, w| {
             backend.rms_norm(RmsNorm::<B::Store, T> {
-                y: B::Store::view_mut(y, 0..t * d),
+                y: B::Store::rows_mut(y, 0..t, d),
                 rstd: B::Store::view_mut(rstd, 0..t),
-                x: B::Store::view(x, 0..t * d),
+                x: B::Store::rows(x, 0..t, d),
                 w: B::Store::view(w, 0..d),
                 tokens: t,
                 width: d,
@@ -151,10 +151,10 @@ impl<B: Backend> Model<B> {
         renorm(n, &slot.mid, &layer.norm2)?;
         linears.backward(Some(dn), &[(Target::Gate, dgate), (Target::Up, dup)], n, Masked::GateUp)?;
         backend.rms_norm_bwd(RmsNormBwd::<B::Store, T> {
-            dx: B::Store::view_mut(dmid, 0..t * d),
-            dy: B::Store::view(dn, 0..t * d),
-            residual: Some(B::Store::view(dh, 0..t * d)),
-            x: B::Store::view(&slot.mid, 0..t * d),
+            dx: B::Store::rows_mut(dmid, 0..t, d),
+            dy: B::Store::rows(dn, 0..t, d),
+            residual: Some(B::Store::rows(dh, 0..t, d)),
+            x: B::Store::rows(&slot.mid, 0..t, d),
             rstd: B::Store::view(&slot.rstd2, 0..t),
             w: B::Store::view(&layer.norm2, 0..d),
             tokens: t,
@@ -162,21 +162,21 @@ impl<B: Backend> Model<B> {
         })?;
         linears.backward(Some(do_), &[(Target::O, dmid)], &slot.o, Masked::O)?;
         backend.attention_bwd(AttentionBwd::<B::Store, T> {
-            dq: B::Store::view_mut(dq, 0..t * hk),
-            dk: B::Store::view_mut(dk, 0..t * gk),
-            dv: B::Store::view_mut(dv, 0..t * gk),
-            do_: B::Store::view(do_, 0..t * hk),
-            o: B::Store::view(&slot.o, 0..t * hk),
+            dq: B::Store::rows_mut(dq, 0..t, hk),
+            dk: B::Store::rows_mut(dk, 0..t, gk),
+            dv: B::Store::rows_mut(dv, 0..t, gk),
+            do_: B::Store::rows(do_, 0..t, hk),
+            o: B::Store::rows(&slot.o, 0..t, hk),
             lse: B::Store::view(&slot.lse, 0..t * sizes.heads),
-            q: B::Store::view(&slot.q, 0..t * hk),
-            k: B::Store::view(&slot.k, 0..t * gk),
-            v: B::Store::view(&slot.v, 0..t * gk),
+            q: B::Store::rows(&slot.q, 0..t, hk),
+            k: B::Store::rows(&slot.k, 0..t, gk),
+            v: B::Store::rows(&slot.v, 0..t, gk),
             segments: &pass.segments,
             heads: self.heads(l),
         })?;
         for (x, heads) in [
-            (B::Store::view_mut(dq, 0..t * hk), sizes.heads),
-            (B::Store::view_mut(dk, 0..t * gk), sizes.kv_heads),
+            (B::Store::rows_mut(dq, 0..t, hk), sizes.heads),
+            (B::Store::rows_mut(dk, 0..t, gk), sizes.kv_heads),
         ] {
             backend.rope(Rope::<B::Store, T> {
                 x,
@@ -195,10 +195,10 @@ impl<B: Backend> Model<B> {
             return Ok(());
         }
         backend.rms_norm_bwd(RmsNormBwd::<B::Store, T> {
-            dx: B::Store::view_mut(dh, 0..t * d),
-            dy: B::Store::view(dn, 0..t * d),
-            residual: Some(B::Store::view(dmid, 0..t * d)),
-            x: B::Store::view(&h[l], 0..t * d),
+            dx: B::Store::rows_mut(dh, 0..t, d),
+            dy: B::Store::rows(dn, 0..t, d),
+            residual: Some(B::Store::rows(dmid, 0..t, d)),
+            x: B::Store::rows(&h[l], 0..t, d),
             rstd: B::Store::view(&slot.rstd1, 0..t),
             w: B::Store::view(&layer.norm1, 0..d),
             tokens: t,
@@ -236,23 +236,23 @@ impl<B: Backend, T: Real, W: Observe<B, T>> Linears<'_, B, T, W> {
             let module = Module { layer: self.l, target };
             let (o, i) = self.model.config.dims(target, self.l);
             let w = &weights[target as usize];
-            inner = t * i;
+            inner = i;
             self.observe.linear(module, x, dy, w, t)?;
             let lora = self.trained.layout.and_then(|layout| layout.get(module));
             outs.push(LinearBwdOut {
-                dy: B::Store::view(dy, 0..t * o),
-                t: B::Store::view(&self.slot.t[target as usize], 0..t * lora.map_or(0, |l| l.rank)),
+                dy: B::Store::rows(dy, 0..t, o),
+                t: B::Store::rows(&self.slot.t[target as usize], 0..t, lora.map_or(0, |l| l.rank)),
                 w,
                 lora,
             });
         }
         let (params, end) = (self.pass.stack.params, B::Store::len(self.grads));
         self.pass.backend.linear_bwd(LinearBwd {
-            dx: dx.map(|dx| B::Store::view_mut(dx, 0..inner)),
+            dx: dx.map(|dx| B::Store::rows_mut(dx, 0..t, inner)),
             grads: B::Store::view_mut(self.grads, 0..end),
             scratch: whole_mut::<B::Store>(self.scratch),
             outs,
-            x: B::Store::view(x, 0..inner),
+            x: B::Store::rows(x, 0..t, inner),
             params: B::Store::view(params, 0..B::Store::len(params)),
             tokens: t,
             dropout: self.pass.dropout.of(self.l, which),

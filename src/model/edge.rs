@@ -3,7 +3,6 @@
 
 use half::bf16;
 
-use super::cuda_sizes::CudaSizes;
 use super::memory::{Part, Plan};
 use super::paper::{Noted, Paper};
 use super::recompute::{self, Choice};
@@ -11,13 +10,9 @@ use super::shape::TrainingShape;
 use super::trainer::Buffers;
 use crate::checkpoint::config::ModelConfig;
 use crate::checkpoint::module::Module;
-use crate::checkpoint::sizes::LayerSizes;
+use crate::cuda_sizes::CudaSizes;
 use crate::error::Result;
-use crate::tensor::DType;
-
-/// Elements that a row of a matrix is padded to in device memory: 128 bytes, so that every row is aligned for the
-/// tensor memory accelerator and every tile along it is full.
-pub const PAD: usize = 64;
+use crate::tensor::{DType, MemoryLayout};
 
 /// What the driver takes before the first buffer. The largest part of a context is the local memory of all threads that
 /// can be resident, 1 KiB each: 132 multiprocessors × 2,048 threads are 264 MiB on the largest device we build for, a
@@ -27,12 +22,11 @@ const DRIVER: u64 = 384 << 20;
 
 /// The plan of training `shape` on `config`, with its first `recomputed` layers computed again.
 pub fn plan(config: &ModelConfig, shape: &TrainingShape, recomputed: usize) -> Result<Plan> {
-    let mut paper = Paper::default();
+    let mut paper = Paper::<CudaSizes>::new(Plan::default());
     weights(&mut paper.plan, config);
     let size = shape.room(config, DType::BF16, recomputed);
     let layout = shape.layout(config);
-    let wide = padded(config)?;
-    Buffers::<Noted, bf16>::new(&mut paper, &CudaSizes, &wide, &layout, shape.freeze_a, size)?;
+    Buffers::<Noted<CudaSizes>, bf16>::new(&mut paper, &CudaSizes, config, &layout, shape.freeze_a, size)?;
     // Ids, rope rows, document bounds, supervised rows and their targets.
     paper.plan.add(Part::Data, "a batch's tokens", 5 * 4 * size.tokens as u64);
     paper.plan.add(Part::Driver, "context and modules", DRIVER);
@@ -47,7 +41,7 @@ pub fn choose(config: &ModelConfig, shape: &TrainingShape, limit: Option<u64>) -
 
 /// Every weight: matrices in bf16 with padded rows, norms and biases in f32.
 fn weights(plan: &mut Plan, config: &ModelConfig) {
-    let matrix = |(o, i): (usize, usize)| 2 * o as u64 * i.next_multiple_of(PAD) as u64;
+    let matrix = |(o, i): (usize, usize)| 2 * o as u64 * CudaSizes::row(i) as u64;
     let table = matrix((config.vocab, config.hidden));
     plan.add(Part::Weights, "embedding", table);
     for layer in 0..config.layers {
@@ -62,17 +56,6 @@ fn weights(plan: &mut Plan, config: &ModelConfig) {
     if !config.tied {
         plan.add(Part::Weights, "head", table);
     }
-}
-
-/// The same model with MLP channels padded, as activations lie in device memory; heads are whole multiples already.
-fn padded(config: &ModelConfig) -> Result<ModelConfig> {
-    let sizes: Vec<LayerSizes> = (0..config.layers)
-        .map(|l| {
-            let s = config.layer_sizes(l);
-            LayerSizes { mlp: s.mlp.next_multiple_of(PAD), ..s }
-        })
-        .collect();
-    config.pruned(&sizes)
 }
 
 #[cfg(test)]
@@ -98,7 +81,7 @@ mod tests {
     fn adapter_gradients_and_moments() {
         let p = plan(&llama3_8b(), &TrainingShape::default(), 0).unwrap();
         assert_eq!(p.part(Part::Adapter), 4 * 20_971_520);
-        assert_eq!(p.part(Part::Gradients), 4 * 20_971_520 + 8);
+        assert_eq!(p.part(Part::Gradients), 4 * 20_971_520 + 256);
         assert_eq!(p.part(Part::Optimizer), 8 * 20_971_520);
         for (ratio, parameters) in
             [(0.2, 18_441_216), (0.4, 15_584_000), (0.6, 13_054_464), (0.8, 10_197_248)]

@@ -17,7 +17,7 @@ use crate::ops::embed::Embed;
 use crate::ops::linear::{Dropout, Epilogue, Linear, LinearOut, LoraRows};
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::rope::Rope;
-use crate::tensor::{Real, Store};
+use crate::tensor::{MemoryLayout, Real, Store};
 
 /// Which x of a layer has its own dropout mask.
 #[derive(Clone, Copy)]
@@ -100,7 +100,7 @@ impl<B: Backend> Model<B> {
         let pass = Pass::new(backend, input, stack, dropout);
         let d = self.config.hidden;
         backend.embed(Embed::<B::Store, T> {
-            y: B::Store::view_mut(&mut room.h[0], 0..t * d),
+            y: B::Store::rows_mut(&mut room.h[0], 0..t, d),
             table: &self.embed,
             ids: &input.ids,
         })?;
@@ -110,9 +110,9 @@ impl<B: Backend> Model<B> {
         let rows = pass.stacked();
         let last = room.stream_of(self.config.layers);
         backend.rms_norm(RmsNorm {
-            y: B::Store::view_mut(&mut room.n, 0..rows * d),
+            y: B::Store::rows_mut(&mut room.n, 0..rows, d),
             rstd: B::Store::view_mut(&mut room.rstd, 0..rows),
-            x: B::Store::view(&room.h[last], 0..rows * d),
+            x: B::Store::rows(&room.h[last], 0..rows, d),
             w: B::Store::view(&self.norm, 0..d),
             tokens: rows,
             width: d,
@@ -144,16 +144,17 @@ impl<B: Backend> Model<B> {
         };
         let kv = sizes.kv_heads * hd;
         let held = pass.offset + rows;
-        if B::Store::len(keys) < held * kv {
+        let room_for = B::Store::len(keys).checked_div(B::Store::row(kv)).unwrap_or(held);
+        if room_for < held {
             return Err(Error::Op {
                 op: "forward",
-                why: format!("{held} keys of layer {l}, expected at most {}", B::Store::len(keys) / kv),
+                why: format!("{held} keys of layer {l}, expected at most {room_for}"),
             });
         }
         pass.backend.rms_norm(RmsNorm {
-            y: B::Store::view_mut(&mut room.n, 0..first * d),
+            y: B::Store::rows_mut(&mut room.n, 0..first, d),
             rstd: B::Store::view_mut(&mut slot.rstd1, 0..first),
-            x: B::Store::view(&room.h[in_], 0..first * d),
+            x: B::Store::rows(&room.h[in_], 0..first, d),
             w: B::Store::view(&layer.norm1, 0..d),
             tokens: first,
             width: d,
@@ -164,24 +165,24 @@ impl<B: Backend> Model<B> {
             .map(|&target| pass.stack.groups(Module { layer: l, target }, pass.tokens))
             .collect();
         let [tq, tk, tv, to, tgate, tup, tdown] = &mut slot.t;
-        let part = pass.offset * kv..held * kv;
+        let part = pass.offset..held;
         let qkv = vec![
             self.out(
                 l,
                 Target::Q,
-                B::Store::view_mut(&mut slot.q, 0..rows * sizes.heads * hd),
+                B::Store::rows_mut(&mut slot.q, 0..rows, sizes.heads * hd),
                 tq,
                 &groups,
                 rows,
             ),
-            self.out(l, Target::K, B::Store::view_mut(keys, part.clone()), tk, &groups, rows),
-            self.out(l, Target::V, B::Store::view_mut(values, part.clone()), tv, &groups, rows),
+            self.out(l, Target::K, B::Store::rows_mut(keys, part.clone(), kv), tk, &groups, rows),
+            self.out(l, Target::V, B::Store::rows_mut(values, part.clone(), kv), tv, &groups, rows),
         ];
         pass.backend.linear(Linear {
             outs: qkv,
             epilogue: Epilogue::None,
             scratch: whole_mut::<B::Store>(&mut room.scratch),
-            x: B::Store::view(&room.n, 0..first * d),
+            x: B::Store::rows(&room.n, 0..first, d),
             params: whole::<B::Store>(pass.stack.params),
             tokens: first,
             copies: rows / first.max(1),
@@ -190,21 +191,21 @@ impl<B: Backend> Model<B> {
         if first < rows {
             // The residual that each copy adds to: the embedding, once below the other, by way of n.
             pass.backend.copy(
-                B::Store::view_mut(&mut room.n, 0..first * d),
-                B::Store::view(&room.h[in_], 0..first * d),
+                B::Store::rows_mut(&mut room.n, 0..first, d),
+                B::Store::rows(&room.h[in_], 0..first, d),
             )?;
             for copy in 1..pass.stack.copies() {
-                let at = copy * first * d;
+                let at = copy * first;
                 pass.backend.copy(
-                    B::Store::view_mut(&mut room.h[in_], at..at + first * d),
-                    B::Store::view(&room.n, 0..first * d),
+                    B::Store::rows_mut(&mut room.h[in_], at..at + first, d),
+                    B::Store::rows(&room.n, 0..first, d),
                 )?;
             }
         }
         let table = room.size.table_rows * (hd / 2);
         for (x, heads) in [
-            (B::Store::view_mut(&mut slot.q, 0..rows * sizes.heads * hd), sizes.heads),
-            (B::Store::view_mut(keys, part), sizes.kv_heads),
+            (B::Store::rows_mut(&mut slot.q, 0..rows, sizes.heads * hd), sizes.heads),
+            (B::Store::rows_mut(keys, part, kv), sizes.kv_heads),
         ] {
             pass.backend.rope(Rope {
                 x,
@@ -217,11 +218,11 @@ impl<B: Backend> Model<B> {
             })?;
         }
         pass.backend.attention(Attention {
-            o: B::Store::view_mut(&mut slot.o, 0..rows * sizes.heads * hd),
+            o: B::Store::rows_mut(&mut slot.o, 0..rows, sizes.heads * hd),
             lse: B::Store::view_mut(&mut slot.lse, 0..rows * sizes.heads),
-            q: B::Store::view(&slot.q, 0..rows * sizes.heads * hd),
-            k: B::Store::view(keys, 0..held * kv),
-            v: B::Store::view(values, 0..held * kv),
+            q: B::Store::rows(&slot.q, 0..rows, sizes.heads * hd),
+            k: B::Store::rows(keys, 0..held, kv),
+            v: B::Store::rows(values, 0..held, kv),
             segments: &pass.segments,
             heads: self.heads(l),
         })?;
@@ -229,23 +230,23 @@ impl<B: Backend> Model<B> {
             outs: vec![self.out(
                 l,
                 Target::O,
-                B::Store::view_mut(&mut slot.mid, 0..rows * d),
+                B::Store::rows_mut(&mut slot.mid, 0..rows, d),
                 to,
                 &groups,
                 rows,
             )],
-            epilogue: Epilogue::Residual(B::Store::view(&room.h[in_], 0..rows * d)),
+            epilogue: Epilogue::Residual(B::Store::rows(&room.h[in_], 0..rows, d)),
             scratch: whole_mut::<B::Store>(&mut room.scratch),
-            x: B::Store::view(&slot.o, 0..rows * sizes.heads * hd),
+            x: B::Store::rows(&slot.o, 0..rows, sizes.heads * hd),
             params: whole::<B::Store>(pass.stack.params),
             tokens: rows,
             copies: 1,
             dropout: pass.dropout.of(l, Masked::O),
         })?;
         pass.backend.rms_norm(RmsNorm {
-            y: B::Store::view_mut(&mut room.n, 0..rows * d),
+            y: B::Store::rows_mut(&mut room.n, 0..rows, d),
             rstd: B::Store::view_mut(&mut slot.rstd2, 0..rows),
-            x: B::Store::view(&slot.mid, 0..rows * d),
+            x: B::Store::rows(&slot.mid, 0..rows, d),
             w: B::Store::view(&layer.norm2, 0..d),
             tokens: rows,
             width: d,
@@ -253,25 +254,25 @@ impl<B: Backend> Model<B> {
         })?;
         let f = sizes.mlp;
         let gate_up = vec![
-            self.out(l, Target::Gate, B::Store::view_mut(&mut slot.gate, 0..rows * f), tgate, &groups, rows),
-            self.out(l, Target::Up, B::Store::view_mut(&mut slot.up, 0..rows * f), tup, &groups, rows),
+            self.out(l, Target::Gate, B::Store::rows_mut(&mut slot.gate, 0..rows, f), tgate, &groups, rows),
+            self.out(l, Target::Up, B::Store::rows_mut(&mut slot.up, 0..rows, f), tup, &groups, rows),
         ];
         pass.backend.linear(Linear {
             outs: gate_up,
-            epilogue: Epilogue::SwiGlu(B::Store::view_mut(&mut room.act, 0..rows * f)),
+            epilogue: Epilogue::SwiGlu(B::Store::rows_mut(&mut room.act, 0..rows, f)),
             scratch: whole_mut::<B::Store>(&mut room.scratch),
-            x: B::Store::view(&room.n, 0..rows * d),
+            x: B::Store::rows(&room.n, 0..rows, d),
             params: whole::<B::Store>(pass.stack.params),
             tokens: rows,
             copies: 1,
             dropout: pass.dropout.of(l, Masked::GateUp),
         })?;
-        let y = B::Store::view_mut(&mut room.h[out], 0..rows * d);
+        let y = B::Store::rows_mut(&mut room.h[out], 0..rows, d);
         pass.backend.linear(Linear {
             outs: vec![self.out(l, Target::Down, y, tdown, &groups, rows)],
-            epilogue: Epilogue::Residual(B::Store::view(&slot.mid, 0..rows * d)),
+            epilogue: Epilogue::Residual(B::Store::rows(&slot.mid, 0..rows, d)),
             scratch: whole_mut::<B::Store>(&mut room.scratch),
-            x: B::Store::view(&room.act, 0..rows * f),
+            x: B::Store::rows(&room.act, 0..rows, f),
             params: whole::<B::Store>(pass.stack.params),
             tokens: rows,
             copies: 1,
@@ -293,7 +294,7 @@ impl<B: Backend> Model<B> {
         let rank = groups[at].iter().map(|g| g.lora.rank).max().unwrap_or(0);
         LinearOut {
             y,
-            t: B::Store::view_mut(t, 0..rows * rank),
+            t: B::Store::rows_mut(t, 0..rows, rank),
             w: &layer.linears[at],
             bias: layer.biases[at].as_ref().map(|b| B::Store::view(b, 0..B::Store::len(b))),
             groups: &groups[at],
@@ -326,14 +327,14 @@ impl<B: Backend> Model<B> {
             });
         }
         let dx = match (gradient, &mut room.back) {
-            (Some(_), Some(back)) => Some(B::Store::view_mut(&mut back.dn, 0..tokens * d)),
+            (Some(_), Some(back)) => Some(B::Store::rows_mut(&mut back.dn, 0..tokens, d)),
             _ => None,
         };
         backend.cross_entropy(CrossEntropy::<B::Store, T> {
             nll: B::Store::view_mut(&mut room.out, 0..rows.len()),
             dx,
             scratch: whole_mut::<B::Store>(&mut room.scratch),
-            x: B::Store::view(&room.n, 0..tokens * d),
+            x: B::Store::rows(&room.n, 0..tokens, d),
             head: self.head(),
             rows,
             targets,
@@ -363,7 +364,7 @@ impl<B: Backend> Model<B> {
         backend.choice(Choice::<B::Store, T> {
             out: B::Store::view_mut(&mut room.out, 0..rows.len()),
             scratch: whole_mut::<B::Store>(&mut room.scratch),
-            x: B::Store::view(&room.n, 0..tokens * d),
+            x: B::Store::rows(&room.n, 0..tokens, d),
             head: self.head(),
             rows,
             ids,
@@ -386,7 +387,7 @@ impl<B: Backend> Model<B> {
         let empty = backend.alloc::<f32>("no adapter", 0)?;
         backend.linear(Linear::<B::Store, T> {
             outs: vec![LinearOut {
-                y: B::Store::view_mut(&mut room.logits, 0..count * v),
+                y: B::Store::rows_mut(&mut room.logits, 0..count, v),
                 t: B::Store::view_mut(&mut none, 0..0),
                 w: self.head(),
                 bias: None,
@@ -394,16 +395,17 @@ impl<B: Backend> Model<B> {
             }],
             epilogue: Epilogue::None,
             scratch: whole_mut::<B::Store>(&mut room.scratch),
-            x: B::Store::view(&room.n, first * d..(first + count) * d),
+            x: B::Store::rows(&room.n, first..first + count, d),
             params: B::Store::view(&empty, 0..0),
             tokens: count,
             copies: 1,
             dropout: None,
         })?;
-        let mut host = vec![T::from_f32(0.0); count * v];
-        backend.download(&mut host, B::Store::view(&room.logits, 0..count * v))?;
-        for (o, x) in out.iter_mut().zip(&host) {
-            *o = x.to_f32();
+        let row = B::Store::row(v);
+        let mut host = vec![T::from_f32(0.0); count * row];
+        backend.download(&mut host, B::Store::rows(&room.logits, 0..count, v))?;
+        for (out, host) in out.chunks_mut(v).zip(host.chunks(row)) {
+            out.iter_mut().zip(host).for_each(|(out, x)| *out = x.to_f32());
         }
         Ok(())
     }

@@ -2,7 +2,6 @@
 
 pub mod adapters;
 pub mod backward;
-pub mod cuda_sizes;
 pub mod edge;
 pub mod forward;
 pub mod input;

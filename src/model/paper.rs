@@ -5,29 +5,38 @@ use std::ops::Range;
 
 use super::memory::{Allocator, Part, Plan};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Elem, Frozen, Length, Store};
+use crate::tensor::{DType, Elem, Frozen, Length, MemoryLayout, Store};
 
-/// Notes buffers in a plan.
-#[derive(Debug, Default)]
-pub struct Paper {
+/// Notes buffers in a plan, as `M` lays them.
+#[derive(Debug)]
+pub struct Paper<M> {
     /// What was noted.
     pub plan: Plan,
+    rows: PhantomData<fn() -> M>,
 }
 
-impl Allocator for Paper {
-    type Store = Noted;
+impl<M> Paper<M> {
+    /// Goes on with `plan`.
+    pub fn new(plan: Plan) -> Paper<M> {
+        Paper { plan, rows: PhantomData }
+    }
+}
+
+impl<M: MemoryLayout + 'static> Allocator for Paper<M> {
+    type Store = Noted<M>;
     fn take<T: Elem>(&mut self, part: Part, name: &str, len: usize) -> Result<usize> {
         let bytes = (len as u64)
             .checked_mul(size_of::<T>() as u64)
+            .and_then(|bytes| bytes.checked_next_multiple_of(M::ALIGN))
             .ok_or_else(|| Error::Memory(format!("{name} of {len} elements is larger than any memory")))?;
         self.plan.add(part, name, bytes);
         Ok(len)
     }
 }
 
-/// Buffers that only have a length.
+/// Buffers that only have a length, as `M` lays them.
 #[derive(Debug)]
-pub struct Noted;
+pub struct Noted<M>(PhantomData<fn() -> M>);
 
 /// A view of a buffer that only has a length.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +66,14 @@ impl Frozen for NotedMatrix {
     }
 }
 
-impl Store for Noted {
+impl<M: MemoryLayout> MemoryLayout for Noted<M> {
+    const ALIGN: u64 = M::ALIGN;
+    fn row(width: usize) -> usize {
+        M::row(width)
+    }
+}
+
+impl<M: MemoryLayout + 'static> Store for Noted<M> {
     type Buf<T: Elem> = usize;
     type View<'a, T: Elem> = NotedView<'a, T>;
     type ViewMut<'a, T: Elem> = NotedView<'a, T>;

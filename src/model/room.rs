@@ -143,8 +143,9 @@ impl<S: Store, T: Real> Room<S, T> {
         let rows = size.tokens * size.copies;
         let (d, k) = (config.hidden, config.head_dim);
         let (heads, kv, f) = widest(config);
-        let wide =
-            |alloc: &mut A, name: &str, width: usize| alloc.take::<T>(Part::Activations, name, rows * width);
+        let wide = |alloc: &mut A, name: &str, width: usize| {
+            alloc.take::<T>(Part::Activations, name, rows * S::row(width))
+        };
         let (kept, training, cache_rows) = match size.keep {
             Keep::Training { recomputed } => (config.layers - recomputed.min(config.layers), true, None),
             Keep::Output => (0, false, None),
@@ -168,7 +169,7 @@ impl<S: Store, T: Real> Room<S, T> {
         }
         let mut cache = Vec::new();
         for l in 0..cache_rows.map_or(0, |_| config.layers) {
-            let len = cache_rows.unwrap_or(0) * size.copies * config.layer_sizes(l).kv_heads * k;
+            let len = cache_rows.unwrap_or(0) * size.copies * S::row(config.layer_sizes(l).kv_heads * k);
             cache.push((
                 alloc.take::<T>(Part::Activations, &format!("layer {l} cached keys"), len)?,
                 alloc.take::<T>(Part::Activations, &format!("layer {l} cached values"), len)?,
@@ -204,7 +205,7 @@ impl<S: Store, T: Real> Room<S, T> {
             cache,
             tables: (table(alloc, "rope cos")?, table(alloc, "rope sin")?),
             out: alloc.take(Part::Logits, "head's output", out)?,
-            logits: alloc.take::<T>(Part::Logits, "logits", logits * config.vocab)?,
+            logits: alloc.take::<T>(Part::Logits, "logits", logits * S::row(config.vocab))?,
             scratch: alloc.take(
                 Part::Scratch,
                 "scratch of operations",
@@ -243,7 +244,7 @@ impl<S: Store, T: Real> Slot<S, T> {
         ranks: [usize; 7],
     ) -> Result<Slot<S, T>> {
         let mut wide = |what: &str, rows: usize, width: usize| {
-            alloc.take::<T>(Part::Activations, &format!("slot {n} {what}"), rows * width)
+            alloc.take::<T>(Part::Activations, &format!("slot {n} {what}"), rows * S::row(width))
         };
         let q = wide("q", rows, heads * k)?;
         let kk = wide("k", keys, kv * k)?;

@@ -111,7 +111,7 @@ pub fn plan<B: Backend, T: Real>(
     tables: &Tables,
     size: RoomSize,
 ) -> Result<Plan> {
-    let mut paper = Paper::default();
+    let mut paper = Paper::<B::Store>::new(Plan::default());
     let size = RoomSize { table_rows: tables.rows(size.tokens), ..size };
     Room::<_, T>::new(&mut paper, backend, config, size)?;
     let adapters = layouts.iter().flatten().map(Layout::end).max().unwrap_or(0);

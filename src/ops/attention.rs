@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{ensure, holds, narrow, wide};
+use super::{ensure, holds, holds_rows, narrow, wide};
 use crate::error::Result;
 use crate::host::Host;
 use crate::tensor::{Length, Real, Store};
@@ -58,9 +58,9 @@ pub struct Attention<'a, S: Store, T: Real> {
 impl<S: Store, T: Real> Attention<'_, S, T> {
     /// Compares the sizes; returns `(T, U)`.
     pub fn check(&self) -> Result<(usize, usize)> {
-        let (t, u) = rows("attention", &self.q, &self.k, self.heads)?;
-        let wide = [("T", t), ("H", self.heads.q), ("K", self.heads.dim)];
-        holds("attention", "o", &self.o, &wide)?;
+        let (t, u) = rows::<S>("attention", &self.q, &self.k, self.heads)?;
+        let wide = [("H", self.heads.q), ("K", self.heads.dim)];
+        holds_rows::<S>("attention", "o", &self.o, &[("T", t)], &wide)?;
         holds("attention", "lse", &self.lse, &[("T", t), ("H", self.heads.q)])?;
         holds("attention", "v", &self.v, &[("U·G·K", self.k.len())])?;
         segments("attention", self.segments, t, u)?;
@@ -102,17 +102,17 @@ impl<S: Store, T: Real> AttentionBwd<'_, S, T> {
     /// Compares the sizes; returns T.
     pub fn check(&self) -> Result<usize> {
         const OP: &str = "attention_bwd";
-        let (t, u) = rows(OP, &self.q, &self.k, self.heads)?;
-        let wide = [("T", t), ("H", self.heads.q), ("K", self.heads.dim)];
-        let narrow = [("T", t), ("G", self.heads.kv), ("K", self.heads.dim)];
-        holds(OP, "dq", &self.dq, &wide)?;
-        holds(OP, "dk", &self.dk, &narrow)?;
-        holds(OP, "dv", &self.dv, &narrow)?;
-        holds(OP, "do", &self.do_, &wide)?;
-        holds(OP, "o", &self.o, &wide)?;
+        let (t, u) = rows::<S>(OP, &self.q, &self.k, self.heads)?;
+        let wide = [("H", self.heads.q), ("K", self.heads.dim)];
+        let narrow = [("G", self.heads.kv), ("K", self.heads.dim)];
+        holds_rows::<S>(OP, "dq", &self.dq, &[("T", t)], &wide)?;
+        holds_rows::<S>(OP, "dk", &self.dk, &[("T", t)], &narrow)?;
+        holds_rows::<S>(OP, "dv", &self.dv, &[("T", t)], &narrow)?;
+        holds_rows::<S>(OP, "do", &self.do_, &[("T", t)], &wide)?;
+        holds_rows::<S>(OP, "o", &self.o, &[("T", t)], &wide)?;
         holds(OP, "lse", &self.lse, &[("T", t), ("H", self.heads.q)])?;
-        holds(OP, "k", &self.k, &narrow)?;
-        holds(OP, "v", &self.v, &narrow)?;
+        holds_rows::<S>(OP, "k", &self.k, &[("T", t)], &narrow)?;
+        holds_rows::<S>(OP, "v", &self.v, &[("T", t)], &narrow)?;
         segments(OP, self.segments, t, u)?;
         ensure(OP, self.segments.iter().all(|s| s.past.is_empty() && s.own == s.q.start), || {
             "a segment has a past or keys of other rows, expected packed documents".into()
@@ -121,14 +121,14 @@ impl<S: Store, T: Real> AttentionBwd<'_, S, T> {
     }
 }
 
-fn rows(op: &'static str, q: &impl Length, k: &impl Length, h: Heads) -> Result<(usize, usize)> {
+fn rows<S: Store>(op: &'static str, q: &impl Length, k: &impl Length, h: Heads) -> Result<(usize, usize)> {
     ensure(op, h.dim > 0 && h.kv > 0 && h.q > 0 && h.q.is_multiple_of(h.kv), || {
         format!("H = {}, G = {}, K = {}: expected G to divide H and none to be 0", h.q, h.kv, h.dim)
     })?;
-    let t = q.len() / (h.q * h.dim);
-    let u = k.len() / (h.kv * h.dim);
-    holds(op, "q", q, &[("T", t), ("H", h.q), ("K", h.dim)])?;
-    holds(op, "k", k, &[("U", u), ("G", h.kv), ("K", h.dim)])?;
+    let t = q.len() / S::row(h.q * h.dim);
+    let u = k.len() / S::row(h.kv * h.dim);
+    holds_rows::<S>(op, "q", q, &[("T", t)], &[("H", h.q), ("K", h.dim)])?;
+    holds_rows::<S>(op, "k", k, &[("U", u)], &[("G", h.kv), ("K", h.dim)])?;
     Ok((t, u))
 }
 

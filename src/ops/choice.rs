@@ -1,7 +1,7 @@
 //! Log-probabilities of chosen tokens.
 
 use super::cross_entropy::log_sum_exp;
-use super::{dot, ensure, holds, wide};
+use super::{dot, ensure, holds, holds_rows, wide};
 use crate::error::Result;
 use crate::host::Host;
 use crate::tensor::{Frozen, Real, Store};
@@ -32,7 +32,7 @@ impl<S: Store, T: Real> Choice<'_, S, T> {
         const OP: &str = "choice";
         let (v, d) = self.head.size();
         let n = ("n", self.rows.len());
-        holds(OP, "x", &self.x, &[("T", self.tokens), ("D", d)])?;
+        holds_rows::<S>(OP, "x", &self.x, &[("T", self.tokens)], &[("D", d)])?;
         holds(OP, "out", &self.out, &[n])?;
         holds(OP, "ids", &self.ids, &[n])?;
         let ascending = self.rows.windows(2).all(|w| w[0] <= w[1]);

@@ -1,6 +1,6 @@
 //! The loss, over supervised rows only, with a frozen head.
 
-use super::{dot, ensure, holds, narrow, wide};
+use super::{dot, ensure, holds, holds_rows, narrow, wide};
 use crate::error::Result;
 use crate::host::Host;
 use crate::tensor::{Frozen, Real, Store};
@@ -37,11 +37,11 @@ impl<S: Store, T: Real> CrossEntropy<'_, S, T> {
         const OP: &str = "cross_entropy";
         let (v, d) = self.head.size();
         let n = ("n", self.rows.len());
-        holds(OP, "x", &self.x, &[("T", self.tokens), ("D", d)])?;
+        holds_rows::<S>(OP, "x", &self.x, &[("T", self.tokens)], &[("D", d)])?;
         holds(OP, "nll", &self.nll, &[n])?;
         holds(OP, "targets", &self.targets, &[n])?;
         if let Some(dx) = &self.dx {
-            holds(OP, "dx", dx, &[("T", self.tokens), ("D", d)])?;
+            holds_rows::<S>(OP, "dx", dx, &[("T", self.tokens)], &[("D", d)])?;
         }
         let ascending = self.rows.windows(2).all(|w| w[0] < w[1]);
         let inside = self.rows.last().is_none_or(|&r| (r as usize) < self.tokens);

@@ -1,6 +1,6 @@
 //! Rows of the embedding table.
 
-use super::{ensure, holds};
+use super::{ensure, holds_rows};
 use crate::error::Result;
 use crate::host::{Elements, Host};
 use crate::tensor::{Frozen, Real, Store};
@@ -19,7 +19,7 @@ impl<S: Store, T: Real> Embed<'_, S, T> {
     /// Compares the sizes; returns `(T, D)`.
     pub fn check(&self) -> Result<(usize, usize)> {
         let (v, d) = self.table.size();
-        holds("embed", "y", &self.y, &[("T", self.ids.len()), ("D", d)])?;
+        holds_rows::<S>("embed", "y", &self.y, &[("T", self.ids.len())], &[("D", d)])?;
         let over = self.ids.iter().position(|&i| i as usize >= v);
         ensure("embed", over.is_none(), || {
             let t = over.unwrap_or(0);

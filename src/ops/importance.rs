@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{dot, ensure, holds, wide};
+use super::{dot, ensure, holds, holds_rows, wide};
 use crate::error::Result;
 use crate::host::Host;
 use crate::tensor::{Frozen, Real, Store};
@@ -82,8 +82,8 @@ impl<S: Store, T: Real> Importance<'_, S, T> {
         let s = ("scores", self.scores.len());
         holds(OP, "row_sums", &self.row_sums, &[s, ("O", o)])?;
         holds(OP, "col_sums", &self.col_sums, &[s, ("I", i)])?;
-        holds(OP, "dy", &self.dy, &[("T", self.tokens), ("O", o)])?;
-        holds(OP, "x", &self.x, &[("T", self.tokens), ("I", i)])?;
+        holds_rows::<S>(OP, "dy", &self.dy, &[("T", self.tokens)], &[("O", o)])?;
+        holds_rows::<S>(OP, "x", &self.x, &[("T", self.tokens)], &[("I", i)])?;
         let inside = self.samples.iter().all(|s| s.rows.start <= s.rows.end && s.rows.end <= self.tokens);
         ensure(OP, inside, || format!("a sample lies beyond T = {}", self.tokens))?;
         Ok((o, i))

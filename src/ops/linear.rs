@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::{dot, ensure, exact, holds};
+use super::{dot, ensure, exact, holds, holds_rows};
 use crate::error::Result;
 use crate::host::Host;
 use crate::random::{Philox, Purpose};
@@ -102,18 +102,18 @@ impl<S: Store, T: Real> Linear<'_, S, T> {
         const OP: &str = "linear";
         ensure(OP, !self.outs.is_empty() && self.copies > 0, || "no output or no copy".into())?;
         let i = self.outs[0].w.size().1;
-        holds(OP, "x", &self.x, &[("T", self.tokens), ("I", i)])?;
+        holds_rows::<S>(OP, "x", &self.x, &[("T", self.tokens)], &[("I", i)])?;
         let (c, t) = (("C", self.copies), ("T", self.tokens));
         let rows = self.copies * self.tokens;
         for out in self.outs.iter() {
             let (o, inner) = out.w.size();
             ensure(OP, inner == i, || format!("W is [{o}, {inner}], expected I = {i} of the first output"))?;
-            holds(OP, "y", &out.y, &[c, t, ("O", o)])?;
+            holds_rows::<S>(OP, "y", &out.y, &[c, t], &[("O", o)])?;
             if let Some(bias) = &out.bias {
                 holds(OP, "bias", bias, &[("O", o)])?;
             }
             let rank = out.groups.iter().map(|g| g.lora.rank).max().unwrap_or(0);
-            holds(OP, "t", &out.t, &[c, t, ("R", rank)])?;
+            holds_rows::<S>(OP, "t", &out.t, &[c, t], &[("R", rank)])?;
             let mut end = 0;
             for g in out.groups {
                 ensure(OP, g.rows.start >= end && g.rows.start <= g.rows.end && g.rows.end <= rows, || {
@@ -130,14 +130,14 @@ impl<S: Store, T: Real> Linear<'_, S, T> {
             Epilogue::None => {}
             Epilogue::Residual(r) => {
                 ensure(OP, self.outs.len() == 1, || "a residual goes with one output".into())?;
-                holds(OP, "residual", r, &[c, t, ("O", self.outs[0].w.size().0)])?;
+                holds_rows::<S>(OP, "residual", r, &[c, t], &[("O", self.outs[0].w.size().0)])?;
             }
             Epilogue::SwiGlu(h) => {
                 let f = self.outs[0].w.size().0;
                 ensure(OP, self.outs.len() == 2 && self.outs[1].w.size().0 == f, || {
                     "swiglu goes with two outputs of one width".into()
                 })?;
-                holds(OP, "h", h, &[c, t, ("F", f)])?;
+                holds_rows::<S>(OP, "h", h, &[c, t], &[("F", f)])?;
             }
         }
         ensure(OP, self.dropout.is_none() || self.copies == 1, || "dropout goes with one copy of x".into())?;
@@ -191,15 +191,15 @@ impl<S: Store, T: Real> LinearBwd<'_, S, T> {
         ensure(OP, !self.outs.is_empty(), || "no output".into())?;
         let i = self.outs[0].w.size().1;
         let t = ("T", self.tokens);
-        holds(OP, "x", &self.x, &[t, ("I", i)])?;
+        holds_rows::<S>(OP, "x", &self.x, &[t], &[("I", i)])?;
         if let Some(dx) = &self.dx {
-            holds(OP, "dx", dx, &[t, ("I", i)])?;
+            holds_rows::<S>(OP, "dx", dx, &[t], &[("I", i)])?;
         }
         for out in &self.outs {
             let (o, inner) = out.w.size();
             ensure(OP, inner == i, || format!("W is [{o}, {inner}], expected I = {i} of the first output"))?;
-            holds(OP, "dy", &out.dy, &[t, ("O", o)])?;
-            holds(OP, "t", &out.t, &[t, ("R", out.lora.map_or(0, |l| l.rank))])?;
+            holds_rows::<S>(OP, "dy", &out.dy, &[t], &[("O", o)])?;
+            holds_rows::<S>(OP, "t", &out.t, &[t], &[("R", out.lora.map_or(0, |l| l.rank))])?;
             if let Some(lora) = out.lora {
                 inside(OP, &self.params, lora, o, i)?;
                 inside(OP, &self.grads, lora, o, i)?;

@@ -22,25 +22,51 @@ pub mod sum_sq;
 pub mod swiglu;
 
 use crate::error::{Error, Result};
-use crate::tensor::{Length, Real};
+use crate::tensor::{Length, Real, Store};
 
 /// Fails unless `view` holds exactly the product of `sizes`; a size is a letter and its value.
 pub(crate) fn holds(op: &'static str, name: &str, view: &impl Length, sizes: &[(&str, usize)]) -> Result<()> {
-    let product = sizes.iter().try_fold(1usize, |p, s| p.checked_mul(s.1));
-    if product == Some(view.len()) {
+    if product(sizes) == Some(view.len()) { Ok(()) } else { Err(holds_other(op, name, view, sizes, "")) }
+}
+
+/// Fails unless `view` holds exactly as many rows of activations as the product of `count`, each of as many elements
+/// as `S` takes for one as wide as the product of `width`.
+pub(crate) fn holds_rows<S: Store>(
+    op: &'static str,
+    name: &str,
+    view: &impl Length,
+    count: &[(&str, usize)],
+    width: &[(&str, usize)],
+) -> Result<()> {
+    let row = product(width).map(|w| (w, S::row(w)));
+    if let (Some(count), Some((_, row))) = (product(count), row)
+        && count.checked_mul(row) == Some(view.len())
+    {
         return Ok(());
     }
+    let padded = match row {
+        Some((width, row)) if row != width => format!(", rows padded to {row}"),
+        _ => String::new(),
+    };
+    Err(holds_other(op, name, view, &[count, width].concat(), &padded))
+}
+
+fn product(sizes: &[(&str, usize)]) -> Option<usize> {
+    sizes.iter().try_fold(1usize, |p, s| p.checked_mul(s.1))
+}
+
+fn holds_other(
+    op: &'static str,
+    name: &str,
+    view: &impl Length,
+    sizes: &[(&str, usize)],
+    padded: &str,
+) -> Error {
     let letters: Vec<&str> = sizes.iter().map(|s| s.0).collect();
     let values: Vec<String> = sizes.iter().map(|s| s.1.to_string()).collect();
-    Err(Error::Op {
-        op,
-        why: format!(
-            "{name} holds {} elements, expected {} = {}",
-            view.len(),
-            letters.join(" × "),
-            values.join(" × ")
-        ),
-    })
+    let (letters, values) = (letters.join(" × "), values.join(" × "));
+    let why = format!("{name} holds {} elements, expected {letters} = {values}{padded}", view.len());
+    Error::Op { op, why }
 }
 
 /// Fails with `why` unless `ok`.

@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation.
 
-use super::{holds, narrow, wide};
+use super::{holds, holds_rows, narrow, wide};
 use crate::error::Result;
 use crate::host::Host;
 use crate::tensor::{Real, Store};
@@ -29,9 +29,9 @@ impl<S: Store, T: Real> RmsNorm<'_, S, T> {
     /// Compares the sizes.
     pub fn check(&self) -> Result<()> {
         let (t, d) = (("T", self.tokens), ("D", self.width));
-        holds("rms_norm", "y", &self.y, &[t, d])?;
+        holds_rows::<S>("rms_norm", "y", &self.y, &[t], &[d])?;
         holds("rms_norm", "rstd", &self.rstd, &[t])?;
-        holds("rms_norm", "x", &self.x, &[t, d])?;
+        holds_rows::<S>("rms_norm", "x", &self.x, &[t], &[d])?;
         holds("rms_norm", "w", &self.w, &[d])
     }
 }
@@ -62,12 +62,12 @@ impl<S: Store, T: Real> RmsNormBwd<'_, S, T> {
     /// Compares the sizes.
     pub fn check(&self) -> Result<()> {
         let (t, d) = (("T", self.tokens), ("D", self.width));
-        holds("rms_norm_bwd", "dx", &self.dx, &[t, d])?;
-        holds("rms_norm_bwd", "dy", &self.dy, &[t, d])?;
+        holds_rows::<S>("rms_norm_bwd", "dx", &self.dx, &[t], &[d])?;
+        holds_rows::<S>("rms_norm_bwd", "dy", &self.dy, &[t], &[d])?;
         if let Some(r) = &self.residual {
-            holds("rms_norm_bwd", "residual", r, &[t, d])?;
+            holds_rows::<S>("rms_norm_bwd", "residual", r, &[t], &[d])?;
         }
-        holds("rms_norm_bwd", "x", &self.x, &[t, d])?;
+        holds_rows::<S>("rms_norm_bwd", "x", &self.x, &[t], &[d])?;
         holds("rms_norm_bwd", "rstd", &self.rstd, &[t])?;
         holds("rms_norm_bwd", "w", &self.w, &[d])
     }

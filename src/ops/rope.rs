@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use super::{ensure, holds};
+use super::{ensure, holds, holds_rows};
 use crate::error::Result;
 use crate::host::Host;
 use crate::tensor::{Length, Real, Store};
@@ -34,7 +34,13 @@ impl<S: Store, T: Real> Rope<'_, S, T> {
         ensure("rope", self.head_dim.is_multiple_of(2) && half > 0, || {
             format!("head width K is {}, expected an even number", self.head_dim)
         })?;
-        holds("rope", "x", &self.x, &[("T", self.rows.len()), ("heads", self.heads), ("K", self.head_dim)])?;
+        holds_rows::<S>(
+            "rope",
+            "x",
+            &self.x,
+            &[("T", self.rows.len())],
+            &[("heads", self.heads), ("K", self.head_dim)],
+        )?;
         let p = self.cos.len() / half;
         holds("rope", "cos", &self.cos, &[("P", p), ("K/2", half)])?;
         holds("rope", "sin", &self.sin, &[("P", p), ("K/2", half)])?;

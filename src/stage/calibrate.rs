@@ -184,13 +184,18 @@ pub fn plan<B: Backend, T: Real>(
 ) -> Result<(usize, Plan)> {
     let config = checkpoint.config();
     let of = |keep: Keep| -> Result<Plan> {
-        let mut paper = Paper { plan: rest.clone() };
+        let mut paper = Paper::<B::Store>::new(rest.clone());
         if let Some(calibration) = calibration {
-            Room::<Noted, T>::new(&mut paper, backend, config, calibration.room(checkpoint, keep)?)?;
+            Room::<Noted<B::Store>, T>::new(
+                &mut paper,
+                backend,
+                config,
+                calibration.room(checkpoint, keep)?,
+            )?;
             paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
         }
         if importance.needs_calibration() {
-            Sums::<Noted>::new::<T, _>(&mut paper, backend, config, importance.sums())?;
+            Sums::<Noted<B::Store>>::new::<T, _>(&mut paper, backend, config, importance.sums())?;
             let numbers = |m: Target| {
                 let (o, i) = config.dims(m, 0);
                 if m.prunes_rows() { o } else { i }

@@ -134,9 +134,9 @@ fn train<B: Backend, T: Real>(
     let dtype = dtype(checkpoint)?;
     let layout = shape.layout(config);
     let of = |recomputed| {
-        let mut paper = Paper { plan: rest.clone() };
+        let mut paper = Paper::<B::Store>::new(rest.clone());
         let room = shape.room(config, dtype, recomputed);
-        Buffers::<Noted, T>::new(&mut paper, backend, config, &layout, shape.freeze_a, room)?;
+        Buffers::<Noted<B::Store>, T>::new(&mut paper, backend, config, &layout, shape.freeze_a, room)?;
         paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
         Ok(paper.plan)
     };
@@ -196,8 +196,8 @@ fn eval<B: Backend, T: Real>(
         dtype: dtype(checkpoint)?,
         head: Head::Choice(OPTIONS * shape.batch),
     };
-    let mut paper = Paper { plan: rest };
-    Room::<Noted, T>::new(&mut paper, backend, config, size)?;
+    let mut paper = Paper::<B::Store>::new(rest);
+    Room::<Noted<B::Store>, T>::new(&mut paper, backend, config, size)?;
     paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
     if let Some(limit) = common.memory_limit {
         paper.plan.fit(limit)?;

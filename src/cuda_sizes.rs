@@ -1,9 +1,12 @@
-//! How much room the operations take on a CUDA device, as numbers: what an edge needs is planned on any machine.
+//! How much room numbers and operations take on a CUDA device: what an edge needs is planned on any machine.
 
 use crate::backend::{LinearSize, Scratch};
 use crate::ops::importance::Score;
-use crate::tensor::{DType, Real};
+use crate::tensor::{DType, MemoryLayout, Real};
 
+/// Elements that a row is padded to: 128 bytes, so that every row is aligned for the tensor memory accelerator and
+/// every tile along it is full.
+const PAD: usize = 64;
 /// The K slice of one matrix instruction on bf16: ranks are padded to it.
 const SLICE: usize = 16;
 /// Tokens of a tile of the products that sum over tokens; tiles are added up in a fixed order.
@@ -13,9 +16,18 @@ const CHUNK: usize = 128;
 /// Rows and columns of an output tile of the importance product.
 const TILE: usize = 128;
 
-/// Sizes of the CUDA back end's scratch, in f32 elements. Weights are resident in bf16, whatever their file holds.
+/// Sizes of the CUDA back end's buffers and, in f32 elements, of its scratch. Weights are resident in bf16, whatever their file holds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CudaSizes;
+
+/// Rows are padded to 64 elements; those of up to 64, like `x Aᵀ` of an adapter, to the slice of 16.
+impl MemoryLayout for CudaSizes {
+    const ALIGN: u64 = 256;
+
+    fn row(width: usize) -> usize {
+        width.next_multiple_of(if width > PAD { PAD } else { SLICE })
+    }
+}
 
 /// Two bf16 elements an f32.
 fn halves(bf16: usize) -> usize {
