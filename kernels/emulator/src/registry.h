@@ -1,0 +1,16 @@
+// The kernels and named device variables that are linked in.
+#pragma once
+#include "../include/emulator.h"
+
+namespace emulator {
+
+struct Global {
+    const char* name;
+    void* address;
+    size_t bytes;
+};
+
+const Kernel* find_kernel(const char* name);
+const Global* find_global(const char* name);
+
+} // namespace emulator

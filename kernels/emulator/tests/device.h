@@ -1,0 +1,87 @@
+// The driver's functions that the tests call, and short ways to call them.
+#pragma once
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+extern "C" {
+int cuInit(unsigned);
+int cuModuleLoadData(void**, const void*);
+int cuModuleGetFunction(void**, void*, const char*);
+int cuFuncSetAttribute(void*, int, int);
+int cuFuncGetParamInfo(void*, size_t, size_t*, size_t*);
+int cuMemAlloc_v2(unsigned long long*, size_t);
+int cuMemFree_v2(unsigned long long);
+int cuMemcpyHtoD_v2(unsigned long long, const void*, size_t);
+int cuMemcpyDtoH_v2(void*, unsigned long long, size_t);
+int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
+int cuCtxSynchronize();
+const char* emulator_last_error();
+int emulator_configure(const char* order, const char* async, uint64_t seed);
+}
+
+namespace device {
+
+inline void check(bool good, const char* what) {
+    if (good) return;
+    printf("FAILED %s (%s)\n", what, emulator_last_error());
+    exit(1);
+}
+
+/// A device array with the values of a host vector.
+template <class T>
+struct Array {
+    unsigned long long pointer = 0;
+    size_t count;
+    explicit Array(const std::vector<T>& values) : Array(values.size()) {
+        check(!cuMemcpyHtoD_v2(pointer, values.data(), count * sizeof(T)), "copy to the device");
+    }
+    explicit Array(size_t count) : count(count) { check(!cuMemAlloc_v2(&pointer, count * sizeof(T)), "allocation"); }
+    Array(const Array&) = delete;
+    ~Array() { cuMemFree_v2(pointer); }
+    std::vector<T> read() const {
+        std::vector<T> values(count);
+        check(!cuMemcpyDtoH_v2(values.data(), pointer, count * sizeof(T)), "copy to the host");
+        return values;
+    }
+};
+
+struct Shape {
+    unsigned grid_x, grid_y, threads, shared_bytes;
+};
+
+template <class T>
+auto argument(const Array<T>& array) { return array.pointer; }
+template <class T>
+T argument(T scalar) { return scalar; }
+
+/// Launches after comparing the arguments' number and sizes; the driver's result code.
+template <class... Arguments>
+int launch(const char* name, Shape shape, const Arguments&... arguments) {
+    static void* module = [] {
+        void* loaded = nullptr;
+        check(!cuInit(0) && !cuModuleLoadData(&loaded, "any"), "load");
+        return loaded;
+    }();
+    void* function = nullptr;
+    check(!cuModuleGetFunction(&function, module, name), name);
+    auto values = std::make_tuple(argument(arguments)...);
+    return std::apply(
+        [&](auto&... value) {
+            void* pointers[] = {&value...};
+            const size_t sizes[] = {sizeof(value)...}, count = sizeof...(value);
+            size_t offset, size;
+            for (size_t i = 0; i < count; i++)
+                check(!cuFuncGetParamInfo(function, i, &offset, &size) && size == sizes[i], "an argument's size");
+            check(cuFuncGetParamInfo(function, count, &offset, &size) != 0, "the number of arguments");
+            if (shape.shared_bytes > 48 << 10) cuFuncSetAttribute(function, 8, int(shape.shared_bytes));
+            return cuLaunchKernel(function, shape.grid_x, shape.grid_y, 1, shape.threads, 1, 1, shape.shared_bytes, nullptr, pointers, nullptr);
+        },
+        values);
+}
+
+} // namespace device

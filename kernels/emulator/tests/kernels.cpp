@@ -1,0 +1,93 @@
+// The project's kernels against plain loops in f64: usage kernels [KERNEL FILE]
+#include "device.h"
+#include "numbers.h"
+
+using namespace device;
+using namespace numbers;
+
+namespace {
+
+constexpr double bf16_tolerance = 1.0 / 256; // half a unit in the last place, and the f32 sums before it
+
+int padded(int width) { return (width + 7) / 8 * 8 + 8; }
+
+void expect(const char* name, int rows, int width, int result, double error, double tolerance) {
+    printf("%-14s %4d x %-5d error %.1e\n", name, rows, width, error);
+    check(!result, name);
+    check(error <= tolerance, name);
+}
+
+void rms_norm(int tokens, int width, unsigned threads) {
+    const int ld = padded(width);
+    const float eps = 1e-5f;
+    const auto x = rows(1, tokens, width, ld, 2), dy = rows(2, tokens, width, ld, 1), residual = rows(3, tokens, width, ld, 1);
+    const auto w = uniform(4, width, 1);
+    Array<uint16_t> x_(x), dy_(dy), residual_(residual), y_(x.size()), dx_(x.size()), dx_alone_(x.size());
+    Array<float> w_(w), rstd_(tokens);
+    const Shape shape{unsigned(tokens), 1, threads, 32 * sizeof(float)};
+
+    int result = launch("rms_norm", shape, y_, rstd_, x_, w_, width, ld, eps);
+    const auto y = y_.read();
+    const auto rstd = rstd_.read();
+    Worst worst;
+    for (int t = 0; t < tokens; t++) {
+        const auto row = &x[size_t(t) * ld];
+        double squares = 0;
+        for (int d = 0; d < width; d++) squares += wide(row[d]) * wide(row[d]);
+        const double scale = 1 / sqrt(squares / width + eps);
+        worst.add(rstd[t], scale);
+        for (int d = 0; d < width; d++) worst.add(wide(y[size_t(t) * ld + d]), wide(row[d]) * scale * w[d]);
+    }
+    expect("rms_norm", tokens, width, result, worst.error, bf16_tolerance);
+
+    result = launch("rms_norm_bwd", shape, dx_, dy_, residual_, x_, rstd_, w_, width, ld);
+    if (!result) result = launch("rms_norm_bwd", shape, dx_alone_, dy_, 0ull, x_, rstd_, w_, width, ld);
+    const auto dx = dx_.read(), dx_alone = dx_alone_.read();
+    worst = {};
+    for (int t = 0; t < tokens; t++) {
+        const size_t at = size_t(t) * ld;
+        const double scale = rstd[t];
+        double mean = 0;
+        for (int d = 0; d < width; d++) mean += w[d] * wide(dy[at + d]) * wide(x[at + d]) * scale / width;
+        for (int d = 0; d < width; d++) {
+            const double alone = scale * (w[d] * wide(dy[at + d]) - wide(x[at + d]) * scale * mean);
+            worst.add(wide(dx_alone[at + d]), alone);
+            worst.add(wide(dx[at + d]), alone + wide(residual[at + d]));
+        }
+    }
+    expect("rms_norm_bwd", tokens, width, result, worst.error, bf16_tolerance);
+}
+
+void swiglu(int tokens, int width) {
+    const int ld = padded(width);
+    const auto gate = rows(1, tokens, width, ld, 8), up = rows(2, tokens, width, ld, 1), dh = rows(3, tokens, width, ld, 1);
+    Array<uint16_t> gate_(gate), up_(up), dh_(dh), h_(gate.size()), dgate_(gate.size()), dup_(gate.size());
+    const unsigned threads = 64;
+    const Shape shape{unsigned(tokens), (unsigned(width) + 8 * threads - 1) / (8 * threads), threads, 0};
+
+    int result = launch("swiglu", shape, h_, gate_, up_, width, ld);
+    int result_bwd = launch("swiglu_bwd", shape, dgate_, dup_, dh_, gate_, up_, width, ld);
+    const auto h = h_.read(), dgate = dgate_.read(), dup = dup_.read();
+    Worst worst, worst_bwd;
+    for (int t = 0; t < tokens; t++)
+        for (int f = 0; f < width; f++) {
+            const size_t at = size_t(t) * ld + f;
+            const double z = wide(gate[at]), u = wide(up[at]), g = wide(dh[at]), s = 1 / (1 + exp(-z));
+            worst.add(wide(h[at]), z * s * u);
+            worst_bwd.add(wide(dgate[at]), g * u * s * (1 + z * (1 - s)));
+            worst_bwd.add(wide(dup[at]), g * z * s);
+        }
+    expect("swiglu", tokens, width, result, worst.error, bf16_tolerance);
+    expect("swiglu_bwd", tokens, width, result_bwd, worst_bwd.error, bf16_tolerance);
+}
+
+} // namespace
+
+int main(int count, char** arguments) {
+    const std::string only = count > 1 ? arguments[1] : "";
+    for (int width : {1, 7, 8, 333, 1024}) {
+        if (only.empty() || only == "rms_norm") rms_norm(3, width, width > 512 ? 128 : 64);
+        if (only.empty() || only == "swiglu") swiglu(3, width);
+    }
+    check(!cuCtxSynchronize(), "synchronize");
+}
