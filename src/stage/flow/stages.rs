@@ -5,23 +5,26 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::ledger::{Ledger, inputs};
 use super::results::{Column, EdgeResult, FORMAT, FusionResult, Kind, RESULTS, Results, Sweep, TaskResult};
 use super::{Edge, Flow, Fusion, Joint, Target, Task};
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
+use crate::checkpoint::config::ModelConfig;
 use crate::checkpoint::digest;
 use crate::error::{Error, Result};
 use crate::model::memory::human_bytes;
+use crate::prune::select::Cut;
+use crate::stage::budget::Fit;
 use crate::stage::common::Common;
 use crate::stage::evaluate::{self, EvalOptions};
 use crate::stage::fuse::{self, FuseOptions};
 use crate::stage::prune::{self, Amount, PruneOptions};
 use crate::stage::recover::{self, RecoverOptions};
 use crate::stage::train::{self, TrainOptions};
-use crate::stage::{metrics, report};
+use crate::stage::{budget, metrics, report};
 use crate::tensor::Real;
 
 /// The most tokens that go through the model together in an evaluation.
@@ -35,6 +38,7 @@ pub fn run<B: Backend, T: Real>(backend: &B, flow: &Flow, common: &Common) -> Re
     let common = Common { seed: flow.seed, ..common.clone() };
     let base = Checkpoint::open(&flow.base, common.open_options())?;
     let base_print = base.fingerprint()?.to_string();
+    let config = base.config().clone();
     drop(base);
     let mut run = Runner {
         backend,
@@ -42,6 +46,7 @@ pub fn run<B: Backend, T: Real>(backend: &B, flow: &Flow, common: &Common) -> Re
         ledger: Ledger::open(&flow.output)?,
         common,
         base_print,
+        config,
         files: BTreeMap::new(),
         precision: T::DTYPE.name(),
     };
@@ -137,6 +142,7 @@ struct Runner<'a, B: Backend> {
     ledger: Ledger,
     common: Common,
     base_print: String,
+    config: ModelConfig,
     /// SHA-256 of data files that were read already.
     files: BTreeMap<PathBuf, String>,
     precision: &'static str,
@@ -210,7 +216,8 @@ impl<B: Backend> Runner<'_, B> {
         Ok(Sweep { ratio, edges, joints, fusions, tasks })
     }
 
-    /// Prunes, trains `times` as long as the flow says, and recovers one edge.
+    /// Prunes, trains `times` as long as the flow says, and recovers one edge. One with memory for the full model trains
+    /// that, and has nothing to recover.
     fn edge<T: Real>(
         &mut self,
         place: &str,
@@ -253,6 +260,11 @@ impl<B: Backend> Runner<'_, B> {
             train::Prepared::new::<B, T>(backend, options, common)?.run::<B, T>(backend, common)
         })?;
         let losses = metrics::read(&trained.dir)?.iter().map(|m| m.loss).collect();
+        let result =
+            EdgeResult { name: edge.name.clone(), prune: pruned.report, train: trained.report.clone(), losses };
+        if pruned.dir == self.flow.base {
+            return Ok((trained, result));
+        }
         let name = format!("{place}/{}/recovered", edge.name);
         let options = RecoverOptions {
             adapter: trained.dir.clone(),
@@ -261,13 +273,18 @@ impl<B: Backend> Runner<'_, B> {
         };
         let read = [trained.print.clone(), self.base_print.clone()];
         let recovered = self.stage(&name, "recover", "", &read, |common| recover::run(&options, common))?;
-        let result =
-            EdgeResult { name: edge.name.clone(), prune: pruned.report, train: trained.report, losses };
         Ok((recovered, result))
     }
 
-    /// One pruned model, shared by the edges of one amount.
+    /// One pruned model, shared by the edges of one amount; the base itself where that trains in the memory.
     fn prune<T: Real>(&mut self, amount: Amount) -> Result<Done> {
+        if let Amount::Memory(memory) = amount
+            && self.is_enough(memory)?
+        {
+            let n = self.config.parameters();
+            let report = json!({"ratio": 0.0, "parameters_before": n, "parameters_after": n});
+            return Ok(Done { dir: self.flow.base.clone(), print: self.base_print.clone(), report });
+        }
         let name = match amount {
             Amount::Ratio(r) => format!("pruned/ratio-{r}"),
             Amount::Memory(m) => format!("pruned/memory-{m}"),
@@ -294,6 +311,13 @@ impl<B: Backend> Runner<'_, B> {
         self.stage(&name, "prune", &format!("{described:?}"), &read, move |common| {
             prune::Prepared::new::<B, T>(backend, options, common)?.run::<B, T>(backend, common)
         })
+    }
+
+    /// Whether the full model trains in `memory`.
+    fn is_enough(&self, memory: u64) -> Result<bool> {
+        let how = &self.flow.prune;
+        let cut = Cut { ratio: 0.5, layers: how.layers.clone(), round_mlp: how.round_mlp };
+        Ok(matches!(budget::smallest(&self.config, &cut, &how.shape, memory)?, Fit::Full))
     }
 
     fn fuse(&mut self, place: &str, fusion: &Fusion, candidates: &[Candidate]) -> Result<Done> {
