@@ -44,7 +44,7 @@ make_object() {
 }
 for source in "$emulator"/src/*.cpp; do
     name=$(basename "$source" .cpp)
-    [ "$name" = race ] && [[ " ${mode[*]} " != *" -DEMULATOR_RACE "* ]] && continue
+    [[ $name = race* ]] && [[ " ${mode[*]} " != *" -DEMULATOR_RACE "* ]] && continue
     make_object "$out/$name.o" "$source" "$CXX" "${flags[@]}" -c -o "$out/$name.o" "$source"
 done
 for name in $(ls "$kernels" ${more:+"$more"} | sed -n 's/\.cu$//p' | sort -u); do

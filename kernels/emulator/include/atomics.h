@@ -4,10 +4,14 @@
 
 namespace emulator {
 
+/// Tells the race detector, if there is one.
+void atomic_access(const void* p);
+
 /// Replaces `*p` by `next(old)`; blocks of other launches may do the same at the same time.
 template <class T, class Next>
 __attribute__((no_sanitize("thread"))) T atomic_update(T* p, Next next) {
     static_assert(std::is_integral_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "only 4 and 8-byte integers are atomic");
+    atomic_access(p);
     T old = __atomic_load_n(p, __ATOMIC_RELAXED);
     while (!__atomic_compare_exchange_n(p, &old, next(old), false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
     return old;

@@ -49,8 +49,8 @@ inline uint32_t to_tf32(float x) { return (__float_as_uint(x) + 0x1000u) & 0xfff
 inline void barrier_sync(int id, int threads, EMULATOR_SITE) { emulator::named_barrier(id, threads, true, site); }
 inline void barrier_arrive(int id, int threads, EMULATOR_SITE) { emulator::named_barrier(id, threads, false, site); }
 inline float exp2_approx(float x) { return exp2f(x); }
-inline uint32_t load_acquire(const uint32_t* p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
-inline void store_release(uint32_t* p, uint32_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
+inline uint32_t load_acquire(const uint32_t* p) { return emulator::atomic_update(const_cast<uint32_t*>(p), [](uint32_t old) { return old; }); }
+inline void store_release(uint32_t* p, uint32_t value) { emulator::atomic_update(p, [=](uint32_t) { return value; }); }
 template <class T>
 T load_once(const T* p) {
     static_assert(sizeof(T) == 16);

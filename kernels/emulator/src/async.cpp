@@ -10,17 +10,20 @@ namespace emulator {
 namespace {
 
 void land(const Copy& copy) {
-    race::touch(copy.shared, copy.bytes, true);
+    if (copy.landed) return;
     memcpy(copy.shared, copy.global, copy.source_bytes);
     memset(copy.shared + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
 }
 
-/// Lands what belongs to groups below `limit`.
+/// The running thread waits for its copies of groups below `limit`.
 void land_groups(uint64_t limit) {
     auto& copies = worker->self().copies;
-    size_t landed = 0;
-    while (landed < copies.size() && copies[landed].group < limit) land(copies[landed++]);
-    copies.erase(copies.begin(), copies.begin() + ptrdiff_t(landed));
+    auto copy = copies.begin();
+    for (; copy != copies.end() && copy->group < limit; ++copy) {
+        land(*copy);
+        race::end_async(copy->shared, copy->bytes, copy->site);
+    }
+    copies.erase(copies.begin(), copy);
 }
 
 } // namespace
@@ -31,12 +34,16 @@ void copy_async(void* shared, const void* global, unsigned bytes, unsigned sourc
     if (shared_offset(shared, bytes, site) % bytes) fail(site, "the shared address of cp.async is not a multiple of %u", bytes);
     if (size_t(global) % bytes) fail(site, "the global address of cp.async is not a multiple of %u", bytes);
     if (source_bytes > bytes) fail(site, "cp.async of %u bytes from %u", bytes, source_bytes);
-    race::touch(shared, bytes, true);
-    race::touch(global, source_bytes, false);
-    Copy copy{static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, source_bytes, me.groups, site};
+    race::touch(global, source_bytes, false, site);
+    race::begin_async(shared, bytes, site);
+    Copy copy{static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, source_bytes, me.groups, false, site};
     const Async mode = w.configuration.async;
-    if (mode == Async::eager || (mode == Async::random && w.random() % 2)) return land(copy);
-    memset(shared, 0xff, bytes);
+    if (mode == Async::eager || (mode == Async::random && w.random() % 2)) {
+        land(copy);
+        copy.landed = true;
+    } else {
+        memset(shared, 0xff, bytes);
+    }
     me.copies.push_back(copy);
 }
 

@@ -23,14 +23,17 @@ void arrive(int id, int threads, bool wait, Site site) {
         barrier.arrived = 0;
         for (unsigned i = 0; i < w.thread_count; i++) {
             FiberThread& thread = w.threads[i];
-            if (thread.state == State::at_barrier && thread.waits_for_barrier == id) w.make_ready(thread);
+            if (thread.state != State::at_barrier || thread.waits_for_barrier != id) continue;
+            race::acquire(&barrier, i);
+            w.make_ready(thread);
         }
+        if (wait) race::acquire(&barrier, me.linear);
+        race::forget(&barrier);
         w.may_leave();
     } else if (wait) {
         me.state = State::at_barrier;
         w.leave();
     }
-    if (wait) race::acquire(&barrier);
 }
 
 } // namespace

@@ -10,9 +10,9 @@ namespace emulator {
 
 namespace {
 
-constexpr size_t guard_bytes = 4096;
 constexpr size_t alignment = 256;
-constexpr unsigned char guard_value = 0xa5;
+/// NaN in every float type, so that reading a guard zone shows too, but not the NaN that fresh memory has.
+constexpr unsigned char guard_values[2] = {0xfe, 0xff};
 
 struct Allocation {
     unsigned char* base; // what malloc gave
@@ -41,11 +41,15 @@ Guard after(DevicePointer pointer, size_t bytes) {
     return {p, p + guard_bytes};
 }
 
-void fill(Guard guard) { memset(guard.begin, guard_value, size_t(guard.end - guard.begin)); }
+unsigned char expected(const unsigned char* p) { return guard_values[size_t(p) % 2]; }
+
+void fill(Guard guard) {
+    for (auto* p = guard.begin; p < guard.end; p++) *p = expected(p);
+}
 
 std::string check(Guard guard, DevicePointer pointer, size_t bytes) {
     auto* written = guard.begin;
-    while (written < guard.end && *written == guard_value) written++;
+    while (written < guard.end && *written == expected(written)) written++;
     if (written == guard.end) return "";
     fill(guard);
     return "a write outside an allocation of " + std::to_string(bytes) + " bytes, at byte " +
@@ -103,6 +107,13 @@ bool allocated(DevicePointer pointer, size_t bytes) {
     if (next == allocations().begin()) return false;
     auto& [start, allocation] = *std::prev(next);
     return pointer - start <= allocation.bytes && bytes <= allocation.bytes - (pointer - start);
+}
+
+std::vector<Range> allocated_ranges() {
+    std::lock_guard<std::mutex> guard(lock);
+    std::vector<Range> ranges;
+    for (auto& [pointer, allocation] : allocations()) ranges.push_back({pointer, allocation.bytes});
+    return ranges;
 }
 
 std::string check_guards() {

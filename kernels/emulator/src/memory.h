@@ -3,10 +3,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace emulator {
 
 using DevicePointer = unsigned long long;
+constexpr size_t guard_bytes = 4096; // on either side
 
 /// What the device has (ANABRANCH_EMU_MEMORY bytes, else 8 GiB) and what of it is free.
 size_t total_memory();
@@ -17,6 +19,12 @@ DevicePointer allocate(size_t bytes);
 std::string release(DevicePointer pointer);
 /// Whether `[pointer, pointer + bytes)` lies within one allocation.
 bool allocated(DevicePointer pointer, size_t bytes);
+struct Range {
+    DevicePointer begin;
+    size_t bytes;
+};
+/// Every allocation, ascending.
+std::vector<Range> allocated_ranges();
 /// Looks at every guard zone; the error text of the first that was written, which is then repaired.
 std::string check_guards();
 

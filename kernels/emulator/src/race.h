@@ -1,28 +1,36 @@
-// What the scheduler tells the race detector (race.cpp); nothing unless the library is built with --race.
+// What the scheduler and the twins tell the race detector (race.cpp); nothing unless the library is built with --race.
 #pragma once
-#include <cstddef>
+#include "../include/emulator.h"
 
 namespace emulator::race {
 
 #if defined(EMULATOR_RACE)
 void start_launch();
 void start_block(unsigned threads);
-/// All threads of the block, or of a mask of a warp, know of each other's past from here on.
+/// The lanes of the mask know of each other's past from here on.
 void join_warp(unsigned warp, unsigned mask);
-/// The current thread publishes its past in `object`; another that acquires it knows of it.
+/// The current thread adds its past to what `object` publishes; `thread` learns it; the object starts afresh.
 void release(const void* object);
-void acquire(const void* object);
+void acquire(const void* object, unsigned thread);
 void forget(const void* object);
 /// The current thread reads or writes memory in a twin.
-void touch(const void* pointer, size_t bytes, bool write);
+void touch(const void* pointer, size_t bytes, bool write, Site site);
+/// An asynchronous copy writes there from now on, until it has landed and its own thread has waited.
+void begin_async(const void* pointer, size_t bytes, Site site);
+void end_async(const void* pointer, size_t bytes, Site site);
+/// An atomic access: what this block did before is known to blocks that use the same address later.
+void atomic(const void* pointer);
 #else
 inline void start_launch() {}
 inline void start_block(unsigned) {}
 inline void join_warp(unsigned, unsigned) {}
 inline void release(const void*) {}
-inline void acquire(const void*) {}
+inline void acquire(const void*, unsigned) {}
 inline void forget(const void*) {}
-inline void touch(const void*, size_t, bool) {}
+inline void touch(const void*, size_t, bool, Site) {}
+inline void begin_async(const void*, size_t, Site) {}
+inline void end_async(const void*, size_t, Site) {}
+inline void atomic(const void*) {}
 #endif
 
 } // namespace emulator::race

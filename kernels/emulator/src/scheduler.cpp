@@ -18,7 +18,6 @@ __thread Worker* worker;
 
 namespace {
 
-constexpr size_t stack_bytes = 128 << 10;
 constexpr size_t page = 4096;
 
 unsigned char* map(size_t bytes) {
@@ -246,5 +245,7 @@ unsigned shared_offset(const void* pointer, size_t bytes, Site site) {
         fail(site, "shared bytes %zu to %zu of %u that the launch asked for", offset, offset + bytes, place.shared_bytes);
     return unsigned(offset);
 }
+
+void atomic_access(const void* p) { race::atomic(p); }
 
 } // namespace emulator

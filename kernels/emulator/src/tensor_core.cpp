@@ -83,7 +83,7 @@ constexpr unsigned whole_warp = 0xffffffffu;
 void load_matrices(uint32_t* registers, const void* row, int matrices, bool transposed, Site site) {
     if (current->lane < unsigned(8 * matrices)) { // the other lanes' addresses are not used
         if (shared_offset(row, 16, site) % 16) fail(site, "the row address of ldmatrix is not a multiple of 16");
-        race::touch(row, 16, false);
+        race::touch(row, 16, false, site);
     }
     static constexpr Meeting plain[] = {load<1, false>, load<2, false>, load<4, false>};
     static constexpr Meeting across[] = {load<1, true>, load<2, true>, load<4, true>};

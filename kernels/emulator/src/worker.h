@@ -11,17 +11,19 @@ namespace emulator {
 constexpr unsigned max_threads = 1024;
 constexpr unsigned warp_size = 32;
 constexpr unsigned max_warps = max_threads / warp_size;
+constexpr size_t stack_bytes = 128 << 10;
 constexpr unsigned max_shared_bytes = 232448; // 227 KiB, what a Hopper block may ask for
 constexpr int named_barriers = 16;
 
 enum class State : uint8_t { ready, running, at_barrier, in_collective, on_condition, exited };
 
-/// A `cp.async` that has not landed.
+/// A `cp.async` that its thread has not waited for.
 struct Copy {
     unsigned char* shared;
     const unsigned char* global;
     unsigned bytes, source_bytes;
     uint64_t group;
+    bool landed;
     Site site;
 };
 
@@ -32,7 +34,7 @@ struct FiberThread : Thread {
     int waits_for_barrier;
     bool (*condition)(void*);
     void* condition_argument;
-    std::vector<Copy> copies; // issued and not landed, oldest first
+    std::vector<Copy> copies; // oldest first
     uint64_t groups;          // committed so far; the open group has this number
 };
 
