@@ -71,24 +71,17 @@ pub fn parse(path: &Path, folder: &Path, text: &str, seed: u64) -> Result<Flow> 
     }
     let mut tasks = Vec::new();
     for t in file.tables(&table, "task")? {
-        file.known("task.", t, &["name", "file", "edges", "fusions"])?;
+        file.known("task.", t, &["name", "file", "edges", "fusions", "pruned"])?;
         let all: Vec<usize> = (0..names.len()).collect();
         tasks.push(Task {
             name: file.text("task.name", file.required("task", t, "name")?)?,
             file: file.at("task.file", file.required("task", t, "file")?)?,
             edges: t.get("edges").map_or(Ok(all), |v| file.members("task.edges", v, &names))?,
-            fusions: match t.get("fusions") {
-                None => true,
-                Some(Value::Boolean(b)) => *b,
-                Some(v) => return Err(file.wrong("task.fusions", v, "true or false")),
-            },
+            fusions: file.boolean("task.fusions", t.get("fusions"), true)?,
+            pruned: file.boolean("task.pruned", t.get("pruned"), false)?,
         });
     }
-    let joint = match table.get("joint") {
-        None => false,
-        Some(Value::Boolean(b)) => *b,
-        Some(v) => return Err(file.wrong("joint", v, "true or false")),
-    };
+    let joint = file.boolean("joint", table.get("joint"), false)?;
     Ok(Flow {
         base: file.at("base", file.required("", &table, "base")?)?,
         output: file.at("output", file.required("", &table, "output")?)?,
@@ -112,6 +105,14 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn wrong(&self, key: &str, found: &Value, expected: &str) -> Error {
         Error::file(self.path, format!("{key} is {found}, expected {expected}"))
+    }
+
+    fn boolean(&self, key: &str, value: Option<&Value>, default: bool) -> Result<bool> {
+        match value {
+            None => Ok(default),
+            Some(Value::Boolean(b)) => Ok(*b),
+            Some(v) => Err(self.wrong(key, v, "true or false")),
+        }
     }
 
     /// Fails at the first key that is none of `keys`, with the nearest one.

@@ -97,4 +97,6 @@ pub struct Task {
     pub edges: Vec<usize>,
     /// Whether fused adapters are evaluated on it.
     pub fusions: bool,
+    /// Whether the pruned models are evaluated on it, without adapters.
+    pub pruned: bool,
 }

@@ -70,7 +70,7 @@ impl Sweep {
     /// order. A joint or fused adapter belongs to the set that it was made of.
     pub fn lines<'a>(&'a self, set: &[String], tasks: &[&'a TaskResult]) -> Vec<Line<'a>> {
         let belongs = |c: &Column| match c.kind {
-            Kind::Base => true,
+            Kind::Base | Kind::Pruned => true,
             Kind::Edge => c.edges.iter().all(|e| set.contains(e)),
             Kind::Joint | Kind::Fusion => c.edges == set,
         };
@@ -169,6 +169,8 @@ pub struct TaskResult {
 pub enum Kind {
     /// The model without adapter.
     Base,
+    /// A pruned model without adapter.
+    Pruned,
     /// One edge's recovered adapter.
     Edge,
     /// An adapter trained on pooled data.

@@ -153,6 +153,8 @@ struct Candidate {
     kind: Kind,
     name: String,
     edges: Vec<usize>,
+    /// The model that it was trained on.
+    pruned: Option<Done>,
     done: Done,
 }
 
@@ -162,12 +164,13 @@ impl<B: Backend> Runner<'_, B> {
         let flow = self.flow;
         let (mut candidates, mut edges, mut joints) = (Vec::new(), Vec::new(), Vec::new());
         for (n, edge) in flow.edges.iter().enumerate() {
-            let (recovered, result) = self.edge::<T>(&place, edge, ratio, 1)?;
+            let (pruned, recovered, result) = self.edge::<T>(&place, edge, ratio, 1)?;
             edges.push(result);
             candidates.push(Candidate {
                 kind: Kind::Edge,
                 name: edge.name.clone(),
                 edges: vec![n],
+                pruned: Some(pruned),
                 done: recovered,
             });
         }
@@ -184,12 +187,13 @@ impl<B: Backend> Runner<'_, B> {
                 val: None,
                 target: first.target,
             };
-            let (recovered, result) = self.edge::<T>(&place, &pooled, ratio, set.len() as u64)?;
+            let (pruned, recovered, result) = self.edge::<T>(&place, &pooled, ratio, set.len() as u64)?;
             joints.push(result);
             candidates.push(Candidate {
                 kind: Kind::Joint,
                 name: "joint".into(),
                 edges: set.to_vec(),
+                pruned: Some(pruned),
                 done: recovered,
             });
         }
@@ -205,6 +209,7 @@ impl<B: Backend> Runner<'_, B> {
                 kind: Kind::Fusion,
                 name: fusion.name.clone(),
                 edges: fusion.edges.clone(),
+                pruned: None,
                 done,
             });
         }
@@ -216,15 +221,15 @@ impl<B: Backend> Runner<'_, B> {
         Ok(Sweep { ratio, edges, joints, fusions, tasks })
     }
 
-    /// Prunes, trains `times` as long as the flow says, and recovers one edge. One with memory for the full model trains
-    /// that, and has nothing to recover.
+    /// Prunes, trains `times` as long as the flow says, and recovers one edge: its model, its adapter, its report. One
+    /// with memory for the full model trains that, and has nothing to recover.
     fn edge<T: Real>(
         &mut self,
         place: &str,
         edge: &Edge,
         ratio: Option<f64>,
         times: u64,
-    ) -> Result<(Done, EdgeResult)> {
+    ) -> Result<(Done, Done, EdgeResult)> {
         let amount = match (edge.target, ratio) {
             (Some(Target::Ratio(r)), _) => Amount::Ratio(r),
             (Some(Target::Memory(m)), _) => Amount::Memory(m),
@@ -260,10 +265,14 @@ impl<B: Backend> Runner<'_, B> {
             train::Prepared::new::<B, T>(backend, options, common)?.run::<B, T>(backend, common)
         })?;
         let losses = metrics::read(&trained.dir)?.iter().map(|m| m.loss).collect();
-        let result =
-            EdgeResult { name: edge.name.clone(), prune: pruned.report, train: trained.report.clone(), losses };
+        let result = EdgeResult {
+            name: edge.name.clone(),
+            prune: pruned.report.clone(),
+            train: trained.report.clone(),
+            losses,
+        };
         if pruned.dir == self.flow.base {
-            return Ok((trained, result));
+            return Ok((pruned, trained, result));
         }
         let name = format!("{place}/{}/recovered", edge.name);
         let options = RecoverOptions {
@@ -273,7 +282,7 @@ impl<B: Backend> Runner<'_, B> {
         };
         let read = [trained.print.clone(), self.base_print.clone()];
         let recovered = self.stage(&name, "recover", "", &read, |common| recover::run(&options, common))?;
-        Ok((recovered, result))
+        Ok((pruned, recovered, result))
     }
 
     /// One pruned model, shared by the edges of one amount; the base itself where that trains in the memory.
@@ -351,43 +360,62 @@ impl<B: Backend> Runner<'_, B> {
                 _ => task.edges.iter().all(|e| c.edges.contains(e)),
             })
             .collect();
-        let name = format!("{place}/tasks/{}", task.name);
+        let (mut columns, report) = (Vec::new(), format!("{place}/tasks/{}", task.name));
         let label = |c: &Candidate| format!("{}@{}", c.name, self.flow.names(&c.edges).join("+"));
         let mut read = vec![self.base_print.clone(), self.file(&task.file)?];
         read.extend(own.iter().map(|c| c.done.print.clone()));
         let options = EvalOptions {
-            model: self.flow.base.clone(),
             adapters: own.iter().map(|c| (label(c), c.done.dir.clone())).collect(),
+            ..self.task_options(task, &report)
+        };
+        let done = self.score::<T>(&report, options, &read)?;
+        let heads = std::iter::once((Kind::Base, "base".to_string(), Vec::new()))
+            .chain(own.iter().map(|c| (c.kind, c.name.clone(), self.flow.names(&c.edges))));
+        for (n, (kind, name, edges)) in heads.enumerate() {
+            columns.push(column(&done.report, n, kind, name, edges));
+        }
+        if task.pruned {
+            for model in self.pruned_models(candidates) {
+                let name =
+                    model.dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                let report = format!("{report} of pruned {name}");
+                let options = EvalOptions { model: model.dir.clone(), ..self.task_options(task, &report) };
+                let read = [model.print, self.file(&task.file)?];
+                let done = self.score::<T>(&report, options, &read)?;
+                columns.push(column(&done.report, 0, Kind::Pruned, format!("pruned, {name}"), Vec::new()));
+            }
+        }
+        columns.sort_by_key(|c| c.kind);
+        let columns = with_client_means(columns);
+        Ok(TaskResult { name: task.name.clone(), edges: self.flow.names(&task.edges), columns })
+    }
+
+    /// The base alone on `task`, into the folder `name`.
+    fn task_options(&self, task: &Task, name: &str) -> EvalOptions {
+        EvalOptions {
+            model: self.flow.base.clone(),
             base: true,
             tasks: vec![task.file.clone()],
             batch_tokens: BATCH_TOKENS,
-            out: Some(self.flow.output.join(&name)),
+            out: Some(self.flow.output.join(name)),
             ..EvalOptions::default()
-        };
+        }
+    }
+
+    fn score<T: Real>(&mut self, name: &str, options: EvalOptions, read: &[String]) -> Result<Done> {
         let backend = self.backend;
-        let run = move |common: &Common| evaluate::run::<B, T>(backend, &options, common);
-        let done = self.stage(&name, "eval", "", &read, run)?;
-        let heads = std::iter::once((Kind::Base, "base".to_string(), Vec::new()))
-            .chain(own.iter().map(|c| (c.kind, c.name.clone(), self.flow.names(&c.edges))));
-        let columns = heads
-            .enumerate()
-            .map(|(n, (kind, name, edges))| {
-                let at = |field: &str| done.report.pointer(&format!("/tasks/0/columns/{n}/{field}"));
-                let count = |field: &str| at(field).and_then(Value::as_u64).unwrap_or(0) as usize;
-                let share = |field: &str| at(field).and_then(Value::as_f64).unwrap_or(f64::NAN);
-                Column {
-                    kind,
-                    name,
-                    edges,
-                    items: count("items"),
-                    correct: count("correct"),
-                    accuracy: share("accuracy"),
-                    standard_error: share("standard_error"),
-                }
-            })
-            .collect();
-        let columns = with_client_means(columns);
-        Ok(TaskResult { name: task.name.clone(), edges: self.flow.names(&task.edges), columns })
+        self.stage(name, "eval", "", read, move |common| evaluate::run::<B, T>(backend, &options, common))
+    }
+
+    /// The models that the adapters of one round were trained on, but for the base.
+    fn pruned_models(&self, candidates: &[Candidate]) -> Vec<Done> {
+        let mut models: Vec<Done> = Vec::new();
+        for model in candidates.iter().filter_map(|c| c.pruned.as_ref()) {
+            if model.dir != self.flow.base && models.iter().all(|m| m.dir != model.dir) {
+                models.push(model.clone());
+            }
+        }
+        models
     }
 
     /// Does the stage `name`, or keeps it if it was finished with these inputs.
@@ -430,6 +458,22 @@ impl<B: Backend> Runner<'_, B> {
         let hash = digest::sha256_file(path)?;
         self.files.insert(path.to_path_buf(), hash.clone());
         Ok(hash)
+    }
+}
+
+/// Column `n` of an evaluation's report on one task.
+fn column(report: &Value, n: usize, kind: Kind, name: String, edges: Vec<String>) -> Column {
+    let at = |field: &str| report.pointer(&format!("/tasks/0/columns/{n}/{field}"));
+    let count = |field: &str| at(field).and_then(Value::as_u64).unwrap_or(0) as usize;
+    let share = |field: &str| at(field).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    Column {
+        kind,
+        name,
+        edges,
+        items: count("items"),
+        correct: count("correct"),
+        accuracy: share("accuracy"),
+        standard_error: share("standard_error"),
     }
 }
 
