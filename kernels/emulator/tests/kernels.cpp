@@ -1,4 +1,4 @@
-// The project's kernels against plain loops in f64: usage kernels [KERNEL FILE]
+// The project's kernels against plain loops in f64: usage kernels [KERNEL FILE | pipeline | time]
 #include "device.h"
 #include "numbers.h"
 
@@ -81,6 +81,25 @@ void swiglu(int tokens, int width) {
     expect("swiglu_bwd", tokens, width, result_bwd, worst_bwd.error, bf16_tolerance);
 }
 
+void pipeline(int m, int n, int k) {
+    const auto a = rows(1, m, k, k, 1), b = rows(2, n, k, k, 1);
+    Array<uint16_t> a_(a), b_(b), c_(size_t(m) * n);
+    const Shape shape{unsigned(n + 63) / 64, unsigned(m + 63) / 64, 128, 3 * 2 * 64 * 40 * 2};
+    const int result = launch("pipeline", shape, c_, a_, b_, m, n, k);
+    const auto c = c_.read();
+    std::vector<float> wide_a(a.size()), wide_b(b.size());
+    for (size_t i = 0; i < a.size(); i++) wide_a[i] = float(wide(a[i]));
+    for (size_t i = 0; i < b.size(); i++) wide_b[i] = float(wide(b[i]));
+    Worst worst;
+    for (int row = 0; row < m; row++)
+        for (int column = 0; column < n; column++) {
+            double sum = 0;
+            for (int i = 0; i < k; i++) sum += wide_a[size_t(row) * k + i] * wide_b[size_t(column) * k + i];
+            worst.add(wide(c[size_t(row) * n + column]), sum);
+        }
+    expect("pipeline", m, n, result, worst.error, bf16_tolerance);
+}
+
 } // namespace
 
 int main(int count, char** arguments) {
@@ -89,5 +108,11 @@ int main(int count, char** arguments) {
         if (only.empty() || only == "rms_norm") rms_norm(3, width, width > 512 ? 128 : 64);
         if (only.empty() || only == "swiglu") swiglu(3, width);
     }
+    if (only == "pipeline") {
+        pipeline(64, 64, 8);
+        pipeline(70, 65, 200);
+        pipeline(128, 64, 256);
+    }
+    if (only == "time") pipeline(512, 512, 512);
     check(!cuCtxSynchronize(), "synchronize");
 }
