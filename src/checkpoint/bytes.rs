@@ -80,16 +80,22 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-/// The whole file at `path`, mapped, or read into memory where `no_mmap` asks for it. A folder or a device is an error.
-pub fn load(path: &Path, no_mmap: bool) -> Result<Owner> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let meta = file.metadata().map_err(Error::io(path))?;
+/// Opens the file at `path`; gives its length too. A folder is an error, and so is a device or a pipe, which may have no
+/// end, or keep whoever opens it waiting.
+pub fn open(path: &Path) -> Result<(File, u64)> {
+    let meta = std::fs::metadata(path).map_err(Error::io(path))?;
     if !meta.is_file() {
         let found = if meta.is_dir() { "a folder" } else { "no regular file" };
         return Err(Error::file(path, format!("is {found}, expected a file")));
     }
+    Ok((File::open(path).map_err(Error::io(path))?, meta.len()))
+}
+
+/// The whole file at `path`, mapped, or read into memory where `no_mmap` asks for it.
+pub fn load(path: &Path, no_mmap: bool) -> Result<Owner> {
+    let (mut file, len) = open(path)?;
     if no_mmap {
-        return read(path, &mut file, meta.len());
+        return read(path, &mut file, len);
     }
     #[allow(unsafe_code)]
     // SAFETY: the mapping is private and read only. Another process that truncates the file meanwhile ends this one

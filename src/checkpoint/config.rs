@@ -16,7 +16,8 @@ pub const CONFIG: &str = "config.json";
 
 /// Far above any model; keeps products of sizes within u64 and lists of tensors within memory.
 const MAX_SIZE: usize = 1 << 22;
-const MAX_LAYERS: usize = 1 << 14;
+/// The most layers that a model may have.
+pub const MAX_LAYERS: usize = 1 << 14;
 const MAX_POSITIONS: usize = 1 << 31;
 
 /// Which reader a folder is written for.
@@ -262,7 +263,7 @@ impl ModelConfig {
             RopeKind::Dynamic { factor } => (self.positions as f64 * factor) as usize,
             _ => self.positions,
         };
-        positions.min(self.sliding_window.unwrap_or(usize::MAX))
+        positions.min(self.sliding_window.unwrap_or(MAX_POSITIONS)).min(MAX_POSITIONS)
     }
 
     /// An error where a sequence of `tokens` tokens is longer than the model allows; says which key limits it.

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::bytes;
 use crate::error::{Error, Result};
 
 /// A running SHA-256.
@@ -39,7 +40,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 /// SHA-256 of the file at `path`, 64 hexadecimal digits.
 pub fn sha256_file(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
+    let (mut file, _) = bytes::open(path)?;
     let mut hasher = Hasher::default();
     let mut buf = vec![0; 1 << 20];
     loop {

@@ -1,7 +1,6 @@
 //! JSON files: read whole with a bound, a key twice in one object is an error.
 
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::bytes;
 use crate::error::{Error, Result};
 
 /// The most bytes a JSON file may have: more than the index of any model, less than what fills memory.
@@ -79,11 +79,7 @@ impl<'de> Visitor<'de> for UniqueVisitor {
 
 /// The bytes of the file at `path`; an error above 256 MiB.
 pub fn read_bounded(path: &Path) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let meta = file.metadata().map_err(Error::io(path))?;
-    if meta.is_dir() {
-        return Err(Error::file(path, "is a folder, expected a file"));
-    }
+    let (file, _) = bytes::open(path)?;
     let mut text = Vec::new();
     file.take(MAX_JSON + 1).read_to_end(&mut text).map_err(Error::io(path))?;
     if text.len() as u64 > MAX_JSON {

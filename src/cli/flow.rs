@@ -8,15 +8,20 @@ use toml::{Table, Value};
 use super::args::{FuseHow, PruneHow, ShapeArgs, TrainHow};
 use super::plan;
 use super::size::ByteSize;
+use crate::checkpoint::json;
 use crate::error::{Error, Result};
 use crate::stage::flow::{Edge, Flow, Fusion, Joint, Target, Task};
 
 const TOP: [&str; 10] =
     ["base", "output", "seed", "ratios", "joint", "prune", "train", "edge", "fuse", "task"];
 
+/// The most fusions of a flow: lists multiply.
+const MOST_FUSIONS: usize = 1000;
+
 /// Reads the flow at `path`; `seed` is the command line's, which the file's overrides.
 pub fn read(path: &Path, seed: u64) -> Result<Flow> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = String::from_utf8(json::read_bounded(path)?)
+        .map_err(|e| Error::file(path, format!("is not UTF-8: {e}")))?;
     let folder = path.parent().unwrap_or(Path::new("."));
     parse(path, folder, &text, seed)
 }
@@ -288,6 +293,16 @@ impl Reader<'_> {
         } else {
             vec![all]
         };
+        let choices = |(key, value): (&String, &Value)| match value {
+            Value::Array(list) if key != "weights" => list.len(),
+            _ => 1,
+        };
+        let made = t.iter().map(choices).fold(sets.len(), usize::saturating_mul);
+        if out.len().saturating_add(made) > MOST_FUSIONS {
+            let why =
+                format!("has a [[fuse]] that makes {made} fusions, expected at most {MOST_FUSIONS} in all");
+            return Err(Error::file(self.path, why));
+        }
         let mut combinations = vec![Table::new()];
         for (key, value) in &t {
             let choices: Vec<Value> = match value {

@@ -29,24 +29,20 @@ pub fn sample(documents: &[Document], samples: usize, tokens: usize, seed: u64) 
     }
     let mut taken: Vec<(usize, usize)> = Vec::with_capacity(samples);
     let draws = random.at_step(1);
-    let mut draw = 0;
-    for &d in order.iter().cycle() {
-        if taken.len() == samples {
-            break;
+    // Places taken of each document, ascending.
+    let mut used: Vec<Vec<usize>> = vec![Vec::new(); documents.len()];
+    while taken.len() < samples {
+        for &d in order.iter().take(samples - taken.len()) {
+            // The chosen place among those of this document that are free.
+            let mut start = draws.below(taken.len() as u64, windows(d) - used[d].len());
+            for &place in &used[d] {
+                start += usize::from(place <= start);
+            }
+            let at = used[d].partition_point(|&place| place < start);
+            used[d].insert(at, start);
+            taken.push((d, start));
         }
-        let used = taken.iter().filter(|t| t.0 == d).count();
-        if used == windows(d) {
-            continue;
-        }
-        // The chosen place among those of this document that are free.
-        let mut start = draws.below(draw, windows(d) - used);
-        draw += 1;
-        let mut before: Vec<usize> = taken.iter().filter(|t| t.0 == d).map(|t| t.1).collect();
-        before.sort_unstable();
-        for place in before {
-            start += usize::from(place <= start);
-        }
-        taken.push((d, start));
+        order.retain(|&d| used[d].len() < windows(d));
     }
     let cut = |(d, start): (usize, usize)| {
         let ids = &documents[d].ids;

@@ -98,10 +98,9 @@ fn load_file(
     let examples: Vec<(usize, Result<Example, String>)> = if lines::is_jsonl(path) {
         lines::numbered(&text).map(|(number, line)| (number, lines::object(line).and_then(example))).collect()
     } else {
-        lines::plain_documents(&text)
-            .into_iter()
-            .map(|r| (lines::line_of(&text, r.start), Ok(Example::Text(text[r].to_string()))))
-            .collect()
+        let places = lines::plain_documents(&text);
+        let texts = places.iter().map(|r| Ok(Example::Text(text[r.clone()].to_string())));
+        lines::lines_of(&text, places.iter().map(|r| r.start)).zip(texts).collect()
     };
     let chats = examples.iter().any(|(_, e)| matches!(e, Ok(Example::Messages { .. })));
     let chat = match chats {

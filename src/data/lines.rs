@@ -1,13 +1,12 @@
 //! Files of lines: JSON objects one a line, or plain text.
 
-use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::checkpoint::json;
+use crate::checkpoint::{bytes, json};
 use crate::error::{Error, Result};
 
 /// Whether the file's name says that it holds a JSON object a line: `.jsonl`, `.ndjson` or `.json`.
@@ -17,11 +16,11 @@ pub fn is_jsonl(path: &Path) -> bool {
 
 /// All of the file at `path`, which is UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    if file.metadata().map_err(Error::io(path))?.is_dir() {
-        return Err(Error::file(path, "is a folder, expected a file"));
-    }
+    let (mut file, len) = bytes::open(path)?;
     let mut bytes = Vec::new();
+    if usize::try_from(len).ok().is_none_or(|n| bytes.try_reserve_exact(n).is_err()) {
+        return Err(Error::file(path, format!("has {len} bytes, for which there is no memory")));
+    }
     file.read_to_end(&mut bytes).map_err(Error::io(path))?;
     String::from_utf8(bytes).map_err(|e| {
         let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
@@ -90,9 +89,14 @@ pub fn plain_documents(text: &str) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// The number, from 1, of the line that byte `at` of `text` is in.
-pub fn line_of(text: &str, at: usize) -> usize {
-    text.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count() + 1
+/// The number, from 1, of the line that each of the ascending `places` (bytes) of `text` is in.
+pub fn lines_of(text: &str, places: impl IntoIterator<Item = usize>) -> impl Iterator<Item = usize> {
+    let (mut line, mut from) = (1, 0);
+    places.into_iter().map(move |at| {
+        line += text.as_bytes()[from..at].iter().filter(|&&b| b == b'\n').count();
+        from = at;
+        line
+    })
 }
 
 #[cfg(test)]
@@ -110,7 +114,7 @@ mod tests {
         assert_eq!(parts("a\nb\n\n \nc\r\n\r\nd"), ["a\nb", "c", "d"]);
         assert_eq!(parts("\na\n\nb\n<|endoftext|>\nc<|endoftext|>"), ["a\n\nb", "c"]);
         assert_eq!(parts(" \n\n"), Vec::<&str>::new());
-        assert_eq!(line_of("a\nb\nc", 4), 3);
+        assert_eq!(lines_of("a\nb\nc", [0, 2, 2, 4]).collect::<Vec<_>>(), [1, 2, 2, 3]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod calibration;
 pub mod chat;
 pub mod date;
 pub mod documents;
+mod foreign;
 pub mod lines;
 pub mod prefix_tree;
 pub mod schedule;

@@ -1,5 +1,8 @@
 //! An item's options as a prefix tree below its context, so that each token is fed once.
 
+use std::collections::HashMap;
+use std::ops::Range;
+
 use super::template::Prompt;
 use super::tokenizer::Tokenizer;
 use crate::error::Result;
@@ -66,14 +69,17 @@ impl PrefixTree {
                 None => return Ok(Err(Unfit::EmptyContext)),
             }
         }
-        let tree = PrefixTree::new(context, &options);
-        Ok(if tree.needs <= positions { Ok(tree) } else { Err(Unfit::TooLong { needs: tree.needs }) })
+        let needs = needed(&context, &options);
+        Ok(if needs <= positions {
+            Ok(PrefixTree::new(context, &options))
+        } else {
+            Err(Unfit::TooLong { needs })
+        })
     }
 
     /// The tree of `options`, none of them empty, below `context`, which is not empty either.
     pub fn new(context: Vec<u32>, options: &[Vec<u32>]) -> PrefixTree {
-        let c = context.len();
-        let longest = options.iter().map(Vec::len).max().unwrap_or(1);
+        let (c, needs) = (context.len(), needed(&context, options));
         let whole = Segment { q: 0..c, own: 0, past: Vec::new() };
         let mut tree = PrefixTree {
             ids: context,
@@ -81,10 +87,10 @@ impl PrefixTree {
             asked: Vec::new(),
             options: vec![Vec::new(); options.len()],
             context: c,
-            needs: c + longest - 1,
+            needs,
         };
         let every: Vec<usize> = (0..options.len()).collect();
-        tree.grow(options, &every, 0, c - 1, &mut vec![0..c]);
+        tree.grow(options, every, 0, c - 1, &mut vec![0..c]);
         // The walk goes down before it goes on, so rows are not in order yet.
         let mut order: Vec<usize> = (0..tree.asked.len()).collect();
         order.sort_by_key(|&n| tree.asked[n].0);
@@ -101,30 +107,27 @@ impl PrefixTree {
 
     /// Adds what follows row `row`, the end of the shared first `depth` tokens of the options `alive`; `path` are
     /// the rows from the context down to it.
+    ///
+    /// It calls itself where options part, and only there: long options are no deep recursion.
     fn grow(
         &mut self,
         options: &[Vec<u32>],
-        alive: &[usize],
-        depth: usize,
-        row: usize,
-        path: &mut Vec<std::ops::Range<usize>>,
+        mut alive: Vec<usize>,
+        mut depth: usize,
+        mut row: usize,
+        path: &mut Vec<Range<usize>>,
     ) {
-        let mut left = alive;
-        let mut done: Vec<u32> = Vec::new();
-        while let Some((&first, rest)) = left.split_first() {
-            left = rest;
-            let Some(&token) = options[first].get(depth) else { continue };
-            if done.contains(&token) {
-                continue;
-            }
-            done.push(token);
-            let same: Vec<usize> =
-                alive.iter().copied().filter(|&o| options[o].get(depth) == Some(&token)).collect();
-            for &o in &same {
-                self.options[o].push(self.asked.len());
-            }
-            self.asked.push((row as u32, token));
-            if same.iter().any(|&o| options[o].len() > depth + 1) {
+        'down: loop {
+            let next = followers(options, &alive, depth);
+            let only = next.len() == 1;
+            for (token, same) in next {
+                for &o in &same {
+                    self.options[o].push(self.asked.len());
+                }
+                self.asked.push((row as u32, token));
+                if same.iter().all(|&o| options[o].len() <= depth + 1) {
+                    continue;
+                }
                 let here = self.ids.len();
                 self.ids.push(token);
                 let depth_of_path = path.len();
@@ -139,14 +142,40 @@ impl PrefixTree {
                         path.push(here..here + 1);
                     }
                 }
-                self.grow(options, &same, depth + 1, here, path);
+                if only {
+                    // The path is set right again where options parted above.
+                    (alive, depth, row) = (same, depth + 1, here);
+                    continue 'down;
+                }
+                self.grow(options, same, depth + 1, here, path);
                 path.truncate(depth_of_path);
                 if continues && let Some(last) = path.last_mut() {
                     last.end = here;
                 }
             }
+            return;
         }
     }
+}
+
+/// Positions that the longest of `options` after `context` needs: the last token is not fed.
+fn needed(context: &[u32], options: &[Vec<u32>]) -> usize {
+    context.len() + options.iter().map(Vec::len).max().unwrap_or(1) - 1
+}
+
+/// The tokens that the options `alive` have at `depth`, in order of first appearance, each with who has it.
+fn followers(options: &[Vec<u32>], alive: &[usize], depth: usize) -> Vec<(u32, Vec<usize>)> {
+    let mut next: Vec<(u32, Vec<usize>)> = Vec::new();
+    let mut places: HashMap<u32, usize> = HashMap::new();
+    for &o in alive {
+        let Some(&token) = options[o].get(depth) else { continue };
+        let place = *places.entry(token).or_insert(next.len());
+        if place == next.len() {
+            next.push((token, Vec::new()));
+        }
+        next[place].1.push(o);
+    }
+    next
 }
 
 #[cfg(test)]
@@ -200,6 +229,14 @@ mod tests {
         assert_eq!(tree.asked, [(2, 7), (2, 8), (2, 9)]);
         assert_eq!(tree.options, [[0], [1], [2], [0]]);
         assert_eq!(tree.needs, 3);
+    }
+
+    #[test]
+    fn long_options_are_no_deep_recursion() {
+        let long: Vec<u32> = (0..200_000).collect();
+        let tree = PrefixTree::new(vec![1], &[long.clone(), long[..150_000].to_vec(), vec![0, 7]]);
+        assert_eq!((tree.ids.len(), tree.needs), (200_000, 200_000));
+        assert_eq!(tree.options.iter().map(Vec::len).collect::<Vec<_>>(), [200_000, 150_000, 2]);
     }
 
     #[test]

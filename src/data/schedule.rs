@@ -8,6 +8,11 @@ use super::documents::Document;
 use crate::error::{Error, Result};
 use crate::random::{Philox, Purpose};
 
+/// Epochs are counted before the run, each in a new order: more of them than this, or more documents in all of them
+/// together, would take longer than a user waits.
+const MOST_EPOCHS: f64 = 1e6;
+const MOST_LOOKED_AT: f64 = 2e9;
+
 /// How long to train.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Extent {
@@ -51,7 +56,7 @@ pub struct Schedule<'a> {
     steps: u64,
     /// All rows of the run.
     total_rows: u64,
-    /// Rows of the epochs before each epoch that the run touches, and of all of them.
+    /// Rows of the epochs before each epoch that was looked at so far, and of all of them.
     rows_before: Vec<u64>,
     current: Epoch,
 }
@@ -64,9 +69,10 @@ impl<'a> Schedule<'a> {
             let why = "--batch, --grad-accum and --seq must be at least 1";
             return Err(Error::Usage(format!("{why}, found {batch}, {grad_accum} and {seq}")));
         }
-        if batch.checked_mul(seq).is_none_or(|tokens| tokens > u32::MAX as usize / 2) {
+        let tokens = batch.checked_mul(grad_accum).and_then(|rows| rows.checked_mul(seq));
+        if tokens.is_none_or(|tokens| tokens > u32::MAX as usize / 2) {
             return Err(Error::Usage(format!(
-                "--batch {batch} × --seq {seq} is too many tokens for one pass"
+                "--batch {batch} × --grad-accum {grad_accum} × --seq {seq} is too many tokens for one step"
             )));
         }
         if documents.is_empty() || documents.len() > u32::MAX as usize {
@@ -85,32 +91,30 @@ impl<'a> Schedule<'a> {
             rows_before: vec![0],
             current: Epoch::none(),
         };
-        let mut rows = 0u64;
         schedule.total_rows = match extent {
             Extent::Steps(steps) => {
                 if steps == 0 {
                     return Err(Error::Usage("--steps is 0, expected at least 1".into()));
                 }
-                let needed = steps.checked_mul(per_step).ok_or_else(|| {
+                steps.checked_mul(per_step).ok_or_else(|| {
                     Error::Usage(format!("--steps {steps} × {per_step} rows is more than can be counted"))
-                })?;
-                while rows < needed {
-                    rows += schedule.count_rows(schedule.rows_before.len() as u64 - 1);
-                    schedule.rows_before.push(rows);
-                }
-                needed
+                })?
             }
             Extent::Epochs(epochs) => {
-                if !(epochs > 0.0 && epochs <= 1e9) {
+                if !(epochs > 0.0 && epochs <= MOST_EPOCHS) {
                     return Err(Error::Usage(format!(
-                        "--epochs is {epochs}, expected more than 0, at most 1e9"
+                        "--epochs is {epochs}, expected more than 0, at most {MOST_EPOCHS}"
+                    )));
+                }
+                if epochs * documents.len() as f64 > MOST_LOOKED_AT {
+                    return Err(Error::Usage(format!(
+                        "--epochs {epochs} of {} documents is more than can be planned: give --steps",
+                        documents.len()
                     )));
                 }
                 let mut total = 0;
                 for number in 0..epochs.ceil() as u64 {
-                    let own = schedule.count_rows(number);
-                    rows += own;
-                    schedule.rows_before.push(rows);
+                    let own = schedule.look_at_next();
                     let part = (epochs - number as f64).min(1.0);
                     total += ((part * own as f64).ceil() as u64).min(own);
                 }
@@ -119,6 +123,11 @@ impl<'a> Schedule<'a> {
         };
         schedule.steps = schedule.total_rows.div_ceil(per_step);
         Ok(schedule)
+    }
+
+    /// Rows of the run.
+    pub fn rows(&self) -> u64 {
+        self.total_rows
     }
 
     /// Optimizer steps of the run.
@@ -153,25 +162,47 @@ impl<'a> Schedule<'a> {
 
     /// The documents of row `row` of the run.
     fn row(&mut self, row: u64) -> Vec<u32> {
-        let number = self.rows_before.partition_point(|&before| before <= row) as u64 - 1;
+        let (number, at) = self.place(row);
         if self.current.number != number {
             self.current = self.epoch(number);
         }
-        let at = (row - self.rows_before[number as usize]) as usize;
         let Epoch { order, rows, .. } = &self.current;
         order[rows[at]..rows[at + 1]].to_vec()
     }
 
-    fn count_rows(&mut self, number: u64) -> u64 {
-        // Without packing or shuffling all epochs have as many rows as the first.
-        let alike = !self.packing.pack || !self.packing.shuffle;
-        match (alike, self.rows_before.get(1)) {
-            (true, Some(&first)) => first,
-            _ => {
-                self.current = self.epoch(number);
-                self.current.rows.len() as u64 - 1
+    /// The epoch of row `row` of the run, and which of the epoch's rows it is.
+    fn place(&mut self, row: u64) -> (u64, usize) {
+        while self.looked_at() <= row {
+            let own = self.look_at_next();
+            if self.alike() {
+                return (row / own, (row % own) as usize);
             }
         }
+        let number = self.rows_before.partition_point(|&before| before <= row) - 1;
+        (number as u64, (row - self.rows_before[number]) as usize)
+    }
+
+    /// Rows of all epochs that were looked at.
+    fn looked_at(&self) -> u64 {
+        self.rows_before.last().copied().unwrap_or(0)
+    }
+
+    /// Counts the rows of the first epoch that was not looked at yet; each has at least one.
+    fn look_at_next(&mut self) -> u64 {
+        let own = match self.rows_before.get(1) {
+            Some(&first) if self.alike() => first,
+            _ => {
+                self.current = self.epoch(self.rows_before.len() as u64 - 1);
+                self.current.rows.len() as u64 - 1
+            }
+        };
+        self.rows_before.push(self.looked_at() + own);
+        own
+    }
+
+    /// Whether all epochs have as many rows as the first: without packing or shuffling.
+    fn alike(&self) -> bool {
+        !self.packing.pack || !self.packing.shuffle
     }
 
     fn epoch(&self, number: u64) -> Epoch {
@@ -264,6 +295,27 @@ mod tests {
         assert!(Schedule::new(&[], four, Extent::Steps(1)).is_err());
         let mut s = Schedule::new(&docs, four, Extent::Steps(2)).unwrap();
         assert!(s.step(2).is_err());
+    }
+
+    #[test]
+    fn absurd_lengths_are_refused_or_cost_nothing() {
+        let documents = documents(&[3, 4]);
+        let packing = Packing { batch: 2, grad_accum: 1, seq: 8, pack: true, shuffle: true, seed: 0 };
+        let new = |packing, extent| Schedule::new(&documents, packing, extent).map(|s| s.steps());
+        assert_eq!(new(packing, Extent::Steps(1 << 60)).unwrap(), 1 << 60);
+        for shuffle in [false, true] {
+            let mut long =
+                Schedule::new(&documents, Packing { shuffle, ..packing }, Extent::Steps(1 << 60)).unwrap();
+            assert_eq!(long.step(2).unwrap()[0].tokens(), 14);
+        }
+        for grad_accum in [1 << 40, usize::MAX] {
+            let err = new(Packing { grad_accum, ..packing }, Extent::Steps(1)).unwrap_err().to_string();
+            assert!(err.contains("--grad-accum") && err.contains("too many tokens"), "{err}");
+        }
+        assert!(new(packing, Extent::Steps(u64::MAX)).is_err());
+        for epochs in [1e9, f64::NAN, f64::INFINITY, -1.0, 0.0] {
+            assert!(new(packing, Extent::Epochs(epochs)).unwrap_err().to_string().contains("--epochs"));
+        }
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
+use super::foreign;
 use crate::checkpoint::json;
 use crate::error::{Error, Result};
 
@@ -13,6 +15,8 @@ use crate::error::{Error, Result};
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
+    /// V.
+    vocab: usize,
     /// What the post-processor puts before a text, the BOS never twice.
     prefix: Vec<u32>,
     bos: Option<u32>,
@@ -45,13 +49,18 @@ impl Tokenizer {
     pub fn load(dir: &Path, vocab: usize) -> Result<Tokenizer> {
         let path = dir.join("tokenizer.json");
         let bytes = json::read_bounded(&path)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+        serde_json::from_slice::<IgnoredAny>(&bytes)
+            .map_err(|e| Error::file(&path, format!("is not the JSON expected: {e}")))?;
+        let read = || -> tokenizers::Result<_> {
+            let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
+            // Training and scoring cut by their own rules, and never pad.
+            inner.with_truncation(None)?;
+            inner.with_padding(None);
+            let size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+            Ok((inner, size))
+        };
+        let (inner, size) = called(foreign::catch(read))
             .map_err(|e| Error::file(&path, format!("is not a tokenizer that can be read: {e}")))?;
-        // Training and scoring cut by their own rules, and never pad.
-        inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
-        inner.with_padding(None);
-
-        let size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         if size > vocab {
             let why = format!("has ids up to {}, expected below the model's vocab_size of {vocab}", size - 1);
             return Err(Error::file(&path, format!("{why}: it belongs to another model")));
@@ -91,7 +100,7 @@ impl Tokenizer {
 
         let chat = chat_template(dir, &config_path, &config)?;
         let mut tokenizer =
-            Tokenizer { inner, path, prefix: Vec::new(), bos, eos, stops, special_names, chat };
+            Tokenizer { inner, path, vocab, prefix: Vec::new(), bos, eos, stops, special_names, chat };
         tokenizer.prefix = tokenizer.find_prefix()?;
         Ok(tokenizer)
     }
@@ -100,7 +109,7 @@ impl Tokenizer {
     /// tokens, a BOS that stands there twice taken once.
     fn find_prefix(&self) -> Result<Vec<u32>> {
         let body = self.encode_plain("a")?;
-        let whole = self.inner.encode_fast("a", true).map_err(|e| self.failed(&e.to_string()))?;
+        let whole = self.encoded(|| self.inner.encode_fast("a", true))?;
         let whole = whole.get_ids();
         let at = match body.len() {
             0 => whole.iter().take_while(|&&id| Some(id) == self.bos).count(),
@@ -128,13 +137,13 @@ impl Tokenizer {
 
     /// Ids of `text` alone; special tokens that it spells out are recognised, none is added.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.failed(&e.to_string()))?;
+        let encoding = self.encoded(|| self.inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// Ids of `text` alone, each with the byte range of the text that it stands for.
     pub fn encode_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
-        let encoding = self.inner.encode(text, false).map_err(|e| self.failed(&e.to_string()))?;
+        let encoding = self.encoded(|| self.inner.encode(text, false))?;
         let ranges = encoding.get_offsets().iter().map(|&(from, to)| from..to);
         Ok(encoding.get_ids().iter().copied().zip(ranges).collect())
     }
@@ -153,7 +162,19 @@ impl Tokenizer {
 
     /// The text of `ids`, special tokens left out if `skip_special`.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|e| self.failed(&e.to_string()))
+        called(foreign::catch(|| self.inner.decode(ids, skip_special))).map_err(|e| self.failed(&e))
+    }
+
+    /// The encoding that `encode` gives, its ids checked: a post-processor may add any.
+    fn encoded(
+        &self,
+        encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
+    ) -> Result<tokenizers::Encoding> {
+        let encoding = called(foreign::catch(encode)).map_err(|e| self.failed(&e))?;
+        match encoding.get_ids().iter().find(|&&id| id as usize >= self.vocab) {
+            Some(id) => Err(self.failed(&format!("gives id {id}, the model's vocab_size is {}", self.vocab))),
+            None => Ok(encoding),
+        }
     }
 
     /// The beginning-of-sequence id, whether or not the post-processor uses it.
@@ -193,6 +214,11 @@ impl Tokenizer {
     fn failed(&self, why: &str) -> Error {
         Error::file(&self.path, why)
     }
+}
+
+/// What a call of the library gave, or what it objects to.
+fn called<T>(result: Result<tokenizers::Result<T>, String>) -> Result<T, String> {
+    result?.map_err(|e| e.to_string())
 }
 
 /// The object in the file at `path`, empty if there is no such file.

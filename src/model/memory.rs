@@ -92,12 +92,12 @@ impl Plan {
 
     /// Bytes of all buffers.
     pub fn total(&self) -> u64 {
-        self.rows.iter().map(|r| r.bytes).sum()
+        sum(self.rows.iter().map(|r| r.bytes))
     }
 
     /// Bytes of one part.
     pub fn part(&self, part: Part) -> u64 {
-        self.rows.iter().filter(|r| r.part == part).map(|r| r.bytes).sum()
+        sum(self.rows.iter().filter(|r| r.part == part).map(|r| r.bytes))
     }
 
     /// Fails with the plan's table, largest first, if it takes more than `limit` bytes.
@@ -118,12 +118,17 @@ impl Plan {
             text.push_str(&format!("\n  {size:>10}  {:<11}  {}", row.part.name(), row.name));
         }
         if let Some(rest) = rows.get(SHOWN..).filter(|r| !r.is_empty()) {
-            let size = human_bytes(rest.iter().map(|r| r.bytes).sum());
+            let size = human_bytes(sum(rest.iter().map(|r| r.bytes)));
             text.push_str(&format!("\n  {size:>10}  {} smaller buffers", rest.len()));
         }
         text.push_str("\nlower --batch, --seq or --rank, raise --recompute, or raise --memory-limit");
         Err(Error::Memory(text))
     }
+}
+
+/// The sum of sizes, which stays at the largest number where a plan of absurd sizes is beyond it.
+pub fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
+    bytes.fold(0, u64::saturating_add)
 }
 
 /// `1536` as `1.5 KiB`.

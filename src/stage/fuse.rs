@@ -306,7 +306,7 @@ impl FusePlan {
         let mut p = Provenance::new("fuse");
         p.base_fingerprint = self.inputs.base_fingerprint.clone();
         p.model_fingerprint = self.inputs.base_fingerprint.clone();
-        p.samples = self.inputs.samples().into_iter().sum();
+        p.samples = self.inputs.samples().into_iter().try_fold(0, |n: u64, s| n.checked_add(s?));
         if let Ok(serde_json::Value::Object(recipe)) = serde_json::to_value(self.options.recipe) {
             p.options = recipe;
         }

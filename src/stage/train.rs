@@ -173,7 +173,7 @@ impl Prepared {
         let rate = LearningRate::new(options.lr, options.decay, options.warmup, steps)?;
         let scale = (options.alpha / options.shape.rank as f64) as f32;
         let layout = Layout::uniform(config, &options.shape.targets, options.shape.rank, scale);
-        let (mut tokens, mut rows) = largest(&mut schedule, steps, common)?;
+        let (mut tokens, mut rows) = largest(&mut schedule, &options.shape, steps, common)?;
         for batch in val_batches(&validation, options.shape.batch * options.shape.seq) {
             tokens = tokens.max(batch.tokens());
             rows = rows.max(batch.rows.len());
@@ -338,6 +338,14 @@ impl Prepared {
                 params
             }
         };
+        // The loss of a step tells of the updates before it, and nothing tells of the last.
+        if params.iter().any(|x| !x.is_finite()) {
+            return Err(Error::Numeric(format!(
+                "{}: training diverged, the adapter holds NaN or infinity after {} steps: lower --lr or --alpha",
+                self.options.model.display(),
+                self.steps
+            )));
+        }
         report.first_loss = saved.first_loss;
         report.last_loss = saved.last_loss;
         report.validation = saved.validation;
@@ -514,8 +522,20 @@ fn check_options(o: &TrainOptions, checkpoint: &Checkpoint) -> Result<()> {
     Ok(())
 }
 
-/// The most tokens and supervised rows of any micro-batch of the run.
-fn largest(schedule: &mut Schedule<'_>, steps: u64, common: &Common) -> Result<(usize, usize)> {
+/// The most rows of a run whose micro-batches are all looked at before it.
+const LOOKED_AT: u64 = 1 << 20;
+
+/// The most tokens and supervised rows of any micro-batch of the run; those of full rows where it is too long to look at
+/// each.
+fn largest(
+    schedule: &mut Schedule<'_>,
+    shape: &TrainingShape,
+    steps: u64,
+    common: &Common,
+) -> Result<(usize, usize)> {
+    if schedule.rows() > LOOKED_AT {
+        return Ok((shape.tokens(), shape.tokens()));
+    }
     let (mut tokens, mut rows) = (0, 0);
     for step in 0..steps {
         for batch in schedule.step(step)? {
@@ -585,7 +605,7 @@ fn adapter_hash(dir: &Path) -> Result<String> {
 /// SHA-256 over the key and the data's bytes, so that the data cannot be guessed from it without the key.
 fn keyed_fingerprint(key: &Path, files: &[PathBuf]) -> Result<String> {
     let mut hash = crate::checkpoint::digest::Hasher::default();
-    let key_bytes = std::fs::read(key).map_err(Error::io(key))?;
+    let key_bytes = crate::checkpoint::json::read_bounded(key)?;
     if key_bytes.len() < 16 {
         return Err(Error::file(
             key,

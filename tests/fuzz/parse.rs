@@ -2,16 +2,41 @@
 
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::UNIX_EPOCH;
 
 use anabranch::checkpoint::adapter::Adapter;
 use anabranch::checkpoint::checkpoint::Checkpoint;
+use anabranch::checkpoint::config::ModelConfig;
 use anabranch::checkpoint::module::Target;
 use anabranch::checkpoint::provenance::Provenance;
 use anabranch::checkpoint::pruning::Pruning;
-use anabranch::checkpoint::weights::OpenOptions;
+use anabranch::checkpoint::weights::{OpenOptions, Weights};
+use anabranch::checkpoint::{header, json};
+use anabranch::cli::flow as flow_file;
+use anabranch::data::chat::ChatTemplate;
+use anabranch::data::prefix_tree::PrefixTree;
 use anabranch::data::tokenizer::Tokenizer;
-use anabranch::data::{documents, tasks};
+use anabranch::data::{documents, tasks, template};
+use anabranch::model::shape::TrainingShape;
+use anabranch::stage::budget::{BudgetOptions, budget};
+use anabranch::stage::report as report_page;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+
+/// Each target by its name, which is also its corpus's folder.
+#[allow(dead_code)]
+pub const ALL: [(&str, fn(&[u8])); 10] = [
+    ("adapter", adapter),
+    ("chat_template", chat_template),
+    ("checkpoint", checkpoint),
+    ("config", config),
+    ("flow", flow),
+    ("jsonl", jsonl),
+    ("pruning", pruning),
+    ("report", report),
+    ("tokenizer", tokenizer),
+    ("weights", weights),
+];
 
 /// Files read rather than mapped: they are rewritten meanwhile.
 const OPTIONS: OpenOptions = OpenOptions { no_mmap: true };
@@ -104,10 +129,101 @@ pub fn jsonl(data: &[u8]) {
         write(folder(), name, data);
         folder().join(name)
     });
-    let _ = tasks::load(&files[0]);
-    let _ = tasks::load(&files[1]);
-    for skip_bad in [false, true] {
-        let _ = documents::load(&files[..1], tokenizer, 16, skip_bad);
+    for task in files[..2].iter().flat_map(|f| tasks::load(f)) {
+        for item in &task.items {
+            let prompt = template::prompt(item, &[]);
+            if let Ok(Ok(tree)) = PrefixTree::encode(tokenizer, &prompt, 64) {
+                assert_eq!(tree.options.len(), item.form.options());
+                assert!(tree.needs <= 64 && tree.asked.iter().all(|a| (a.0 as usize) < tree.ids.len()));
+            }
+        }
     }
-    let _ = documents::load(&files[2..], tokenizer, 16, false);
+    for skip_bad in [false, true] {
+        for (files, seq) in [(&files[..1], 16), (&files[..1], 2), (&files[2..], 16)] {
+            if let Ok(data) = documents::load(files, tokenizer, seq, skip_bad) {
+                let fine =
+                    |d: &documents::Document| d.ids.len() <= seq && d.targets() > 0 && !d.supervised[0];
+                assert!(data.documents.iter().all(fine));
+            }
+        }
+    }
+}
+
+/// `config.json`, read, written again and budgeted.
+pub fn config(data: &[u8]) {
+    let path = Path::new("config.json");
+    let Ok(Value::Object(map)) = json::parse(path, data) else { return };
+    let Ok(config) = ModelConfig::from_json(path, map) else { return };
+    let written = config.to_json(anabranch::tensor::DType::BF16);
+    let again = ModelConfig::from_json(path, written).expect("what is written can be read");
+    assert_eq!((config.parameters(), config.longest()), (again.parameters(), again.longest()));
+    // Planning goes through the layers one by one; what is large is as good as what is larger.
+    if config.layers <= 64 {
+        let shape = TrainingShape { seq: config.longest().min(512), ..TrainingShape::default() };
+        let options =
+            BudgetOptions { ratios: vec![0.5], memory: Some(1 << 30), layers: None, round_mlp: 1, shape };
+        let _ = budget(&config, &options).map(|report| report.to_string());
+    }
+}
+
+/// A chat template, with a conversation.
+pub fn chat_template(data: &[u8]) {
+    let Ok(source) = std::str::from_utf8(data) else { return };
+    let special = [("bos_token".to_string(), "<s>".to_string())];
+    if let Ok(template) = ChatTemplate::compile(Path::new("t.jinja"), source, &special, UNIX_EPOCH) {
+        let turn = |role: &str| json!({"role": role, "content": " é <s> "});
+        if let Ok(talk) = template.conversation(&[turn("user"), turn("assistant"), turn("user")], None) {
+            for range in talk.assistant {
+                assert!(talk.text.get(range).is_some_and(|turn| !turn.is_empty()));
+            }
+        }
+    }
+}
+
+/// `FLOW.toml`.
+pub fn flow(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = flow_file::parse(Path::new("flow.toml"), Path::new("."), text, 0);
+    }
+}
+
+/// `results.json`, made into a page.
+pub fn report(data: &[u8]) {
+    let path = Path::new("results.json");
+    if let Ok(results) = json::parse(path, data).and_then(|value| json::typed(path, value)) {
+        let _ = report_page::render(&results);
+    }
+}
+
+/// `tokenizer.json` of a model with 64 tokens.
+pub fn tokenizer(data: &[u8]) {
+    let dir = folder().join("tokenizer");
+    let _ = std::fs::create_dir(&dir);
+    write(&dir, "tokenizer.json", data);
+    let Ok(tokenizer) = Tokenizer::load(&dir, 64) else { return };
+    for text in ["", "a b", "<s> é\n a", "<s><s>"] {
+        if let Ok(ids) = tokenizer.encode(text) {
+            assert!(ids.iter().all(|&id| id < 64), "{ids:?}");
+            let _ = tokenizer.decode(&ids, true);
+        }
+        if let Ok(tokens) = tokenizer.encode_offsets(text) {
+            assert!(tokens.iter().all(|(id, at)| *id < 64 && at.start <= at.end), "{tokens:?}");
+        }
+    }
+    if let Ok(pair) = tokenizer.encode_pair("a ", "b") {
+        let _ = pair.rest();
+    }
+}
+
+/// A safetensors file.
+pub fn weights(data: &[u8]) {
+    let _ = header::parse(Path::new("model.safetensors"), data);
+    write(folder(), "model.safetensors", data);
+    let Ok(weights) = Weights::open(&folder().join("model.safetensors"), OPTIONS) else { return };
+    for name in weights.names() {
+        if let Ok(tensor) = weights.tensor(name) {
+            assert_eq!(tensor.to_f32().len(), tensor.len());
+            let _ = tensor.check_finite();
+        }
+    }
 }

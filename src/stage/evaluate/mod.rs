@@ -232,8 +232,9 @@ fn check(options: &EvalOptions) -> Result<()> {
     if (options.shots > 0) != options.shots_from.is_some() {
         return usage("--shots N and --shots-from DIR go together".into());
     }
-    if options.batch_tokens == 0 {
-        return usage("--batch-tokens is 0, expected at least 1".into());
+    let most = u32::MAX as usize / 2;
+    if !(1..=most).contains(&options.batch_tokens) {
+        return usage(format!("--batch-tokens is {}, expected 1 to {most}", options.batch_tokens));
     }
     Ok(())
 }

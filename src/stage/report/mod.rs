@@ -12,10 +12,11 @@ use serde_json::Value as Json;
 
 use self::plot::{Bar, Cell, Dot};
 use super::flow::results::{Column, EdgeResult, Kind, Line, RESULTS, Results, Sweep, TaskResult};
+use crate::checkpoint::config::MAX_LAYERS;
 use crate::checkpoint::json;
 use crate::checkpoint::module::Target;
 use crate::error::{Error, Result};
-use crate::model::memory::{Part, human_bytes};
+use crate::model::memory::{self, Part, human_bytes};
 
 /// The file's name.
 pub const REPORT: &str = "report.html";
@@ -129,7 +130,7 @@ impl SweepView {
             dots: sweep.tasks.iter().filter(|t| t.edges.len() > 1).map(dot_plot).collect(),
             losses: plot::lines(&lines, "optimizer step", "loss"),
             heat: heat_maps(sweep),
-            memory: memory(&sweep.edges),
+            memory: memory_bars(&sweep.edges),
             edges: sweep.edges.iter().chain(&sweep.joints).map(edge_row).collect(),
         }
     }
@@ -187,7 +188,7 @@ fn heat_maps(sweep: &Sweep) -> Vec<Figure> {
         let cells: Vec<Cell> = modules
             .iter()
             .filter_map(|m| {
-                let layer = usize::try_from(m.get("layer")?.as_u64()?).ok()?;
+                let layer = usize::try_from(m.get("layer")?.as_u64()?).ok().filter(|&l| l < MAX_LAYERS)?;
                 let target: Target = m.get("target")?.as_str()?.parse().ok()?;
                 let value = m.get("before")?.get("conflict_mean")?.as_f64()?;
                 Some(Cell { row: layer, column: target as usize, value })
@@ -209,12 +210,12 @@ fn parts(edge: &EdgeResult) -> Vec<(Part, u64)> {
             .flatten()
             .filter(|r| r.get("part").and_then(Json::as_str) == Some(part.name()))
             .filter_map(|r| r.get("bytes").and_then(Json::as_u64))
-            .sum()
+            .fold(0, u64::saturating_add)
     };
     Part::ALL.into_iter().map(|p| (p, of(p))).filter(|(_, b)| *b > 0).collect()
 }
 
-fn memory(edges: &[EdgeResult]) -> String {
+fn memory_bars(edges: &[EdgeResult]) -> String {
     let bars: Vec<Bar> = edges
         .iter()
         .map(|e| Bar {
@@ -249,7 +250,7 @@ fn edge_row(edge: &EdgeResult) -> EdgeRow {
             2,
         ),
         losses: arrow(number(&edge.train, "/first_loss"), number(&edge.train, "/last_loss"), 3),
-        memory: human_bytes(parts(edge).iter().map(|(_, b)| b).sum()),
+        memory: human_bytes(memory::sum(parts(edge).iter().map(|(_, b)| *b))),
     }
 }
 
