@@ -3,7 +3,9 @@
 #include "launch.h"
 #include "memory.h"
 #include "registry.h"
+#include "streams.h"
 #include "worker.h"
+#include <cstring>
 #include <map>
 #include <memory>
 
@@ -28,6 +30,34 @@ int shared_per_block() {
     return bytes;
 }
 
+/// The values behind the driver's argument pointers, which are the caller's only until the launch returns.
+class Arguments {
+public:
+    Arguments(const Kernel& kernel, void** values) {
+        size_t bytes = 0;
+        for (unsigned i = 0; i < kernel.parameters; i++) bytes += padded(kernel.sizes[i]);
+        storage.resize(bytes / sizeof(Chunk));
+        auto* at = reinterpret_cast<unsigned char*>(storage.data());
+        for (unsigned i = 0; i < kernel.parameters; at += padded(kernel.sizes[i++])) {
+            memcpy(at, values[i], kernel.sizes[i]);
+            offsets.push_back(size_t(at - reinterpret_cast<unsigned char*>(storage.data())));
+        }
+    }
+    std::vector<void*> pointers() {
+        std::vector<void*> result;
+        for (size_t offset : offsets) result.push_back(reinterpret_cast<unsigned char*>(storage.data()) + offset);
+        return result;
+    }
+
+private:
+    struct alignas(64) Chunk { // the largest alignment of a parameter, a tensor map's
+        unsigned char bytes[64];
+    };
+    static size_t padded(size_t bytes) { return (bytes + sizeof(Chunk) - 1) / sizeof(Chunk) * sizeof(Chunk); }
+    std::vector<Chunk> storage;
+    std::vector<size_t> offsets;
+};
+
 constexpr int attribute_max_threads = 0, attribute_max_dynamic_shared = 8, attribute_shared_carveout = 9;
 
 std::string refuse(const Function& function, Index grid, Index block, unsigned shared_bytes) {
@@ -51,7 +81,10 @@ int cuModuleLoadData(void** module, const void* image) {
     return success;
 }
 int cuModuleLoadDataEx(void** module, const void* image, unsigned, int*, void**) { return cuModuleLoadData(module, image); }
-int cuModuleUnload(void* module) { return delete static_cast<Module*>(module), success; }
+int cuModuleUnload(void* module) {
+    run_all();
+    return delete static_cast<Module*>(module), success;
+}
 
 int cuModuleGetFunction(void** function, void* module, const char* name) {
     const Kernel* kernel = find_kernel(name);
@@ -112,7 +145,7 @@ int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void*, int threads,
 }
 
 int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                   unsigned block_z, unsigned shared_bytes, void*, void** arguments, void** extra) {
+                   unsigned block_z, unsigned shared_bytes, void* stream, void** arguments, void** extra) {
     if (!handle) return invalid_handle;
     const auto& function = *static_cast<Function*>(handle);
     const Index grid{grid_x, grid_y, grid_z}, block{block_x, block_y, block_z};
@@ -120,10 +153,12 @@ int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid
     if (extra) return report(not_supported, name + ": arguments in a buffer");
     if (std::string why = refuse(function, grid, block, shared_bytes); !why.empty()) return report(invalid_value, name + ": " + why);
     if (!arguments && function.kernel->parameters) return report(invalid_value, name + ": no arguments");
-    if (std::string error = launch(*function.kernel, grid, block, shared_bytes, arguments, configuration()); !error.empty())
-        return report(launch_failed, error);
-    if (std::string error = check_guards(); !error.empty()) return report(illegal_address, name + ": " + error);
-    return success;
+    return in_stream(stream, [=, &kernel = *function.kernel, values = Arguments(*function.kernel, arguments), how = configuration()]() mutable {
+        if (std::string error = launch(kernel, grid, block, shared_bytes, values.pointers().data(), how); !error.empty())
+            return report(launch_failed, error);
+        if (std::string error = check_guards(); !error.empty()) return report(illegal_address, name + ": " + error);
+        return success;
+    });
 }
 
 int cuLaunchCooperativeKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**) {

@@ -20,6 +20,18 @@ int cuMemcpyHtoD_v2(unsigned long long, const void*, size_t);
 int cuMemcpyDtoH_v2(void*, unsigned long long, size_t);
 int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
 int cuCtxSynchronize();
+int cuStreamCreate(void**, unsigned);
+int cuStreamDestroy_v2(void*);
+int cuStreamSynchronize(void*);
+int cuStreamWaitEvent(void*, void*, unsigned);
+int cuEventCreate(void**, unsigned);
+int cuEventRecord(void*, void*);
+int cuEventSynchronize(void*);
+int cuEventDestroy_v2(void*);
+int cuMemHostAlloc(void**, size_t, unsigned);
+int cuMemFreeHost(void*);
+int cuMemcpyHtoDAsync_v2(unsigned long long, const void*, size_t, void*);
+int cuMemcpyDtoHAsync_v2(void*, unsigned long long, size_t, void*);
 const char* emulator_last_error();
 int emulator_configure(const char* order, const char* async, uint64_t seed);
 }
@@ -50,8 +62,10 @@ struct Array {
     }
 };
 
+/// Of a launch; one without a stream is waited for.
 struct Shape {
     unsigned grid_x, grid_y, threads, shared_bytes;
+    void* stream = nullptr;
 };
 
 template <class T>
@@ -71,7 +85,7 @@ int launch(const char* name, Shape shape, const Arguments&... arguments) {
     check(!cuModuleGetFunction(&function, module, name), name);
     auto values = std::make_tuple(argument(arguments)...);
     return std::apply(
-        [&](auto&... value) {
+        [&, stream = shape.stream](auto&... value) {
             void* pointers[] = {&value...};
             const size_t sizes[] = {sizeof(value)...}, count = sizeof...(value);
             size_t offset, size;
@@ -79,7 +93,8 @@ int launch(const char* name, Shape shape, const Arguments&... arguments) {
                 check(!cuFuncGetParamInfo(function, i, &offset, &size) && size == sizes[i], "an argument's size");
             check(cuFuncGetParamInfo(function, count, &offset, &size) != 0, "the number of arguments");
             if (shape.shared_bytes > 48 << 10) cuFuncSetAttribute(function, 8, int(shape.shared_bytes));
-            return cuLaunchKernel(function, shape.grid_x, shape.grid_y, 1, shape.threads, 1, 1, shape.shared_bytes, nullptr, pointers, nullptr);
+            const int result = cuLaunchKernel(function, shape.grid_x, shape.grid_y, 1, shape.threads, 1, 1, shape.shared_bytes, stream, pointers, nullptr);
+            return result || stream ? result : cuStreamSynchronize(nullptr);
         },
         values);
 }

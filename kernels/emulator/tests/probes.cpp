@@ -128,6 +128,41 @@ void memory() {
     if (race) caught(overlapping, "of another block at probes.cu:");
 }
 
+/// In the lazy mode work waits for a reason to be done, which shows who forgot to wait.
+void streams() {
+    for (const bool lazy : {false, true}) {
+        check(!emulator_configure(nullptr, lazy ? "lazy" : "eager", 0), "mode");
+        void *compute, *copies, *event;
+        unsigned* pinned;
+        check(!cuStreamCreate(&compute, 1) && !cuStreamCreate(&copies, 1) && !cuEventCreate(&event, 0), "streams");
+        check(!cuMemHostAlloc(reinterpret_cast<void**>(&pinned), 4, 0), "pinned memory");
+        Array<unsigned> counter(1);
+
+        pinned[0] = 5;
+        check(!cuMemcpyHtoDAsync_v2(counter.pointer, pinned, 4, copies), "copy");
+        if (lazy) pinned[0] = 7; // too early: the copy takes this value
+        check(!cuEventRecord(event, copies) && !cuStreamWaitEvent(compute, event, 0), "event");
+        check(!launch("probe_count", {1, 1, 64, 0, compute}, counter), "probe_count");
+        check(!cuMemcpyDtoHAsync_v2(pinned, counter.pointer, 4, compute), "copy back");
+        check(pinned[0] == (lazy ? 7 : 69), "not waited for");
+        check(!cuStreamSynchronize(compute), "synchronize");
+        check(pinned[0] == (lazy ? 71 : 69), "waited for, in the order of the event");
+
+        unsigned pageable = 3;
+        check(!cuMemcpyHtoDAsync_v2(counter.pointer, &pageable, 4, copies), "copy of pageable memory");
+        pageable = 4; // which has been read
+        check(!launch("probe_count", {1, 1, 1, 0, compute}, counter), "probe_count"); // not ordered behind the copy
+        check(!cuStreamSynchronize(compute) && !cuEventRecord(event, copies) && !cuEventSynchronize(event), "synchronize");
+        check(counter.read()[0] == (lazy ? 3 : 4), "two streams without an event");
+        if (lazy) {
+            check(!launch("probe_half_at_barrier", {1, 1, 64, 0, compute}), "an error comes later");
+            check(cuStreamSynchronize(compute) == 719 && !cuStreamSynchronize(compute), "an error comes once");
+        }
+        cuEventDestroy_v2(event);
+        check(!cuStreamDestroy_v2(compute) && !cuStreamDestroy_v2(copies) && !cuMemFreeHost(pinned), "the end");
+    }
+}
+
 void host_threads() {
     Array<unsigned> counter(std::vector<unsigned>{0});
     std::vector<std::thread> threads;
@@ -159,6 +194,7 @@ int main(int count, char** arguments) {
         copies();
     }
     memory();
+    streams();
     host_threads();
     printf("all probes passed%s\n", race ? " with the race detector" : "");
 }
