@@ -1,21 +1,11 @@
 // The project's kernels against plain loops in f64: usage kernels [KERNEL FILE | pipeline | time]
-#include "device.h"
-#include "numbers.h"
+#include "elements.h"
+#include "expect.h"
 
 using namespace device;
 using namespace numbers;
 
 namespace {
-
-constexpr double bf16_tolerance = 1.0 / 256; // half a unit in the last place, and the f32 sums before it
-
-int padded(int width) { return (width + 7) / 8 * 8 + 8; }
-
-void expect(const char* name, int rows, int width, int result, double error, double tolerance) {
-    printf("%-14s %4d x %-5d error %.1e\n", name, rows, width, error);
-    check(!result, name);
-    check(error <= tolerance, name);
-}
 
 void rms_norm(int tokens, int width, unsigned threads) {
     const int ld = padded(width);
@@ -107,6 +97,13 @@ int main(int count, char** arguments) {
     for (int width : {1, 7, 8, 333, 1024}) {
         if (only.empty() || only == "rms_norm") rms_norm(3, width, width > 512 ? 128 : 64);
         if (only.empty() || only == "swiglu") swiglu(3, width);
+        if (only.empty() || only == "embed") embed(3, width);
+    }
+    if (only.empty() || only == "rope")
+        for (int dim : {2, 6, 16, 64, 80, 100}) rope(3, 3, dim);
+    for (int n : {1, 3, 4, 1021, 4096, 9973}) {
+        if (only.empty() || only == "sum_sq") sum_sq(n);
+        if (only.empty() || only == "adamw") adamw(n);
     }
     if (only == "pipeline") {
         pipeline(64, 64, 8);
