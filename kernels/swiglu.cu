@@ -6,8 +6,7 @@
 // to the next multiple of 8. In f32; each output rounds once.
 #include "kernel.cuh"
 #include "rows.cuh"
-
-__device__ __forceinline__ float sigmoid(float z) { return 1.0f / (1.0f + __expf(-z)); }
+#include "sigmoid.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
     swiglu(bf16* h, const bf16* gate, const bf16* up, int width, int ld) {

@@ -41,4 +41,12 @@ void register_global(const char* name, void* address, size_t bytes) { add(global
 const Kernel* find_kernel(const char* name) { return find(kernels(), name); }
 const Global* find_global(const char* name) { return find(globals(), name); }
 
+bool inside_global(const void* pointer, size_t bytes) {
+    for (const Global& global : globals()) {
+        const size_t start = size_t(global.address), at = size_t(pointer);
+        if (at >= start && at - start <= global.bytes && bytes <= global.bytes - (at - start)) return true;
+    }
+    return false;
+}
+
 } // namespace emulator

@@ -12,5 +12,7 @@ struct Global {
 
 const Kernel* find_kernel(const char* name);
 const Global* find_global(const char* name);
+/// Whether `bytes` bytes at `pointer` belong to one device variable.
+bool inside_global(const void* pointer, size_t bytes);
 
 } // namespace emulator

@@ -4,6 +4,7 @@
 // read its source when the call returns, one to it has been done. A call without a stream first waits for the default one.
 #include "errors.h"
 #include "memory.h"
+#include "registry.h"
 #include "streams.h"
 #include <cstdlib>
 #include <cstring>
@@ -42,7 +43,7 @@ bool pinned(const void* pointer, size_t bytes) {
 void* host(DevicePointer pointer) { return reinterpret_cast<void*>(pointer); }
 
 Result check_range(const char* call, DevicePointer pointer, size_t bytes) {
-    if (bytes == 0 || allocated(pointer, bytes)) return success;
+    if (bytes == 0 || allocated(pointer, bytes) || inside_global(host(pointer), bytes)) return success;
     return report(invalid_value, std::string(call) + ": " + std::to_string(bytes) + " device bytes are not within one allocation");
 }
 

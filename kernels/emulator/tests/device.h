@@ -12,6 +12,7 @@ extern "C" {
 int cuInit(unsigned);
 int cuModuleLoadData(void**, const void*);
 int cuModuleGetFunction(void**, void*, const char*);
+int cuModuleGetGlobal_v2(unsigned long long*, size_t*, void*, const char*);
 int cuFuncSetAttribute(void*, int, int);
 int cuFuncGetParamInfo(void*, size_t, size_t*, size_t*);
 int cuMemAlloc_v2(unsigned long long*, size_t);
@@ -64,8 +65,9 @@ struct Array {
 
 /// Of a launch; one without a stream is waited for.
 struct Shape {
-    unsigned grid_x, grid_y, threads, shared_bytes;
+    unsigned grid_x, grid_y, threads, shared_bytes; // at least: a kernel's own struct has room without being asked for
     void* stream = nullptr;
+    unsigned grid_z = 1;
 };
 
 template <class T>
@@ -92,8 +94,13 @@ int launch(const char* name, Shape shape, const Arguments&... arguments) {
             for (size_t i = 0; i < count; i++)
                 check(!cuFuncGetParamInfo(function, i, &offset, &size) && size == sizes[i], "an argument's size");
             check(cuFuncGetParamInfo(function, count, &offset, &size) != 0, "the number of arguments");
-            if (shape.shared_bytes > 48 << 10) cuFuncSetAttribute(function, 8, int(shape.shared_bytes));
-            const int result = cuLaunchKernel(function, shape.grid_x, shape.grid_y, 1, shape.threads, 1, 1, shape.shared_bytes, stream, pointers, nullptr);
+            unsigned shared = shape.shared_bytes, own = 0;
+            unsigned long long variable;
+            if (!cuModuleGetGlobal_v2(&variable, &size, module, (std::string(name) + "_shared_bytes").c_str()))
+                check(!cuMemcpyDtoH_v2(&own, variable, sizeof own), "a kernel's shared memory");
+            if (own > shared) shared = own;
+            if (shared > 48 << 10) cuFuncSetAttribute(function, 8, int(shared));
+            const int result = cuLaunchKernel(function, shape.grid_x, shape.grid_y, shape.grid_z, shape.threads, 1, 1, shared, stream, pointers, nullptr);
             return result || stream ? result : cuStreamSynchronize(nullptr);
         },
         values);

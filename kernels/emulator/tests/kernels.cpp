@@ -1,6 +1,7 @@
 // The project's kernels against plain loops in f64: usage kernels [KERNEL FILE | pipeline | time]
 #include "elements.h"
 #include "expect.h"
+#include "products.h"
 
 using namespace device;
 using namespace numbers;
@@ -110,6 +111,8 @@ int main(int count, char** arguments) {
         pipeline(70, 65, 200);
         pipeline(128, 64, 256);
     }
+    if (only.empty() || only == "linear") products::linear();
+    if (only.empty() || only == "lora") products::lora();
     if (only == "time") pipeline(512, 512, 512);
     check(!cuCtxSynchronize(), "synchronize");
 }

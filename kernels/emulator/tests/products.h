@@ -1,0 +1,253 @@
+// Tests of the matrix products: kernels/linear.cu and lora.cu against plain loops in f64.
+#pragma once
+#include "device.h"
+#include "numbers.h"
+#include <memory>
+
+namespace products {
+
+using namespace device;
+using namespace numbers;
+
+constexpr double tolerance = 1.0 / 256;
+
+inline int row_of(int width) { return width > 64 ? (width + 63) / 64 * 64 : (width + 15) / 16 * 16; }
+inline int up(int n, int to) { return (n + to - 1) / to; }
+
+/// A matrix of bf16 in padded rows on both sides, NaN between them.
+struct Matrix {
+    int rows, width, ld;
+    std::vector<uint16_t> host;
+    std::unique_ptr<Array<uint16_t>> device;
+    Matrix(uint64_t seed, int rows, int width, float scale) : Matrix(seed, rows, width, row_of(width), scale) {}
+    Matrix(uint64_t seed, int rows, int width, int ld, float scale)
+        : rows(rows), width(width), ld(ld), host(numbers::rows(seed, rows, width, ld, scale)),
+          device(std::make_unique<Array<uint16_t>>(host)) {}
+    double at(int r, int c) const { return wide(host[size_t(r) * ld + c]); }
+    unsigned long long pointer() const { return device->pointer; }
+    void read() { host = device->read(); }
+};
+/// One to write: NaN all over.
+inline Matrix unwritten(int rows, int width) {
+    Matrix m(0, rows, width, 0);
+    m.host.assign(m.host.size(), 0xffff);
+    m.device = std::make_unique<Array<uint16_t>>(m.host);
+    return m;
+}
+/// Whether the padding of the rows is zero up to the next multiple of eight.
+inline bool zero_padding(const Matrix& m) {
+    for (int r = 0; r < m.rows; r++)
+        for (int c = m.width; c < (m.width + 7) / 8 * 8; c++)
+            if (m.host[size_t(r) * m.ld + c] & 0x7fff) return false;
+    return true;
+}
+
+// As in linear.cu and lora.cu.
+struct Rows {
+    unsigned long long factor;
+    int start, end, rank, unused = 0;
+};
+struct Output {
+    unsigned long long y, w, t, bias;
+    int width, ld, ld_t, groups_end, tiles_end, unused = 0;
+};
+struct Task {
+    unsigned long long x, residual, h;
+    int rows, tokens, inner, ld_x, ld_w, outputs, across, unused = 0;
+    Output output[4];
+    Rows group[64];
+};
+
+struct Group {
+    int start, end, rank;
+};
+struct Case {
+    int tokens, copies, inner;
+    std::vector<int> widths;
+    std::vector<Group> groups;
+    enum { none, bias, residual, swiglu } with;
+};
+
+inline void linear(const char* kernel, int m, int n, unsigned threads, const Case& test) {
+    const int rows = test.tokens * test.copies, inner = test.inner;
+    const Matrix x(1, test.tokens, inner, 1);
+    std::vector<Matrix> w, t, y, factors;
+    std::vector<std::unique_ptr<Array<float>>> biases;
+    std::vector<std::vector<float>> bias_values;
+    Matrix h = unwritten(rows, test.widths[0]), residual(9, rows, test.widths[0], 1);
+    int rank = 1;
+    for (const Group& g : test.groups) rank = std::max(rank, g.rank);
+    Task task{};
+    task.x = x.pointer();
+    task.rows = rows, task.tokens = test.tokens, task.inner = inner;
+    task.ld_x = task.ld_w = x.ld;
+    task.outputs = int(test.widths.size());
+    int group = 0, j = 0;
+    factors.reserve(100);
+    for (const int width : test.widths) {
+        w.emplace_back(10 + j, width, inner, 1);
+        t.emplace_back(20 + j, rows, rank, 1);
+        y.push_back(unwritten(rows, width));
+        bias_values.push_back(uniform(30 + j, width, 1));
+        biases.push_back(std::make_unique<Array<float>>(bias_values.back()));
+        for (const Group& g : test.groups) {
+            factors.emplace_back(40 + group, width, g.rank, (g.rank + 7) / 8 * 8, 1);
+            task.group[group] = {factors.back().pointer(), g.start, g.end, g.rank};
+            group++;
+        }
+        task.across += up(width, test.with == Case::swiglu ? n / 2 : n);
+        task.output[j] = {y[j].pointer(), w[j].pointer(), t[j].pointer(), test.with == Case::bias ? biases[j]->pointer : 0,
+                          width, y[j].ld, t[j].ld, group, task.across};
+        j++;
+    }
+    if (test.with == Case::swiglu) task.across = task.output[0].tiles_end, task.h = h.pointer();
+    if (test.with == Case::residual) task.residual = residual.pointer();
+    const int result = launch(kernel, {unsigned(up(rows, m) * task.across), 1, threads, 0}, task);
+    Worst worst;
+    h.read();
+    bool padding = true;
+    for (size_t j = 0; j < w.size(); j++) {
+        y[j].read();
+        padding &= zero_padding(y[j]);
+        for (int r = 0; r < rows; r++)
+            for (int o = 0; o < test.widths[j]; o++) {
+                double sum = test.with == Case::bias ? bias_values[j][o] : test.with == Case::residual ? residual.at(r, o) : 0;
+                for (int i = 0; i < inner; i++) sum += x.at(r % test.tokens, i) * w[j].at(o, i);
+                for (size_t g = 0; g < test.groups.size(); g++) {
+                    const Group& of = test.groups[g];
+                    if (r < of.start || r >= of.end) continue;
+                    const Matrix& b = factors[j * test.groups.size() + g];
+                    for (int k = 0; k < of.rank; k++) sum += t[j].at(r, k) * b.at(o, k);
+                }
+                worst.add(y[j].at(r, o), sum);
+            }
+    }
+    if (test.with == Case::swiglu) {
+        padding &= zero_padding(h);
+        for (int r = 0; r < rows; r++)
+            for (int o = 0; o < h.width; o++) {
+                const double z = y[0].at(r, o);
+                worst.add(h.at(r, o), z / (1 + exp(-z)) * y[1].at(r, o));
+            }
+    }
+    printf("%-18s %4d x %d, %4d in, %4d out (%zu), %zu groups: error %.1e\n", kernel, test.tokens, test.copies, inner,
+           test.widths[0], test.widths.size(), test.groups.size(), worst.error);
+    check(!result, kernel);
+    check(worst.error <= tolerance, kernel);
+    check(padding, "zeros in the padding");
+}
+
+inline void linear() {
+    const std::vector<Case> cases{
+        {1, 1, 1, {1}, {}, Case::none},
+        {1, 1, 7, {3}, {{0, 1, 1}}, Case::bias},
+        {63, 1, 33, {65}, {{0, 63, 8}}, Case::residual},
+        {65, 1, 64, {63, 17}, {{0, 65, 17}}, Case::bias},
+        {130, 1, 97, {129, 20, 70}, {{0, 130, 16}}, Case::none},
+        {37, 3, 100, {131}, {{0, 37, 4}, {40, 74, 64}, {74, 111, 33}}, Case::none},
+        {64, 1, 31, {358}, {{0, 64, 8}}, Case::residual},
+        {129, 1, 172, {172, 172}, {{0, 129, 8}}, Case::swiglu},
+        {3, 1, 130, {70, 70}, {{0, 2, 17}, {2, 3, 3}}, Case::swiglu},
+        {3, 1, 8, {257, 257}, {}, Case::swiglu},
+        {257, 1, 40, {8}, {{100, 200, 2}}, Case::bias},
+    };
+    for (const Case& test : cases) {
+        const bool pair = test.with == Case::swiglu;
+        linear(pair ? "linear_swiglu_64" : "linear_64", 64, 64, 128, test);
+        linear(pair ? "linear_swiglu_128" : "linear_128", 128, 128, 128, test);
+        linear(pair ? "linear_swiglu_256" : "linear_256", 128, 256, 256, test);
+    }
+}
+
+// As in lora.cu and lib/philox.cuh.
+struct Factor {
+    unsigned long long out, in;
+    int rows, columns, ld, step_row, step_column;
+    float scale;
+};
+struct Factors {
+    Factor job[32];
+};
+struct Part {
+    unsigned long long t;
+    int ld, first, rank, width;
+};
+struct Parts {
+    Part part[4];
+};
+struct Dropout {
+    uint32_t key0 = 0x1234567, key1 = 0x89abcdef, step_low = 5, step_high = 0, least = 0;
+    float scale = 1;
+};
+
+/// Word `place` of Philox4x32-10.
+inline uint32_t philox(const Dropout& d, uint64_t place) {
+    uint32_t c[4] = {uint32_t(place / 4), uint32_t(place / 4 >> 32), d.step_low, d.step_high}, k[2] = {d.key0, d.key1};
+    for (int round = 0; round < 10; round++) {
+        const uint64_t p0 = 0xd2511f53ull * c[0], p1 = 0xcd9e8d57ull * c[2];
+        const uint32_t next[4] = {uint32_t(p1 >> 32) ^ c[1] ^ k[0], uint32_t(p1), uint32_t(p0 >> 32) ^ c[3] ^ k[1], uint32_t(p0)};
+        memcpy(c, next, sizeof c);
+        k[0] += 0x9e3779b9u, k[1] += 0xbb67ae85u;
+    }
+    return c[place % 4];
+}
+inline Dropout dropping(double p) {
+    Dropout d;
+    d.least = uint32_t(ceil(p * (1 << 24)));
+    d.scale = float(1 / (1 - p));
+    return d;
+}
+inline double mask(const Dropout& d, uint64_t place) { return philox(d, place) >> 8 >= d.least ? d.scale : 0.0; }
+
+/// t = (m∘x) Aᵀ / (1 − p) of two adapters at once, rows first..first + rows of copies of x.
+inline void thin(int tokens, int first, int rows, int inner, int rank0, int rank1, int split, double p) {
+    const int columns = rank0 + rank1, ld_partial = (columns + 3) / 4 * 4, splits = up(inner, split);
+    const Matrix x(1, tokens, inner, 1);
+    const auto a0 = uniform(2, size_t(rank0) * inner, 1), a1 = uniform(3, size_t(rank1) * inner, 1);
+    Array<float> a0_(a0), a1_(a1), partial(size_t(splits) * rows * ld_partial);
+    Array<uint16_t> packed(size_t(columns) * x.ld);
+    const Dropout d = dropping(p);
+    Factors factors{};
+    factors.job[0] = {packed.pointer, a0_.pointer, rank0, inner, x.ld, inner, 1, 1};
+    factors.job[1] = {packed.pointer + size_t(2) * rank0 * x.ld, a1_.pointer, rank1, inner, x.ld, inner, 1, 1};
+    int result = launch("lora_factors", {unsigned(up(std::max(rank0, rank1) * x.ld, 2048)), 2, 256, 0}, factors);
+    Shape shape{unsigned(up(rows, 64)), unsigned(up(columns, 64)), 128, 0};
+    shape.grid_z = unsigned(splits);
+    if (!result)
+        result = launch("lora_thin", shape, partial, x.pointer(), packed, first, rows, tokens, columns, ld_partial, inner, x.ld,
+                        x.ld, split, int(p > 0), d);
+    Matrix t0 = unwritten(first + rows, rank0), t1 = unwritten(first + rows, rank1);
+    Parts parts{};
+    parts.part[0] = {t0.pointer(), t0.ld, 0, rank0, t0.ld};
+    parts.part[1] = {t1.pointer(), t1.ld, rank0, rank1, t1.ld};
+    if (!result)
+        result = launch("lora_thin_sum", {unsigned(up(rows * std::max(t0.ld, t1.ld), 256)), 2, 256, 0}, partial, first, rows,
+                        ld_partial, splits, d.scale, parts);
+    t0.read(), t1.read();
+    Worst worst;
+    for (int r = first; r < first + rows; r++)
+        for (int c = 0; c < columns; c++) {
+            double sum = 0;
+            const float* a = c < rank0 ? &a0[size_t(c) * inner] : &a1[size_t(c - rank0) * inner];
+            for (int i = 0; i < inner; i++)
+                sum += x.at(r % tokens, i) * wide(narrow(a[i])) * (p > 0 ? mask(d, uint64_t(r % tokens) * inner + i) : 1.0);
+            worst.add(c < rank0 ? t0.at(r, c) : t1.at(r, c - rank0), sum);
+        }
+    bool untouched = true;
+    for (int r = 0; r < first; r++) untouched &= t0.host[size_t(r) * t0.ld] == 0xffff;
+    printf("%-18s %4d of %d rows, %4d in, ranks %d and %d, %d splits, p %.1f: error %.1e\n", "lora_thin", rows, tokens, inner, rank0,
+           rank1, splits, p, worst.error);
+    check(!result, "lora_thin");
+    check(worst.error <= tolerance, "lora_thin");
+    check(untouched, "rows of other groups");
+}
+
+inline void lora() {
+    thin(1, 0, 1, 1, 1, 1, 32, 0);
+    thin(65, 0, 65, 97, 8, 16, 64, 0.3);
+    thin(37, 40, 60, 358, 17, 64, 128, 0);
+    thin(64, 0, 64, 130, 4, 8, 160, 0.1);
+    thin(200, 0, 200, 64, 64, 64, 32, 0.5);
+}
+
+} // namespace products
