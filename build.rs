@@ -32,10 +32,13 @@ fn main() {
     let sources = sources(&root.join("kernels"));
     let emulator = env::var_os("CARGO_FEATURE_EMULATOR").is_some();
     let nvcc = find_nvcc(&root);
+    let mut toolkit = Toolkit { release: (0, 0), archs: Vec::new() };
     let images = match &nvcc {
         Some(nvcc) => {
             println!("cargo:rerun-if-changed={}", nvcc.display());
-            compile_all(nvcc, &sources, &out)
+            let version = version(nvcc);
+            toolkit = Toolkit { release: release(&version), archs: archs(nvcc) };
+            compile_all(nvcc, &version, &toolkit.archs, &sources, &out)
         }
         None if emulator => sources.iter().map(|source| placeholder(source, &out)).collect(),
         None => {
@@ -47,11 +50,21 @@ fn main() {
             Vec::new()
         }
     };
+    println!("cargo:rustc-check-cfg=cfg(kernels)");
+    if !images.is_empty() {
+        println!("cargo:rustc-cfg=kernels");
+    }
     write_ledger(&root, &out, &images);
-    embed(&out, &images);
+    embed(&out, &images, &toolkit);
     if emulator {
         build_emulator(&root, &out);
     }
+}
+
+/// What the images are made with and for.
+struct Toolkit {
+    release: (u32, u32),
+    archs: Vec<String>,
 }
 
 /// What was made of one source file.
@@ -90,6 +103,20 @@ fn find_nvcc(root: &Path) -> Option<PathBuf> {
     candidates.map(|d| d.join("nvcc")).find(|p| p.is_file())
 }
 
+/// What `nvcc --version` prints.
+fn version(nvcc: &Path) -> String {
+    let version = Command::new(nvcc).arg("--version").output();
+    let version = version.unwrap_or_else(|e| panic!("{} --version: {e}", nvcc.display()));
+    String::from_utf8_lossy(&version.stdout).into_owned()
+}
+
+/// `release 13.0` in it as numbers; zeros where it is not found.
+fn release(version: &str) -> (u32, u32) {
+    let number = version.split("release ").nth(1).and_then(|t| t.split([',', ' ']).next());
+    let parts = number.and_then(|n| n.split_once('.'));
+    parts.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?))).unwrap_or((0, 0))
+}
+
 /// The architectures asked for; those of the default list that this nvcc knows.
 fn archs(nvcc: &Path) -> Vec<String> {
     if let Ok(list) = env::var("ANABRANCH_CUDA_ARCHS") {
@@ -119,13 +146,10 @@ fn arguments(source: &Path, archs: &[String]) -> Vec<String> {
     args
 }
 
-fn compile_all(nvcc: &Path, sources: &[PathBuf], out: &Path) -> Vec<Image> {
-    let archs = archs(nvcc);
-    let version = Command::new(nvcc).arg("--version").output();
-    let version = version.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+fn compile_all(nvcc: &Path, version: &str, archs: &[String], sources: &[PathBuf], out: &Path) -> Vec<Image> {
     let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).max(1);
     let sources: Vec<&PathBuf> =
-        sources.iter().filter(|s| arguments(s, &archs).iter().any(|a| a.starts_with("-gencode"))).collect();
+        sources.iter().filter(|s| arguments(s, archs).iter().any(|a| a.starts_with("-gencode"))).collect();
     let next = Mutex::new(sources.iter().enumerate());
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -135,7 +159,7 @@ fn compile_all(nvcc: &Path, sources: &[PathBuf], out: &Path) -> Vec<Image> {
                     let Some((at, source)) = next.lock().expect("no compiler panicked").next() else {
                         return;
                     };
-                    let image = compile(nvcc, &version, source, &archs, out);
+                    let image = compile(nvcc, version, source, archs, out);
                     done.lock().expect("no compiler panicked").push((at, image));
                 }
             });
@@ -232,13 +256,15 @@ fn placeholder(source: &Path, out: &Path) -> Image {
     Image { stem, file, ledger: String::new() }
 }
 
-fn embed(out: &Path, images: &[Image]) {
+fn embed(out: &Path, images: &[Image], toolkit: &Toolkit) {
     let mut text = String::from("static IMAGES: &[Image] = &[\n");
     for Image { stem, file, .. } in images {
         text +=
             &format!("    Image {{ stem: {stem:?}, bytes: aligned!({:?}) }},\n", file.display().to_string());
     }
     text += "];\n";
+    text += &format!("const TOOLKIT: (i32, i32) = {:?};\n", toolkit.release);
+    text += &format!("const ARCHITECTURES: &str = {:?};\n", toolkit.archs.join(" "));
     fs::write(out.join("images.rs"), text).expect("OUT_DIR can be written");
 }
 

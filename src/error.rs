@@ -52,12 +52,27 @@ pub enum Error {
     /// The memory plan does not fit; the text is the plan's table.
     #[error("{0}")]
     Memory(String),
+    /// A device or its driver refused, or a kernel failed.
+    #[error("{0}")]
+    Device(String),
     /// The computation gave a result that cannot be used (NaN, no supervised token).
     #[error("{0}")]
     Numeric(String),
     /// SIGINT or SIGTERM arrived and the work so far is saved: exit code 130.
     #[error("interrupted: {0}")]
     Interrupted(String),
+}
+
+/// `1536` as `1.5 KiB`.
+pub fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 impl Error {

@@ -11,6 +11,13 @@ use crate::tensor::{DType, Elem, Frozen, MemoryLayout, Real, Store};
 /// Bytes that stay where they are while anybody holds them: a file mapping, or a buffer.
 pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
+/// Bytes of the system's memory that could be taken now, as the kernel says; none where it does not.
+pub fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
 /// Vectors and slices.
 #[derive(Debug)]
 pub struct Host;

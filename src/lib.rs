@@ -20,6 +20,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod cli;
 pub mod cpu;
+pub mod cuda;
 pub mod cuda_sizes;
 pub mod data;
 pub mod error;

@@ -126,20 +126,29 @@ pub fn rope(c: &mut Criterion) {
 /// `[1024, 2816]`.
 pub fn swiglu(c: &mut Criterion) {
     fn case<T: Real>(c: &mut Criterion) {
-        let n = TOKENS * 2816;
+        let (tokens, width) = (TOKENS, 2816);
+        let n = tokens * width;
         let [gate, up, dh] = [1, 2, 3].map(|stream| numbers::<T>(stream, n));
         let (mut h, mut dup) = (gate.clone(), gate.clone());
         let cpu = cpu();
         let mut group = c.benchmark_group("swiglu");
         group.throughput(bytes::<T>(3 * n));
         group.bench_function(BenchmarkId::new("forward", T::DTYPE), |b| {
-            b.iter(|| cpu.swiglu::<T>(SwiGlu { h: &mut h, gate: &gate, up: &up }).expect("h"))
+            b.iter(|| cpu.swiglu::<T>(SwiGlu { h: &mut h, gate: &gate, up: &up, tokens, width }).expect("h"))
         });
         group.throughput(bytes::<T>(5 * n));
         group.bench_function(BenchmarkId::new("backward", T::DTYPE), |b| {
             b.iter(|| {
-                cpu.swiglu_bwd::<T>(SwiGluBwd { dgate: &mut h, dup: &mut dup, dh: &dh, gate: &gate, up: &up })
-                    .expect("gradients")
+                cpu.swiglu_bwd::<T>(SwiGluBwd {
+                    dgate: &mut h,
+                    dup: &mut dup,
+                    dh: &dh,
+                    gate: &gate,
+                    up: &up,
+                    tokens,
+                    width,
+                })
+                .expect("gradients")
             })
         });
     }

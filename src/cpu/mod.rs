@@ -178,3 +178,13 @@ fn copy<T: Elem>(op: &'static str, dst: &mut [T], src: &[T]) -> Result<()> {
     dst.copy_from_slice(src);
     Ok(())
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The back end on 1, 2 and 3 threads.
+    pub fn on_threads() -> [Cpu; 3] {
+        [1, 2, 3].map(|n| Cpu::new(n).expect("threads"))
+    }
+}

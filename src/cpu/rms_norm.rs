@@ -127,51 +127,16 @@ impl<T: Real> Kernel for Backward<'_, T> {
 mod tests {
     use half::bf16;
 
-    use super::*;
-    use crate::ops::cases::{assert_close, normal, rounding, same_on_threads, unwritten};
-    use crate::ops::rms_norm::{reference, reference_bwd};
-
-    const SIZES: [(usize, usize); 8] =
-        [(1, 1), (3, 7), (5, 31), (5, 32), (7, 33), (2, 1024), (70, 512), (2, parts::ELEMENTS + 1)];
-
-    fn check<T: Real>() {
-        for (tokens, width) in SIZES {
-            let n = tokens * width;
-            let (x, w) = (normal::<T>(1, n, 2.0), normal::<f32>(2, width, 1.0));
-            let (dy, past) = (normal::<T>(3, n, 1.0), normal::<T>(4, n, 1.0));
-
-            let forward = |f: fn(RmsNorm<'_, Host, T>) -> Result<()>| {
-                let (mut y, mut rstd) = (unwritten::<T>(n), unwritten::<f32>(tokens));
-                let (y_out, rstd_out) = (y.out(), rstd.out());
-                f(RmsNorm { y: y_out, rstd: rstd_out, x: &x, w: &w, tokens, width, eps: 1e-5 }).expect("y");
-                (y.done(), rstd.done())
-            };
-            let (y, rstd) = same_on_threads(|| forward(rms_norm));
-            let (y_want, rstd_want) = forward(reference);
-            assert_close("y", &y, &y_want, 2.0 * rounding::<T>() + 5e-7, 0.0);
-            assert_close("rstd", &rstd, &rstd_want, 5e-7, 0.0);
-
-            for residual in [None, Some(&past[..])] {
-                let backward = |f: fn(RmsNormBwd<'_, Host, T>) -> Result<()>| {
-                    let mut dx = unwritten::<T>(n);
-                    let out = dx.out();
-                    f(RmsNormBwd { dx: out, dy: &dy, residual, x: &x, rstd: &rstd, w: &w, tokens, width })
-                        .expect("dx");
-                    dx.done()
-                };
-                let dx = same_on_threads(|| backward(rms_norm_bwd));
-                assert_close("dx", &dx, &backward(reference_bwd), 2.0 * rounding::<T>() + 5e-7, 3e-6);
-            }
-        }
-    }
+    use crate::cpu::tests::on_threads;
+    use crate::ops::cases::rms_norm::conforms;
 
     #[test]
     fn as_the_reference_in_f32() {
-        check::<f32>();
+        conforms::<_, f32>(&on_threads());
     }
 
     #[test]
     fn as_the_reference_in_bf16() {
-        check::<bf16>();
+        conforms::<_, bf16>(&on_threads());
     }
 }

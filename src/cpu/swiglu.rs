@@ -76,47 +76,16 @@ impl<T: Real> Kernel for Backward<'_, T> {
 mod tests {
     use half::bf16;
 
-    use super::*;
-    use crate::ops::cases::{assert_close, normal, rounding, same_on_threads, unwritten};
-    use crate::ops::swiglu::{reference, reference_bwd};
-
-    fn check<T: Real>() {
-        for n in [1, 13, ELEMENTS - 1, ELEMENTS, ELEMENTS + 1, 3 * ELEMENTS + 5] {
-            let [mut gate, up, dh] = [1, 2, 3].map(|seed| normal::<T>(seed, n, 3.0));
-            let far = [-200.0, 200.0, -95.0, 95.0, -88.0, 0.0];
-            gate.iter_mut().skip(1).zip(far).for_each(|(gate, x)| *gate = T::from_f32(x));
-            let relative = 2.0 * rounding::<T>() + 5e-7;
-
-            let forward = |f: fn(SwiGlu<'_, Host, T>) -> Result<()>| {
-                let mut h = unwritten::<T>(n);
-                f(SwiGlu { h: h.out(), gate: &gate, up: &up }).expect("h");
-                h.done()
-            };
-            let h = same_on_threads(|| forward(swiglu));
-            assert_close("h", &h, &forward(reference), relative, 1e-37);
-
-            let backward = |f: fn(SwiGluBwd<'_, Host, T>) -> Result<()>| {
-                let (mut dgate, mut dup) = (unwritten::<T>(n), unwritten::<T>(n));
-                let (dgate_out, dup_out) = (dgate.out(), dup.out());
-                f(SwiGluBwd { dgate: dgate_out, dup: dup_out, dh: &dh, gate: &gate, up: &up })
-                    .expect("dgate");
-                (dgate.done(), dup.done())
-            };
-            let (dgate, dup) = same_on_threads(|| backward(swiglu_bwd));
-            let (dgate_want, dup_want) = backward(reference_bwd);
-            // 1 − σ and 1 + z(1 − σ) cancel, so the error is one of the factors', not of the result.
-            assert_close("dgate", &dgate, &dgate_want, relative, 1e-5);
-            assert_close("dup", &dup, &dup_want, relative, 1e-37);
-        }
-    }
+    use crate::cpu::tests::on_threads;
+    use crate::ops::cases::swiglu::conforms;
 
     #[test]
     fn as_the_reference_in_f32() {
-        check::<f32>();
+        conforms::<_, f32>(&on_threads());
     }
 
     #[test]
     fn as_the_reference_in_bf16() {
-        check::<bf16>();
+        conforms::<_, bf16>(&on_threads());
     }
 }

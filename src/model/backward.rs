@@ -127,6 +127,8 @@ impl<B: Backend> Model<B> {
             h: B::Store::rows_mut(act, 0..t, f),
             gate: B::Store::rows(&slot.gate, 0..t, f),
             up: B::Store::rows(&slot.up, 0..t, f),
+            tokens: t,
+            width: f,
         })?;
         linears.backward(Some(dact), &[(Target::Down, dh)], act, Masked::Down)?;
         backend.swiglu_bwd(SwiGluBwd::<B::Store, T> {
@@ -135,6 +137,8 @@ impl<B: Backend> Model<B> {
             dh: B::Store::rows(dact, 0..t, f),
             gate: B::Store::rows(&slot.gate, 0..t, f),
             up: B::Store::rows(&slot.up, 0..t, f),
+            tokens: t,
+            width: f,
         })?;
         // The norms' outputs again; their rstd goes where the last norm's was, which is used up.
         let mut renorm = |y: &mut Buf<B, T>, x, w| {

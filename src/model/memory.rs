@@ -7,6 +7,7 @@
 use serde::Serialize;
 
 use crate::backend::Backend;
+pub use crate::error::human_bytes;
 use crate::error::{Error, Result};
 use crate::tensor::{Elem, Store};
 
@@ -129,18 +130,6 @@ impl Plan {
 /// The sum of sizes, which stays at the largest number where a plan of absurd sizes is beyond it.
 pub fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
     bytes.fold(0, u64::saturating_add)
-}
-
-/// `1536` as `1.5 KiB`.
-pub fn human_bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 /// Makes buffers, or notes them.

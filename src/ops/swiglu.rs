@@ -1,9 +1,9 @@
 //! The gated activation of the MLP.
 
-use super::{holds, narrow, wide};
+use super::{holds_rows, narrow, wide};
 use crate::error::Result;
 use crate::host::Host;
-use crate::tensor::{Length, Real, Store};
+use crate::tensor::{Real, Store};
 
 /// `h = silu(gate) ∘ up`, `silu(z) = z / (1 + e^−z)`. Computed in f32, rounded once.
 pub struct SwiGlu<'a, S: Store, T: Real> {
@@ -13,14 +13,19 @@ pub struct SwiGlu<'a, S: Store, T: Real> {
     pub gate: S::View<'a, T>,
     /// `[T, F]`.
     pub up: S::View<'a, T>,
+    /// T.
+    pub tokens: usize,
+    /// F.
+    pub width: usize,
 }
 
 impl<S: Store, T: Real> SwiGlu<'_, S, T> {
     /// Compares the sizes.
     pub fn check(&self) -> Result<()> {
-        let n = ("T·F", self.h.len());
-        holds("swiglu", "gate", &self.gate, &[n])?;
-        holds("swiglu", "up", &self.up, &[n])
+        let (t, f) = ([("T", self.tokens)], [("F", self.width)]);
+        holds_rows::<S>("swiglu", "h", &self.h, &t, &f)?;
+        holds_rows::<S>("swiglu", "gate", &self.gate, &t, &f)?;
+        holds_rows::<S>("swiglu", "up", &self.up, &t, &f)
     }
 }
 
@@ -36,16 +41,21 @@ pub struct SwiGluBwd<'a, S: Store, T: Real> {
     pub gate: S::View<'a, T>,
     /// `[T, F]`.
     pub up: S::View<'a, T>,
+    /// T.
+    pub tokens: usize,
+    /// F.
+    pub width: usize,
 }
 
 impl<S: Store, T: Real> SwiGluBwd<'_, S, T> {
     /// Compares the sizes.
     pub fn check(&self) -> Result<()> {
-        let n = ("T·F", self.dh.len());
-        holds("swiglu_bwd", "dgate", &self.dgate, &[n])?;
-        holds("swiglu_bwd", "dup", &self.dup, &[n])?;
-        holds("swiglu_bwd", "gate", &self.gate, &[n])?;
-        holds("swiglu_bwd", "up", &self.up, &[n])
+        let (t, f) = ([("T", self.tokens)], [("F", self.width)]);
+        holds_rows::<S>("swiglu_bwd", "dgate", &self.dgate, &t, &f)?;
+        holds_rows::<S>("swiglu_bwd", "dup", &self.dup, &t, &f)?;
+        holds_rows::<S>("swiglu_bwd", "dh", &self.dh, &t, &f)?;
+        holds_rows::<S>("swiglu_bwd", "gate", &self.gate, &t, &f)?;
+        holds_rows::<S>("swiglu_bwd", "up", &self.up, &t, &f)
     }
 }
 
@@ -84,7 +94,16 @@ mod tests {
         let n = 101;
         let [gate, up, dh] = [1, 2, 3].map(|seed| normal::<f32>(seed, n, 3.0));
         let (mut dgate, mut dup) = (vec![f32::NAN; n], vec![f32::NAN; n]);
-        reference_bwd::<f32>(SwiGluBwd { dgate: &mut dgate, dup: &mut dup, dh: &dh, gate: &gate, up: &up })?;
+        let (tokens, width) = (1, n);
+        reference_bwd::<f32>(SwiGluBwd {
+            dgate: &mut dgate,
+            dup: &mut dup,
+            dh: &dh,
+            gate: &gate,
+            up: &up,
+            tokens,
+            width,
+        })?;
         let value = |gate: &[f64], up: &[f64]| -> f64 {
             (0..n).map(|i| silu(gate[i]) * up[i] * f64::from(dh[i])).sum()
         };

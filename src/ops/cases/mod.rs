@@ -1,5 +1,9 @@
 //! What tests of operations share: random operands, guarded outputs, tolerances, thread counts.
 
+pub mod device;
+pub mod rms_norm;
+pub mod swiglu;
+
 use std::fmt::Debug;
 
 use rayon::ThreadPoolBuilder;

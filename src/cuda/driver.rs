@@ -1,0 +1,232 @@
+//! The driver: a device's context, its stream, and errors by the driver's names.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::DriverError;
+use cudarc::driver::{result, sys};
+
+use super::images;
+use super::launch::Functions;
+use crate::error::{Error, Result};
+
+/// The oldest devices that have bf16 tensor instructions and asynchronous copies.
+const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+/// How many launches an error of the device tells.
+const REMEMBERED: usize = 4;
+
+/// A launch, for errors: the kernel and its sizes.
+pub type Launched = (&'static str, Vec<(&'static str, usize)>);
+
+/// A device that is in use.
+pub struct Driver {
+    ordinal: usize,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    /// What the driver calls the device.
+    pub name: String,
+    /// Major and minor compute capability.
+    pub capability: (i32, i32),
+    /// Whether the device shares the system's memory.
+    pub unified: bool,
+    /// Kernels that have been used.
+    pub functions: Mutex<Functions>,
+    launched: Mutex<VecDeque<Launched>>,
+}
+
+// SAFETY: the handles are tokens of the driver, which may be used from any thread; each entry point makes the context
+// current on its thread first.
+unsafe impl Send for Driver {}
+// SAFETY: as above; what changes on our side lies behind mutexes.
+unsafe impl Sync for Driver {}
+
+/// The driver's version, as `(13, 0)`, and how many devices it has.
+pub fn probe() -> Result<((i32, i32), usize)> {
+    // SAFETY: looks whether the library can be opened. Every other call panics where it cannot.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(device_error(
+            "no NVIDIA driver: libcuda.so.1 is not found; install the driver, or use --device cpu",
+        ));
+    }
+    let mut version = 0;
+    // SAFETY: writes one number.
+    let asked = unsafe { sys::cuDriverGetVersion(&mut version) }.result();
+    asked.map_err(|e| failed("the driver's version", e))?;
+    let version = (version / 1000, version % 1000 / 10);
+    match result::init() {
+        Ok(()) => {}
+        Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => return Ok((version, 0)),
+        Err(e) => return Err(failed("the driver does not start", e)),
+    }
+    let count = result::device::get_count().map_err(|e| failed("counting devices", e))?;
+    Ok((version, count.max(0) as usize))
+}
+
+impl Driver {
+    /// Device `ordinal`, if this build has kernels that it can run.
+    pub fn new(ordinal: usize) -> Result<Driver> {
+        if images::all().is_empty() {
+            return Err(device_error(
+                "this build has no CUDA kernels, because nvcc was not found; run tools/setup-cuda and build again, or \
+                 use --device cpu",
+            ));
+        }
+        let (version, count) = probe()?;
+        let toolkit = images::toolkit();
+        if version.0 < toolkit.0 {
+            return Err(device_error(format!(
+                "the driver is for CUDA {}.{}, the kernels of this build need one for CUDA {}.0 or later; update the \
+                 driver, or build with an nvcc of version {}",
+                version.0, version.1, toolkit.0, version.0
+            )));
+        }
+        if ordinal >= count {
+            return Err(device_error(match count {
+                0 => "the driver finds no device; use --device cpu".to_string(),
+                1 => format!("device cuda:{ordinal} does not exist: the driver finds one, cuda:0"),
+                _ => {
+                    format!("device cuda:{ordinal} does not exist: the driver finds {count}, from cuda:0 on")
+                }
+            }));
+        }
+        let what = |e| failed(&format!("cuda:{ordinal}"), e);
+        let device = result::device::get(ordinal as i32).map_err(what)?;
+        let name = result::device::get_name(device).map_err(what)?;
+        let attribute = |attribute| {
+            // SAFETY: `device` came from the driver.
+            unsafe { result::device::get_attribute(device, attribute) }.map_err(what)
+        };
+        use sys::CUdevice_attribute as Attribute;
+        let capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if capability < LEAST_CAPABILITY {
+            return Err(device_error(format!(
+                "cuda:{ordinal} ({name}) has compute capability {}.{}, the kernels need {}.{} or later",
+                capability.0, capability.1, LEAST_CAPABILITY.0, LEAST_CAPABILITY.1
+            )));
+        }
+        let unified = attribute(Attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0;
+        // SAFETY: `device` came from the driver; the context is released when this value is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(what)?;
+        let release = |e| {
+            // SAFETY: retained above and given up here.
+            let _ = unsafe { result::primary_ctx::release(device) };
+            what(e)
+        };
+        // SAFETY: the context was retained above.
+        unsafe { result::ctx::set_current(context) }.map_err(release)?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(release)?;
+        Ok(Driver {
+            ordinal,
+            device,
+            context,
+            stream,
+            name,
+            capability,
+            unified,
+            functions: Mutex::default(),
+            launched: Mutex::default(),
+        })
+    }
+
+    /// Makes the context current on this thread; returns the stream.
+    pub fn enter(&self) -> Result<sys::CUstream> {
+        // SAFETY: the context is retained as long as this value lives.
+        unsafe { result::ctx::set_current(self.context) }.map_err(|e| self.failed("the context", e))?;
+        Ok(self.stream)
+    }
+
+    /// Waits for all work.
+    pub fn synchronize(&self) -> Result<()> {
+        let stream = self.enter()?;
+        // SAFETY: the stream lives as long as this value.
+        let done = unsafe { result::stream::synchronize(stream) };
+        done.map_err(|e| self.failed("waiting for the device", e))?;
+        locked(&self.launched).clear();
+        Ok(())
+    }
+
+    /// Free and total bytes of the device's memory. Where it is the system's, what the kernel calls available, because
+    /// the driver does not count the file cache as free.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        self.enter()?;
+        let (free, total) = result::mem_get_info().map_err(|e| self.failed("the device's memory", e))?;
+        let (free, total) = (free as u64, total as u64);
+        let available = if self.unified { crate::host::available_memory() } else { None };
+        Ok((available.map_or(free, |a| a.min(total)), total))
+    }
+
+    /// `cuda:0`.
+    pub fn label(&self) -> String {
+        format!("cuda:{}", self.ordinal)
+    }
+
+    /// Keeps a launch for the text of a later error.
+    pub fn remember(&self, launched: Launched) {
+        let mut last = locked(&self.launched);
+        if last.len() == REMEMBERED {
+            last.pop_front();
+        }
+        last.push_back(launched);
+    }
+
+    /// An error of the driver; where the device is what failed, with the launches before it.
+    pub fn failed(&self, what: &str, error: DriverError) -> Error {
+        use sys::CUresult as Code;
+        let told = failed(&format!("{}: {what}", self.label()), error);
+        let fault = !matches!(
+            error.0,
+            Code::CUDA_ERROR_OUT_OF_MEMORY | Code::CUDA_ERROR_INVALID_VALUE | Code::CUDA_ERROR_NOT_FOUND
+        );
+        let last = locked(&self.launched);
+        if !fault || last.is_empty() {
+            return told;
+        }
+        let launches: Vec<String> = last.iter().map(describe).collect();
+        Error::Device(format!(
+            "{told}; launched last: {}; CUDA_LAUNCH_BLOCKING=1 tells which it was",
+            launches.join(", ")
+        ))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // What is left undone here ends with the process.
+        if self.enter().is_ok() {
+            // SAFETY: the stream is ours and nothing uses it any more: all that does holds this value.
+            let _ = unsafe { result::stream::synchronize(self.stream) };
+            locked(&self.functions).unload();
+            // SAFETY: as above.
+            let _ = unsafe { result::stream::destroy(self.stream) };
+        }
+        // SAFETY: retained in `new`.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// `rms_norm (T 5, D 64)`.
+pub fn describe((kernel, sizes): &Launched) -> String {
+    let sizes: Vec<String> = sizes.iter().map(|(letter, n)| format!("{letter} {n}")).collect();
+    format!("{kernel} ({})", sizes.join(", "))
+}
+
+/// What lies behind `mutex`; a thread that panicked with it left it whole.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn device_error(text: impl Into<String>) -> Error {
+    Error::Device(text.into())
+}
+
+/// `what: CUDA_ERROR_… (the driver's sentence)`.
+fn failed(what: &str, error: DriverError) -> Error {
+    let name =
+        error.error_name().map_or_else(|_| format!("{:?}", error.0), |n| n.to_string_lossy().into_owned());
+    let text = error.error_string().map_or_else(|_| String::new(), |s| format!(" ({})", s.to_string_lossy()));
+    Error::Device(format!("{what}: {name}{text}"))
+}

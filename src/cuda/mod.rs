@@ -1,0 +1,317 @@
+//! The CUDA back end: kernels of our own on one device, driven through the driver's interface.
+//!
+//! Activations are bf16 and rows of them padded; weights are bf16 whatever their file holds. One stream: an operation
+//! that returns is queued, and `download` waits. What fails on the device is told by a later call, with the kernels
+//! that were launched last.
+
+// Calls of the driver, each with the reason why it is sound.
+#![allow(unsafe_code)]
+// Lists and matrices wait for the operations that read them.
+#![allow(dead_code)]
+
+mod driver;
+mod images;
+mod launch;
+mod lists;
+mod loading;
+mod memory;
+mod rms_norm;
+mod store;
+mod swiglu;
+
+use std::sync::Arc;
+
+use cudarc::driver::result;
+
+pub use store::{Buffer, DeviceMemory, Matrix, View, ViewMut};
+
+use self::driver::Driver;
+use self::launch::{Args, Grid, Kernel};
+use self::lists::{Kind, List, Lists};
+use self::loading::Ring;
+use self::memory::Memory;
+use crate::backend::{Backend, LinearSize, Scratch};
+use crate::cuda_sizes::CudaSizes;
+use crate::error::{Error, Result};
+use crate::host::{HostMatrix, MatrixSource};
+use crate::ops::adamw::AdamW;
+use crate::ops::attention::{Attention, AttentionBwd};
+use crate::ops::choice::Choice;
+use crate::ops::cross_entropy::CrossEntropy;
+use crate::ops::embed::Embed;
+use crate::ops::importance::{Importance, Score};
+use crate::ops::linear::{Linear, LinearBwd};
+use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
+use crate::ops::rope::Rope;
+use crate::ops::sum_sq::SumSq;
+use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
+use crate::tensor::{DType, Elem, Frozen, Length, Real, Store};
+
+/// One CUDA device.
+pub struct Cuda {
+    lists: Lists,
+    ring: Ring,
+    memory: Arc<Memory>,
+    driver: Arc<Driver>,
+}
+
+/// What a machine and this build have for CUDA.
+#[derive(Debug)]
+pub struct Found {
+    /// The CUDA version that the driver is for, and its devices; or why there is none.
+    pub driver: Result<((i32, i32), usize)>,
+    /// The oldest driver that this build's kernels run on, as a CUDA version; none without kernels.
+    pub least: Option<(i32, i32)>,
+    /// Files of kernels in this build.
+    pub kernels: usize,
+    /// The architectures that they have code for.
+    pub architectures: &'static str,
+}
+
+/// Looks for a driver and kernels.
+pub fn find() -> Found {
+    let kernels = images::all().len();
+    Found {
+        driver: driver::probe(),
+        least: (kernels > 0).then_some((images::toolkit().0, 0)),
+        kernels,
+        architectures: images::architectures(),
+    }
+}
+
+impl Cuda {
+    /// Device `ordinal`, of whose memory at most `limit` bytes are taken.
+    ///
+    /// Fails without a driver, with one that is too old, without the device, and without kernels in this build.
+    pub fn new(ordinal: usize, limit: Option<u64>) -> Result<Cuda> {
+        let driver = Arc::new(Driver::new(ordinal)?);
+        let memory = Arc::new(Memory::new(driver.clone(), limit));
+        Ok(Cuda { lists: Lists::new(memory.clone()), ring: Ring::new(driver.clone())?, memory, driver })
+    }
+
+    /// What the driver calls the device.
+    pub fn name(&self) -> &str {
+        &self.driver.name
+    }
+
+    /// Major and minor compute capability.
+    pub fn capability(&self) -> (i32, i32) {
+        self.driver.capability
+    }
+
+    /// Whether the device shares the system's memory.
+    pub fn unified(&self) -> bool {
+        self.driver.unified
+    }
+
+    /// Free and total bytes of the device's memory.
+    pub fn free_and_total(&self) -> Result<(u64, u64)> {
+        self.driver.memory()
+    }
+
+    /// Bytes of buffers and weights that are taken.
+    pub fn held(&self) -> u64 {
+        self.memory.held()
+    }
+
+    /// Waits for all work.
+    pub fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize()
+    }
+
+    /// Starts a kernel; see [`Driver::launch`].
+    ///
+    /// # Safety
+    /// With these arguments the kernel touches only what the views among them hold.
+    unsafe fn launch(
+        &self,
+        kernel: Kernel,
+        grid: Grid,
+        sizes: &[(&'static str, usize)],
+        args: impl Args,
+    ) -> Result<()> {
+        // SAFETY: the caller answers for the arguments.
+        unsafe { self.driver.launch(kernel, grid, sizes, args) }
+    }
+
+    /// `content` on the device until the result is dropped.
+    fn list(&self, kind: Kind, content: &[u32]) -> Result<List<'_>> {
+        self.lists.put(&self.ring, kind, content)
+    }
+
+    fn take<T: Elem>(&self, name: &str, len: usize) -> Result<Buffer<T>> {
+        let bytes = (len as u64).checked_mul(size_of::<T>() as u64);
+        let bytes = bytes
+            .ok_or_else(|| Error::Memory(format!("{name} of {len} elements is larger than any memory")))?;
+        let block = if len > 0 { Some(self.memory.take(name, bytes)?) } else { None };
+        Ok(Buffer::new(block, len))
+    }
+}
+
+/// Fails unless activations are bf16.
+fn bf16_only<T: Real>(op: &'static str) -> Result<()> {
+    if T::DTYPE == DType::BF16 {
+        return Ok(());
+    }
+    let why =
+        format!("activations are {}, the CUDA back end computes in BF16; use --precision bf16", T::DTYPE);
+    Err(Error::Op { op, why })
+}
+
+fn same_length(op: &'static str, dst: usize, src: usize) -> Result<()> {
+    if dst == src {
+        return Ok(());
+    }
+    Err(Error::Op { op, why: format!("the target holds {dst} elements, the source {src}") })
+}
+
+/// An operation whose kernel is not in this build.
+fn missing(op: &'static str) -> Result<()> {
+    Err(Error::Op { op, why: format!("the CUDA back end has no {op} yet; use --device cpu") })
+}
+
+impl Scratch for Cuda {
+    fn linear_scratch<T: Real>(&self, size: LinearSize) -> usize {
+        CudaSizes.linear_scratch::<T>(size)
+    }
+    fn linear_bwd_scratch<T: Real>(&self, size: LinearSize) -> usize {
+        CudaSizes.linear_bwd_scratch::<T>(size)
+    }
+    fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
+        CudaSizes.cross_entropy_scratch::<T>(rows, vocab, width, dtype)
+    }
+    fn choice_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
+        CudaSizes.choice_scratch::<T>(rows, vocab, width, dtype)
+    }
+    fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize {
+        CudaSizes.importance_scratch::<T>(out, inner, scores)
+    }
+    fn kept_bytes(&self) -> usize {
+        CudaSizes.kept_bytes()
+    }
+}
+
+impl Backend for Cuda {
+    type Store = DeviceMemory;
+
+    fn alloc<T: Elem>(&self, name: &str, len: usize) -> Result<Buffer<T>> {
+        let mut buffer = self.take(name, len)?;
+        self.zero(DeviceMemory::view_mut(&mut buffer, 0..len))?;
+        Ok(buffer)
+    }
+
+    fn upload<T: Elem>(&self, dst: ViewMut<'_, T>, src: &[T]) -> Result<()> {
+        same_length("upload", dst.len(), src.len())?;
+        self.ring.copy(dst.pointer().0, bytemuck::cast_slice(src))
+    }
+
+    fn download<T: Elem>(&self, dst: &mut [T], src: View<'_, T>) -> Result<()> {
+        same_length("download", dst.len(), src.len())?;
+        if dst.is_empty() {
+            return Ok(());
+        }
+        let stream = self.driver.enter()?;
+        // SAFETY: the view and `dst` hold as many elements; the copy is done when `synchronize` returns.
+        let copied = unsafe { result::memcpy_dtoh_async(dst, src.pointer().0, stream) };
+        let waited = self.driver.synchronize();
+        copied.map_err(|e| self.driver.failed("copying from the device", e))?;
+        waited
+    }
+
+    fn copy<T: Elem>(&self, dst: ViewMut<'_, T>, src: View<'_, T>) -> Result<()> {
+        same_length("copy", dst.len(), src.len())?;
+        if src.is_empty() {
+            return Ok(());
+        }
+        let (stream, bytes) = (self.driver.enter()?, src.len() * size_of::<T>());
+        // SAFETY: the views hold as many elements.
+        let copied = unsafe { result::memcpy_dtod_async(dst.pointer().0, src.pointer().0, bytes, stream) };
+        copied.map_err(|e| self.driver.failed("copying on the device", e))
+    }
+
+    fn zero<T: Elem>(&self, dst: ViewMut<'_, T>) -> Result<()> {
+        if dst.is_empty() {
+            return Ok(());
+        }
+        let (stream, bytes) = (self.driver.enter()?, dst.len() * size_of::<T>());
+        // SAFETY: the view holds as many bytes, and zero bytes are an element.
+        let filled = unsafe { result::memset_d8_async(dst.pointer().0, 0, bytes, stream) };
+        filled.map_err(|e| self.driver.failed("setting memory to zero", e))
+    }
+
+    fn matrix(&self, source: MatrixSource) -> Result<Matrix> {
+        let name = source.name.clone();
+        let host = HostMatrix::new(source)?;
+        let size = host.size();
+        let row = <DeviceMemory as crate::tensor::MemoryLayout>::row(size.1);
+        let len = size.0.checked_mul(row);
+        let len = len.ok_or_else(|| Error::Memory(format!("{name} is larger than any memory")))?;
+        let mut matrix = Matrix { elements: self.take(&name, len)?, size };
+        self.ring.matrix(&mut matrix, &host)?;
+        Ok(matrix)
+    }
+
+    fn embed<T: Real>(&self, op: Embed<'_, DeviceMemory, T>) -> Result<()> {
+        op.check()?;
+        missing("embed")
+    }
+    fn rms_norm<T: Real>(&self, op: RmsNorm<'_, DeviceMemory, T>) -> Result<()> {
+        bf16_only::<T>("rms_norm")?;
+        rms_norm::rms_norm(self, op)
+    }
+    fn rms_norm_bwd<T: Real>(&self, op: RmsNormBwd<'_, DeviceMemory, T>) -> Result<()> {
+        bf16_only::<T>("rms_norm_bwd")?;
+        rms_norm::rms_norm_bwd(self, op)
+    }
+    fn linear<T: Real>(&self, op: Linear<'_, DeviceMemory, T>) -> Result<()> {
+        op.check()?;
+        missing("linear")
+    }
+    fn linear_bwd<T: Real>(&self, op: LinearBwd<'_, DeviceMemory, T>) -> Result<()> {
+        op.check()?;
+        missing("linear_bwd")
+    }
+    fn rope<T: Real>(&self, op: Rope<'_, DeviceMemory, T>) -> Result<()> {
+        op.check()?;
+        missing("rope")
+    }
+    fn attention<T: Real>(&self, op: Attention<'_, DeviceMemory, T>) -> Result<()> {
+        op.check()?;
+        missing("attention")
+    }
+    fn attention_bwd<T: Real>(&self, op: AttentionBwd<'_, DeviceMemory, T>) -> Result<()> {
+        op.check()?;
+        missing("attention_bwd")
+    }
+    fn swiglu<T: Real>(&self, op: SwiGlu<'_, DeviceMemory, T>) -> Result<()> {
+        bf16_only::<T>("swiglu")?;
+        swiglu::swiglu(self, op)
+    }
+    fn swiglu_bwd<T: Real>(&self, op: SwiGluBwd<'_, DeviceMemory, T>) -> Result<()> {
+        bf16_only::<T>("swiglu_bwd")?;
+        swiglu::swiglu_bwd(self, op)
+    }
+    fn cross_entropy<T: Real>(&self, op: CrossEntropy<'_, DeviceMemory, T>) -> Result<()> {
+        op.check()?;
+        missing("cross_entropy")
+    }
+    fn choice<T: Real>(&self, op: Choice<'_, DeviceMemory, T>) -> Result<()> {
+        op.check()?;
+        missing("choice")
+    }
+    fn importance<T: Real>(&self, op: Importance<'_, DeviceMemory, T>) -> Result<()> {
+        op.check()?;
+        missing("importance")
+    }
+    fn sum_sq(&self, op: SumSq<'_, DeviceMemory>) -> Result<()> {
+        op.check()?;
+        missing("sum_sq")
+    }
+    fn adamw(&self, op: AdamW<'_, DeviceMemory>) -> Result<()> {
+        op.check()?;
+        missing("adamw")
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

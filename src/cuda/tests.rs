@@ -1,0 +1,140 @@
+//! The back end without its operations: what moves and what is refused.
+
+use half::{bf16, f16};
+
+use super::*;
+use crate::host::Bytes;
+use crate::tensor::MemoryLayout;
+
+/// The first device; none, and a word about it, where no driver answers.
+pub fn device() -> Option<Cuda> {
+    device_with(None)
+}
+
+fn device_with(limit: Option<u64>) -> Option<Cuda> {
+    match driver::probe() {
+        Ok((_, count)) if count > 0 && !images::all().is_empty() => {
+            Some(Cuda::new(0, limit).expect("cuda:0"))
+        }
+        other if cfg!(feature = "emulator") => panic!("the emulator does not answer: {other:?}"),
+        other => {
+            eprintln!("skipped, no CUDA device or no kernels: {other:?}");
+            None
+        }
+    }
+}
+
+fn read<T: Elem>(cuda: &Cuda, buf: &Buffer<T>, len: usize) -> Vec<T> {
+    let mut host = vec![T::zeroed(); len];
+    cuda.download(&mut host, DeviceMemory::view(buf, 0..len)).expect("download");
+    host
+}
+
+#[test]
+fn what_goes_up_comes_down() {
+    let Some(cuda) = device() else { return };
+    // More than the ring, in odd pieces.
+    let numbers: Vec<u32> = (0..(5 << 20) + 3).collect();
+    let mut a = cuda.alloc::<u32>("a", numbers.len()).unwrap();
+    assert!(read(&cuda, &a, 1000).iter().all(|&x| x == 0));
+    cuda.upload(DeviceMemory::view_mut(&mut a, 0..numbers.len()), &numbers).unwrap();
+    assert_eq!(read(&cuda, &a, numbers.len()), numbers);
+    let mut b = cuda.alloc::<u32>("b", 100).unwrap();
+    cuda.copy(DeviceMemory::view_mut(&mut b, 10..20), DeviceMemory::view(&a, 100..110)).unwrap();
+    cuda.zero(DeviceMemory::view_mut(&mut b, 15..16)).unwrap();
+    assert_eq!(read(&cuda, &b, 22)[9..21], [0, 100, 101, 102, 103, 104, 0, 106, 107, 108, 109, 0]);
+    assert!(cuda.upload(DeviceMemory::view_mut(&mut b, 0..5), &[1, 2]).is_err());
+    drop(a);
+    assert_eq!(cuda.held(), 512);
+}
+
+#[test]
+fn weights_are_rounded_and_padded() {
+    let Some(cuda) = device() else { return };
+    for (rows, width) in [(3, 5), (2, 100), (300, 5734), (2, 3 << 20)] {
+        let exact: Vec<f32> = (0..rows * width).map(|i| 1.0 + i as f32 / 1000.0).collect();
+        let row = DeviceMemory::row(width);
+        let brain: Vec<bf16> = exact.iter().map(|&x| bf16::from_f32(x)).collect();
+        let half: Vec<f16> = exact.iter().map(|&x| f16::from_f32(x)).collect();
+        let cases: [(DType, Vec<u8>, Vec<bf16>); 3] = [
+            (DType::F32, bytemuck::cast_slice(&exact).to_vec(), brain.clone()),
+            (
+                DType::F16,
+                bytemuck::cast_slice(&half).to_vec(),
+                half.iter().map(|x| bf16::from_f32(x.to_f32())).collect(),
+            ),
+            (DType::BF16, bytemuck::cast_slice(&brain).to_vec(), brain),
+        ];
+        for (dtype, bytes, want) in cases {
+            let range = 0..bytes.len();
+            let bytes: Bytes = Arc::new(bytes);
+            let source = MatrixSource { name: "w".into(), bytes, range, dtype, size: (rows, width) };
+            let matrix = cuda.matrix(source).unwrap();
+            assert_eq!((matrix.size(), matrix.dtype()), ((rows, width), DType::BF16));
+            let got = read(&cuda, &matrix.elements, rows * row);
+            for (got, want) in got.chunks(row).zip(want.chunks(width)) {
+                assert!(got[..width] == *want, "{dtype} [{rows}, {width}]");
+                assert!(got[width..].iter().all(|x| x.to_bits() == 0), "{dtype} [{rows}, {width}] padding");
+            }
+        }
+    }
+}
+
+#[test]
+fn lists_are_sent_once() {
+    let Some(cuda) = device() else { return };
+    for content in [vec![1u32, 2, 3], vec![1, 2, 3], vec![7; 1000], vec![5], vec![]] {
+        let list = cuda.list(Kind::Rows, &content).unwrap();
+        let mut host = vec![0; content.len()];
+        cuda.download(&mut host, list.view()).unwrap();
+        assert_eq!(host, content);
+    }
+}
+
+#[test]
+fn no_more_than_the_limit() {
+    let Some(cuda) = device_with(Some(1 << 20)) else { return };
+    let a = cuda.alloc::<f32>("a", 100_000).unwrap();
+    let err = cuda.alloc::<f32>("the second buffer", 200_000).err().expect("too much").to_string();
+    assert!(
+        err.contains("the second buffer takes 781.2 KiB beside 390.8 KiB, the memory limit is 1.0 MiB"),
+        "{err}"
+    );
+    drop(a);
+    cuda.memory.reserve(1 << 20).unwrap();
+    let all = cuda.alloc::<u32>("all", 1 << 18).unwrap();
+    assert_eq!(cuda.held(), 1 << 20);
+    drop(all);
+    assert_eq!(cuda.held(), 1 << 20);
+    assert!(cuda.memory.reserve((1 << 20) + 1).is_err());
+}
+
+#[test]
+fn what_is_asked_wrongly_is_refused() {
+    let Some(cuda) = device() else { return };
+    let err = Cuda::new(1000, None).err().expect("no such device").to_string();
+    assert!(err.contains("cuda:1000 does not exist"), "{err}");
+    let mut y = cuda.alloc::<f32>("y", 16).unwrap();
+    let mut h = cuda.alloc::<f32>("h", 16).unwrap();
+    let op = SwiGlu::<DeviceMemory, f32> {
+        h: DeviceMemory::view_mut(&mut h, 0..16),
+        gate: DeviceMemory::view(&y, 0..16),
+        up: DeviceMemory::view(&y, 0..16),
+        tokens: 1,
+        width: 16,
+    };
+    let err = cuda.swiglu(op).expect_err("f32").to_string();
+    assert!(err.contains("swiglu: activations are F32, the CUDA back end computes in BF16"), "{err}");
+    // SAFETY: refused before it starts.
+    let err = unsafe {
+        let kernel = Kernel { file: "swiglu", name: "swiglu" };
+        cuda.launch(kernel, Grid::line(1, 32), &[("T", 1)], (DeviceMemory::view_mut(&mut y, 0..16), 1i32))
+    };
+    let err = err.expect_err("two arguments").to_string();
+    assert!(err.contains("swiglu: arguments of [8, 4] bytes, the kernel takes [8, 8, 8, 4, 4]"), "{err}");
+    // SAFETY: there is no such kernel.
+    let err = unsafe { cuda.launch(Kernel { file: "swiglu", name: "glu" }, Grid::line(1, 32), &[], (1i32,)) };
+    assert!(
+        err.expect_err("no kernel").to_string().contains("glu in kernels/swiglu.cu: CUDA_ERROR_NOT_FOUND")
+    );
+}
