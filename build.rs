@@ -137,6 +137,7 @@ fn archs(nvcc: &Path) -> Vec<String> {
 fn arguments(source: &Path, archs: &[String]) -> Vec<String> {
     let mut args: Vec<String> =
         ["-std=c++17", "-O3", "-fatbin", "-lineinfo", "-Xptxas=-v", "-MD"].map(str::to_string).into();
+    args.push(format!("-I{}", source.with_file_name("lib").display()));
     let hopper = stem(source).ends_with(HOPPER_SUFFIX);
     for arch in archs.iter().filter(|a| !hopper || *a == HOPPER) {
         let number = arch.trim_start_matches("sm_");
@@ -260,7 +261,7 @@ fn embed(out: &Path, images: &[Image], toolkit: &Toolkit) {
     let mut text = String::from("static IMAGES: &[Image] = &[\n");
     for Image { stem, file, .. } in images {
         text +=
-            &format!("    Image {{ stem: {stem:?}, bytes: aligned!({:?}) }},\n", file.display().to_string());
+            &format!("    Image {{ file: {stem:?}, bytes: aligned!({:?}) }},\n", file.display().to_string());
     }
     text += "];\n";
     text += &format!("const TOOLKIT: (i32, i32) = {:?};\n", toolkit.release);
