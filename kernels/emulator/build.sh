@@ -30,7 +30,7 @@ done
 mkdir -p "$out"
 export CXX=${CXX:-g++}
 flags=(-std=c++17 -O2 -fPIC -ftls-model=initial-exec -fvisibility-inlines-hidden -Wall -Wextra "${mode[@]}")
-kernel_flags=(-g1 -Wno-unknown-pragmas -Wno-psabi -Wno-tsan "${instrument[@]}"
+kernel_flags=(-g1 -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -Wno-tsan "${instrument[@]}"
     -I"$emulator/include" -I"$kernels/lib" -include "$emulator/include/prelude.h")
 newest=$(ls -t "$kernels"/lib/*.cuh "$emulator"/include/* "$emulator"/src/*.h "$0" | head -1)
 

@@ -1,4 +1,5 @@
 // The project's kernels against plain loops in f64: usage kernels [KERNEL FILE | pipeline | time]
+#include "attention.h"
 #include "elements.h"
 #include "expect.h"
 #include "products.h"
@@ -106,6 +107,7 @@ int main(int count, char** arguments) {
         if (only.empty() || only == "sum_sq") sum_sq(n);
         if (only.empty() || only == "adamw") adamw(n);
     }
+    if (only.empty() || only == "attention") attention::test();
     if (only == "pipeline") {
         pipeline(64, 64, 8);
         pipeline(70, 65, 200);
