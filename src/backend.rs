@@ -59,6 +59,12 @@ pub trait Backend: Scratch {
     /// Where its numbers lie.
     type Store: Store;
 
+    /// Makes room for buffers and weights of `bytes` together, which are asked for next. Does nothing where the system
+    /// gives memory as it is touched.
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        let _ = bytes;
+        Ok(())
+    }
     /// A buffer of `len` zeros. Called while a run is set up, never inside an operation.
     fn alloc<T: Elem>(&self, name: &str, len: usize) -> Result<<Self::Store as Store>::Buf<T>>;
     /// Host to device.

@@ -24,6 +24,10 @@ pub struct CudaSizes;
 impl MemoryLayout for CudaSizes {
     const ALIGN: u64 = 256;
 
+    fn matrix_bytes((out, inner): (usize, usize)) -> u64 {
+        2 * (out as u64).saturating_mul(Self::row(inner) as u64)
+    }
+
     fn row(width: usize) -> usize {
         width.next_multiple_of(if width > PAD { PAD } else { SLICE })
     }

@@ -139,6 +139,8 @@ pub trait Frozen: Send + Sync {
 pub trait MemoryLayout {
     /// Bytes that a buffer's size is rounded up to.
     const ALIGN: u64;
+    /// Bytes that a frozen weight `[O, I]` takes; 0 where it is used from its file.
+    fn matrix_bytes(size: (usize, usize)) -> u64;
     /// Elements from one row of `width` elements to the next. What lies between them is never read.
     fn row(width: usize) -> usize;
 }

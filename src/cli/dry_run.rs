@@ -4,14 +4,13 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use half::bf16;
 use serde::Serialize;
 
-use super::args::{Cli, Command, Global, PrecisionArg};
+use super::args::{Cli, Command};
+use super::plan::on_machine;
 use super::{plan, print};
 use crate::checkpoint::output::{Output, Standing};
 use crate::checkpoint::output_file::OutputFile;
-use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::fuse::inputs::Inputs;
 use crate::model::memory::Plan;
@@ -42,24 +41,14 @@ pub struct Write {
     pub found: Standing,
 }
 
-/// The back end and the precision of a plan, as `f::<B, T>(backend, …)`.
+/// The plan on the machine's back end and its terms, as `f::<B, T>(backend, …)`.
 macro_rules! planned {
-    ($outline:ident, $global:expr, |$backend:ident, $t:ident| $plan:expr) => {{
+    ($outline:ident, $global:expr, $common:ident, |$backend:ident: $B:ident, $T:ident| $plan:expr) => {{
         let machine = plan::machine($global)?;
-        let $backend = &machine.backend;
-        let (name, plan) = match machine.precision {
-            PrecisionArg::F32 => {
-                type $t = f32;
-                ("f32", $plan)
-            }
-            PrecisionArg::Bf16 => {
-                type $t = bf16;
-                ("bf16", $plan)
-            }
-        };
-        $outline.device =
-            Some(format!("cpu, {} threads, {name} ({})", machine.backend.threads(), machine.reason));
-        $outline.memory = Some(plan?);
+        let $common = &machine.common($global, $common)?;
+        let plan = on_machine!(machine, |$backend: $B, $T| $plan)?;
+        $outline.device = Some(machine.describe());
+        $outline.memory = Some(plan);
     }};
 }
 
@@ -77,16 +66,16 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
                     .chain(&options.init_adapter),
             );
             o.folder(&options.out, common)?;
-            planned!(o, global, |b, T| {
-                train::Prepared::new::<Cpu, T>(b, options, common).map(|ready| ready.plan)
+            planned!(o, global, common, |b: B, T| {
+                train::Prepared::new::<B, T>(b, options, common).map(|ready| ready.plan)
             });
         }
         Command::Prune(args) => {
             let options = plan::prune(args)?;
             o.reads(std::iter::once(&options.model).chain(&options.calibration));
             o.folder(&options.out, common)?;
-            planned!(o, global, |b, T| {
-                prune::Prepared::new::<Cpu, T>(b, options, common).map(|ready| ready.plan)
+            planned!(o, global, common, |b: B, T| {
+                prune::Prepared::new::<B, T>(b, options, common).map(|ready| ready.plan)
             });
         }
         Command::Recover(args) => {
@@ -121,18 +110,18 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
             if let Some(file) = &options.predictions {
                 o.file(file, common)?;
             }
-            planned!(o, global, |b, T| evaluate::plan::<Cpu, T>(b, &options, common));
+            planned!(o, global, common, |b: B, T| evaluate::plan::<B, T>(b, &options, common));
         }
         Command::Logits(args) => {
             let options = plan::logits(args);
             o.reads(std::iter::once(&options.model).chain(&options.adapter));
             o.file(&options.out, common)?;
-            planned!(o, global, |b, T| logits::plan::<Cpu, T>(b, &options, common));
+            planned!(o, global, common, |b: B, T| logits::plan::<B, T>(b, &options, common));
         }
         Command::Generate(args) => {
             let options = plan::generate(args);
             o.reads(std::iter::once(&options.model).chain(&options.adapter));
-            planned!(o, global, |b, T| generate::plan::<Cpu, T>(b, &options, common));
+            planned!(o, global, common, |b: B, T| generate::plan::<B, T>(b, &options, common));
         }
         Command::Run(args) => {
             let flow = super::flow::read(&args.flow, global.seed)?;
@@ -142,7 +131,7 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
             );
             o.writes.push(Write { path: flow.output.clone(), found: Standing::New });
             o.steps = flow.steps();
-            o.device = Some(device(global)?);
+            o.device = Some(plan::machine(global)?.describe());
         }
         Command::Demo(_) | Command::Report(_) => {
             return Err(Error::Usage(
@@ -156,15 +145,6 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
         }
     }
     Ok(o)
-}
-
-fn device(global: &Global) -> Result<String> {
-    let machine = plan::machine(global)?;
-    let precision = match machine.precision {
-        PrecisionArg::F32 => "f32",
-        PrecisionArg::Bf16 => "bf16",
-    };
-    Ok(format!("cpu, {} threads, {precision} ({})", machine.backend.threads(), machine.reason))
 }
 
 impl Outline {

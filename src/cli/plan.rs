@@ -9,6 +9,7 @@ use super::args::{
     PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs, TrainCommand, TrainHow,
 };
 use crate::cpu::Cpu;
+use crate::cuda::Cuda;
 use crate::data::schedule::Extent;
 use crate::error::{Error, Result};
 use crate::fuse::{Fusion, LoraCr, Recipe};
@@ -16,6 +17,7 @@ use crate::model::shape::TrainingShape;
 use crate::stage::budget::BudgetOptions;
 use crate::stage::common::Common;
 use crate::stage::conflict::ConflictOptions;
+use crate::stage::doctor::{self, Doctor};
 use crate::stage::evaluate::EvalOptions;
 use crate::stage::fuse::{FuseOptions, Profile};
 use crate::stage::generate::GenerateOptions;
@@ -27,32 +29,138 @@ use crate::stage::recover::RecoverOptions;
 use crate::stage::train::TrainOptions;
 use crate::tensor::DType;
 
+/// A device that is ready.
+pub enum Device {
+    /// Threads of this machine.
+    Cpu(Cpu),
+    /// An NVIDIA device and its number.
+    Cuda(Box<Cuda>, usize),
+}
+
 /// Where a command computes, and in what.
 pub struct Machine {
-    /// The back end.
-    pub backend: Cpu,
+    /// The device.
+    pub device: Device,
     /// Activations and matrix inputs.
     pub precision: PrecisionArg,
     /// Why this device.
     pub reason: String,
 }
 
-/// The device that `--device` means, on as many threads as asked for.
-pub fn machine(global: &Global) -> Result<Machine> {
-    let reason = match global.device.as_str() {
-        "cpu" => "asked for".to_string(),
-        "auto" => "this build has no CUDA back end".to_string(),
-        other if other == "cuda" || other.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok()) => {
-            return Err(Error::Usage(format!(
-                "--device {other}: this build has no CUDA back end; use --device cpu"
-            )));
-        }
-        other => {
-            return Err(Error::Usage(format!("--device is {other:?}, expected auto, cpu, cuda or cuda:N")));
+/// `work` with the machine's back end, its type and the type of activations.
+macro_rules! on_machine {
+    ($machine:expr, |$backend:ident: $B:ident, $T:ident| $work:expr) => {
+        match (&$machine.device, $machine.precision) {
+            ($crate::cli::plan::Device::Cpu($backend), $crate::cli::args::PrecisionArg::F32) => {
+                type $B = $crate::cpu::Cpu;
+                type $T = f32;
+                $work
+            }
+            ($crate::cli::plan::Device::Cpu($backend), $crate::cli::args::PrecisionArg::Bf16) => {
+                type $B = $crate::cpu::Cpu;
+                type $T = half::bf16;
+                $work
+            }
+            ($crate::cli::plan::Device::Cuda($backend, _), _) => {
+                type $B = $crate::cuda::Cuda;
+                type $T = half::bf16;
+                let $backend = &**$backend;
+                $work
+            }
         }
     };
-    let backend = Cpu::new(threads(global)?)?;
-    Ok(Machine { backend, precision: global.precision.unwrap_or(PrecisionArg::F32), reason })
+}
+pub(crate) use on_machine;
+
+/// The device that `--device` means, on as many threads as asked for.
+pub fn machine(global: &Global) -> Result<Machine> {
+    let cpu = |reason: String| -> Result<Machine> {
+        let backend = Cpu::new(threads(global)?)?;
+        let precision = global.precision.unwrap_or(PrecisionArg::F32);
+        Ok(Machine { device: Device::Cpu(backend), precision, reason })
+    };
+    match global.device.as_str() {
+        "cpu" => cpu("asked for".into()),
+        "auto" if global.precision == Some(PrecisionArg::F32) => cpu("for --precision f32".into()),
+        "auto" => match cuda(global, 0) {
+            Ok(device) => {
+                Ok(Machine { device, precision: PrecisionArg::Bf16, reason: "found by itself".into() })
+            }
+            Err(why) => cpu(why.to_string()),
+        },
+        typed => {
+            let number = typed.strip_prefix("cuda").and_then(|rest| match rest.strip_prefix(':') {
+                None => rest.is_empty().then_some(0),
+                Some(digits) => digits.parse::<u16>().ok().map(usize::from),
+            });
+            let Some(number) = number else {
+                return Err(Error::Usage(format!(
+                    "--device is {typed:?}, expected auto, cpu, cuda or cuda:N"
+                )));
+            };
+            if global.precision == Some(PrecisionArg::F32) {
+                return Err(Error::Usage(format!(
+                    "--precision f32 with --device {typed}: the CUDA back end computes in bf16; leave --precision \
+                     out, or use --device cpu"
+                )));
+            }
+            let device = cuda(global, number)?;
+            Ok(Machine { device, precision: PrecisionArg::Bf16, reason: "asked for".into() })
+        }
+    }
+}
+
+fn cuda(global: &Global, number: usize) -> Result<Device> {
+    let backend = Cuda::new(number, global.memory_limit.map(|s| s.0))?;
+    Ok(Device::Cuda(Box::new(backend), number))
+}
+
+impl Machine {
+    /// `cpu, 2 threads, f32 (asked for)`.
+    pub fn describe(&self) -> String {
+        match &self.device {
+            Device::Cpu(cpu) => {
+                let precision = match self.precision {
+                    PrecisionArg::F32 => "f32",
+                    PrecisionArg::Bf16 => "bf16",
+                };
+                format!("cpu, {} threads, {precision} ({})", cpu.threads(), self.reason)
+            }
+            Device::Cuda(cuda, number) => format!("cuda:{number}, {}, bf16 ({})", cuda.name(), self.reason),
+        }
+    }
+
+    /// `common` with the memory limit of this device: what is free on it now, and no more than was typed. Where the
+    /// device shares the system's memory, the control group's limit holds too.
+    pub fn common(&self, global: &Global, common: &Common) -> Result<Common> {
+        let Device::Cuda(cuda, _) = &self.device else { return Ok(common.clone()) };
+        let (free, _) = cuda.free_and_total()?;
+        let typed = if cuda.unified() { common.memory_limit } else { global.memory_limit.map(|s| s.0) };
+        Ok(Common { memory_limit: Some(typed.map_or(free, |t| t.min(free))), ..common.clone() })
+    }
+}
+
+/// `doctor`'s report on the device that `--device` means.
+pub fn doctor(global: &Global) -> Result<Doctor> {
+    let machine = machine(global)?;
+    let found = crate::cuda::find();
+    let mut gpu = doctor::Cuda {
+        driver: found.driver.map_err(|e| e.to_string()),
+        least: found.least,
+        kernels: found.kernels,
+        architectures: found.architectures.to_string(),
+        device: None,
+    };
+    if let Device::Cuda(cuda, _) = &machine.device {
+        let (free, total) = cuda.free_and_total()?;
+        let (name, capability, unified) = (cuda.name().to_string(), cuda.capability(), cuda.unified());
+        gpu.device = Some(doctor::CudaDevice { name, capability, free, total, unified });
+    }
+    let label = match &machine.device {
+        Device::Cpu(_) => "cpu".to_string(),
+        Device::Cuda(_, number) => format!("cuda:{number}"),
+    };
+    Ok(doctor::run(label, machine.reason, threads(global)?, cgroup_limit(), gpu))
 }
 
 /// How many threads: all that the process may run on, unless told.

@@ -4,32 +4,21 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::CommandFactory;
-use half::bf16;
 
 use rayon::ThreadPoolBuilder;
 
-use super::args::{Cli, Command, Global, PrecisionArg};
+use super::args::{Cli, Command, Global};
+use super::plan::on_machine;
 use super::{dry_run, plan, print};
 use crate::backend::Backend;
 use crate::checkpoint::config::ModelConfig;
-use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::stage::{
-    budget, conflict, demo, doctor, evaluate, flow, fuse, generate, inspect, logits, measure, prune, recover,
-    report, train,
+    budget, conflict, demo, evaluate, flow, fuse, generate, inspect, logits, measure, prune, recover, report,
+    train,
 };
 use crate::tensor::Real;
-
-/// Calls a generic function with the precision that was asked for.
-macro_rules! at_precision {
-    ($precision:expr, $f:ident :: < $b:ty, T > ( $($arg:expr),* )) => {
-        match $precision {
-            PrecisionArg::F32 => $f::<$b, f32>($($arg),*),
-            PrecisionArg::Bf16 => $f::<$b, bf16>($($arg),*),
-        }
-    };
-}
 
 /// Runs `cli`.
 pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
@@ -48,25 +37,22 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
         }
         Command::Train(args) => {
             let machine = plan::machine(global)?;
+            let common = machine.common(global, &common)?;
             let options = plan::train(args)?;
-            at_precision!(machine.precision, train_on::<Cpu, T>(&machine.backend, options, &common, out))
+            on_machine!(machine, |b: B, T| train_on::<B, T>(b, options, &common, out))
         }
         Command::Generate(args) => {
             let machine = plan::machine(global)?;
+            let common = machine.common(global, &common)?;
             let options = plan::generate(args);
-            use generate::run as generate_run;
-            let done = at_precision!(
-                machine.precision,
-                generate_run::<Cpu, T>(&machine.backend, &options, &common)
-            )?;
+            let done = on_machine!(machine, |b: B, T| generate::run::<B, T>(b, &options, &common))?;
             out.report(&done, || done.text.clone())
         }
         Command::Logits(args) => {
             let machine = plan::machine(global)?;
+            let common = machine.common(global, &common)?;
             let options = plan::logits(args);
-            use logits::run as logits_run;
-            let done =
-                at_precision!(machine.precision, logits_run::<Cpu, T>(&machine.backend, &options, &common))?;
+            let done = on_machine!(machine, |b: B, T| logits::run::<B, T>(b, &options, &common))?;
             out.report(&done, || format!("{}: logits [{}, {}]", done.out.display(), done.tokens, done.vocab))
         }
         Command::Budget(args) => {
@@ -80,19 +66,18 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
                 return out.report(&report, || report.to_string());
             };
             let machine = plan::machine(global)?;
+            let common = machine.common(global, &common)?;
             let size = plan::step_size(args);
-            use measure::measure as measure_one;
-            let measured = at_precision!(
-                machine.precision,
-                measure_one::<Cpu, T>(&machine.backend, dir, args.of, &size, &common)
-            )?;
+            let measured =
+                on_machine!(machine, |b: B, T| measure::measure::<B, T>(b, dir, args.of, &size, &common))?;
             let both = serde_json::json!({"budget": report, "measured": measured});
             out.report(&both, || format!("{report}\n{}", print::measured(&measured)))
         }
         Command::Prune(args) => {
             let machine = plan::machine(global)?;
+            let common = machine.common(global, &common)?;
             let options = plan::prune(args)?;
-            at_precision!(machine.precision, prune_on::<Cpu, T>(&machine.backend, options, &common, out))
+            on_machine!(machine, |b: B, T| prune_on::<B, T>(b, options, &common, out))
         }
         Command::Recover(args) => {
             let options = plan::recover(args);
@@ -112,36 +97,29 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
         }
         Command::Run(args) => {
             let machine = plan::machine(global)?;
+            let common = machine.common(global, &common)?;
             let flow = super::flow::read(&args.flow, global.seed)?;
-            use flow::run as flow_run;
-            let results =
-                at_precision!(machine.precision, flow_run::<Cpu, T>(&machine.backend, &flow, &common))?;
+            let results = on_machine!(machine, |b: B, T| flow::run::<B, T>(b, &flow, &common))?;
             out.report(&results, || print::results(&results, &flow.output))
         }
         Command::Doctor => {
-            let machine = plan::machine(global)?;
-            let threads = machine.backend.threads();
-            let report = doctor::run("cpu".into(), machine.reason, threads, plan::cgroup_limit());
+            let report = plan::doctor(global)?;
             out.report(&report, || report.to_string())
         }
         Command::Demo(args) => {
             let machine = plan::machine(global)?;
+            let common = machine.common(global, &common)?;
             let file = demo::unpack(args.out.as_deref())?;
             let mut flow = super::flow::read(&file, global.seed)?;
             flow.joint = if args.full { flow::Joint::All } else { flow::Joint::First };
-            use flow::run as flow_run;
-            let results =
-                at_precision!(machine.precision, flow_run::<Cpu, T>(&machine.backend, &flow, &common))?;
+            let results = on_machine!(machine, |b: B, T| flow::run::<B, T>(b, &flow, &common))?;
             out.report(&results, || print::results(&results, &flow.output))
         }
         Command::Eval(args) => {
             let machine = plan::machine(global)?;
+            let common = machine.common(global, &common)?;
             let options = plan::eval(args)?;
-            use evaluate::run as evaluate_run;
-            let report = at_precision!(
-                machine.precision,
-                evaluate_run::<Cpu, T>(&machine.backend, &options, &common)
-            )?;
+            let report = on_machine!(machine, |b: B, T| evaluate::run::<B, T>(b, &options, &common))?;
             out.report(&report, || print::eval(&report))
         }
         Command::Inspect(args) => {

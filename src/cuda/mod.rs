@@ -194,6 +194,10 @@ impl Scratch for Cuda {
 impl Backend for Cuda {
     type Store = DeviceMemory;
 
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        self.memory.reserve(bytes)
+    }
+
     fn alloc<T: Elem>(&self, name: &str, len: usize) -> Result<Buffer<T>> {
         let mut buffer = self.take(name, len)?;
         self.zero(DeviceMemory::view_mut(&mut buffer, 0..len))?;

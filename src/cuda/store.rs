@@ -18,6 +18,10 @@ pub struct DeviceMemory;
 impl MemoryLayout for DeviceMemory {
     const ALIGN: u64 = CudaSizes::ALIGN;
 
+    fn matrix_bytes(size: (usize, usize)) -> u64 {
+        CudaSizes::matrix_bytes(size)
+    }
+
     fn row(width: usize) -> usize {
         CudaSizes::row(width)
     }

@@ -9,10 +9,9 @@ use super::recompute::{self, Choice};
 use super::shape::TrainingShape;
 use super::trainer::Buffers;
 use crate::checkpoint::config::ModelConfig;
-use crate::checkpoint::module::Module;
 use crate::cuda_sizes::CudaSizes;
 use crate::error::Result;
-use crate::tensor::{DType, MemoryLayout};
+use crate::tensor::DType;
 
 /// What the driver takes before the first buffer. The largest part of a context is the local memory of all threads that
 /// can be resident, 1 KiB each: 132 multiprocessors × 2,048 threads are 264 MiB on the largest device we build for, a
@@ -23,7 +22,7 @@ const DRIVER: u64 = 384 << 20;
 /// The plan of training `shape` on `config`, with its first `recomputed` layers computed again.
 pub fn plan(config: &ModelConfig, shape: &TrainingShape, recomputed: usize) -> Result<Plan> {
     let mut paper = Paper::<CudaSizes>::new(Plan::default());
-    weights(&mut paper.plan, config);
+    paper.weights(config);
     let size = shape.room(config, DType::BF16, recomputed);
     let layout = shape.layout(config);
     Buffers::<Noted<CudaSizes>, bf16>::new(&mut paper, &CudaSizes, config, &layout, shape.freeze_a, size)?;
@@ -37,25 +36,6 @@ pub fn plan(config: &ModelConfig, shape: &TrainingShape, recomputed: usize) -> R
 pub fn choose(config: &ModelConfig, shape: &TrainingShape, limit: Option<u64>) -> Result<Choice> {
     shape.check(config)?;
     recompute::choose(config.layers, shape.recompute, limit, |n| plan(config, shape, n))
-}
-
-/// Every weight: matrices in bf16 with padded rows, norms and biases in f32.
-fn weights(plan: &mut Plan, config: &ModelConfig) {
-    let matrix = |(o, i): (usize, usize)| 2 * o as u64 * CudaSizes::row(i) as u64;
-    let table = matrix((config.vocab, config.hidden));
-    plan.add(Part::Weights, "embedding", table);
-    for layer in 0..config.layers {
-        let modules = config.modules_of(layer).into_iter().map(|Module { target, .. }| {
-            let (o, i) = config.dims(target, layer);
-            matrix((o, i)) + if config.has_bias(target) { 4 * o as u64 } else { 0 }
-        });
-        let norms = 2 * 4 * config.hidden as u64;
-        plan.add(Part::Weights, format!("layer {layer} weights"), modules.sum::<u64>() + norms);
-    }
-    plan.add(Part::Weights, "last norm", 4 * config.hidden as u64);
-    if !config.tied {
-        plan.add(Part::Weights, "head", table);
-    }
 }
 
 #[cfg(test)]

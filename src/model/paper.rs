@@ -3,7 +3,9 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::memory::{Allocator, Part, Plan};
+use super::memory::{Allocator, Part, Plan, sum};
+use crate::checkpoint::config::ModelConfig;
+use crate::checkpoint::module::Module;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Elem, Frozen, Length, MemoryLayout, Store};
 
@@ -19,6 +21,33 @@ impl<M> Paper<M> {
     /// Goes on with `plan`.
     pub fn new(plan: Plan) -> Paper<M> {
         Paper { plan, rows: PhantomData }
+    }
+}
+
+impl<M: MemoryLayout> Paper<M> {
+    /// Notes the weights of `config`, matrices with padded rows, norms and biases in f32, where they do not stay in
+    /// their files.
+    pub fn weights(&mut self, config: &ModelConfig) {
+        let aligned = |bytes: u64| bytes.checked_next_multiple_of(M::ALIGN).unwrap_or(u64::MAX);
+        let table = aligned(M::matrix_bytes((config.vocab, config.hidden)));
+        if table == 0 {
+            return;
+        }
+        let vector = |len: usize| aligned(4 * len as u64);
+        self.plan.add(Part::Weights, "embedding", table);
+        for layer in 0..config.layers {
+            let modules = config.modules_of(layer).into_iter().map(|Module { target, .. }| {
+                let (o, i) = config.dims(target, layer);
+                let bias = if config.has_bias(target) { vector(o) } else { 0 };
+                aligned(M::matrix_bytes((o, i))).saturating_add(bias)
+            });
+            let bytes = sum(modules).saturating_add(2 * vector(config.hidden));
+            self.plan.add(Part::Weights, format!("layer {layer} weights"), bytes);
+        }
+        self.plan.add(Part::Weights, "last norm", vector(config.hidden));
+        if !config.tied {
+            self.plan.add(Part::Weights, "head", table);
+        }
     }
 }
 
@@ -68,6 +97,10 @@ impl Frozen for NotedMatrix {
 
 impl<M: MemoryLayout> MemoryLayout for Noted<M> {
     const ALIGN: u64 = M::ALIGN;
+
+    fn matrix_bytes(size: (usize, usize)) -> u64 {
+        M::matrix_bytes(size)
+    }
     fn row(width: usize) -> usize {
         M::row(width)
     }

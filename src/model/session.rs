@@ -25,6 +25,9 @@ impl<B: Backend, T: Real> Session<B, T> {
     /// Makes the buffers of `size` (whose `table_rows` is set from `tables`) and fills the rope tables.
     pub fn new(backend: &B, model: &Model<B>, tables: Tables, size: RoomSize) -> Result<Session<B, T>> {
         let size = RoomSize { table_rows: tables.rows(size.tokens), ..size };
+        let mut paper = Paper::<B::Store>::new(Plan::default());
+        Room::<_, T>::new(&mut paper, backend, &model.config, size)?;
+        backend.reserve(paper.plan.total())?;
         let room = Room::new(&mut Device(backend), backend, &model.config, size)?;
         Session::with_room(backend, room, tables)
     }
@@ -112,6 +115,7 @@ pub fn plan<B: Backend, T: Real>(
     size: RoomSize,
 ) -> Result<Plan> {
     let mut paper = Paper::<B::Store>::new(Plan::default());
+    paper.weights(config);
     let size = RoomSize { table_rows: tables.rows(size.tokens), ..size };
     Room::<_, T>::new(&mut paper, backend, config, size)?;
     let adapters = layouts.iter().flatten().map(Layout::end).max().unwrap_or(0);

@@ -3,7 +3,8 @@
 use super::adapters::{Layout, Stack};
 use super::backward::{Buf, Trained};
 use super::forward::DropoutKey;
-use super::memory::{Allocator, Device, Part};
+use super::memory::{Allocator, Device, Part, Plan};
+use super::paper::Paper;
 use super::room::{Room, RoomSize};
 use super::rope::Tables;
 use super::session::Session;
@@ -101,6 +102,9 @@ impl<'a, B: Backend, T: Real> Trainer<'a, B, T> {
         size: RoomSize,
     ) -> Result<Trainer<'a, B, T>> {
         let size = RoomSize { table_rows: tables.rows(size.tokens), ..size };
+        let mut paper = Paper::<B::Store>::new(Plan::default());
+        Buffers::<_, T>::new(&mut paper, backend, &model.config, &layout, freeze_a, size)?;
+        backend.reserve(paper.plan.total())?;
         let Buffers { state, room } =
             Buffers::new(&mut Device(backend), backend, &model.config, &layout, freeze_a, size)?;
         let session = Session::with_room(backend, room, tables)?;

@@ -1,5 +1,7 @@
 //! A model's frozen weights on a device.
 
+use super::memory::Plan;
+use super::paper::Paper;
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::{Checkpoint, EMBED, HEAD, NORM, norm_name};
 use crate::checkpoint::config::ModelConfig;
@@ -37,6 +39,9 @@ impl<B: Backend> Model<B> {
     /// Makes the weights of `checkpoint` usable on `backend`.
     pub fn new(backend: &B, checkpoint: &Checkpoint) -> Result<Model<B>> {
         let config = checkpoint.config().clone();
+        let mut paper = Paper::<B::Store>::new(Plan::default());
+        paper.weights(&config);
+        backend.reserve(paper.plan.total())?;
         let matrix = |name: &str| backend.matrix(checkpoint.matrix(name)?);
         let vector = |name: &str| -> Result<<B::Store as Store>::Buf<f32>> {
             let host = checkpoint.vector(name)?;

@@ -186,6 +186,7 @@ pub fn plan<B: Backend, T: Real>(
     let of = |keep: Keep| -> Result<Plan> {
         let mut paper = Paper::<B::Store>::new(rest.clone());
         if let Some(calibration) = calibration {
+            paper.weights(config);
             Room::<Noted<B::Store>, T>::new(
                 &mut paper,
                 backend,

@@ -28,8 +28,38 @@ pub struct Doctor {
     pub gpus: Vec<Gpu>,
     /// The NVIDIA driver's version, or why there is none.
     pub driver: Result<String, String>,
-    /// CUDA kernels in this build.
+    /// What this build and the driver have for CUDA.
+    pub cuda: Cuda,
+}
+
+/// CUDA, as the driver and this build have it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cuda {
+    /// The CUDA version that the driver is for and its devices, or why there is none.
+    pub driver: Result<((i32, i32), usize), String>,
+    /// The oldest CUDA version whose driver runs this build's kernels; none without kernels.
+    pub least: Option<(i32, i32)>,
+    /// Files of kernels in this build.
     pub kernels: usize,
+    /// The architectures that they have code for.
+    pub architectures: String,
+    /// The device that would be used, if it is one of these.
+    pub device: Option<CudaDevice>,
+}
+
+/// A CUDA device.
+#[derive(Clone, Debug, Serialize)]
+pub struct CudaDevice {
+    /// Its name.
+    pub name: String,
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// Free memory in bytes.
+    pub free: u64,
+    /// All memory in bytes.
+    pub total: u64,
+    /// Whether its memory is the system's.
+    pub unified: bool,
 }
 
 /// An NVIDIA device.
@@ -42,7 +72,7 @@ pub struct Gpu {
 }
 
 /// Looks at the machine. `device` and `reason` are what the command line would choose.
-pub fn run(device: String, reason: String, threads: usize, cgroup_limit: Option<u64>) -> Doctor {
+pub fn run(device: String, reason: String, threads: usize, cgroup_limit: Option<u64>, cuda: Cuda) -> Doctor {
     let (driver, gpus) = match Nvml::init() {
         Ok(nvml) => (nvml.sys_driver_version().map_err(|e| e.to_string()), gpus(&nvml)),
         Err(e) => (Err(format!("no NVIDIA driver answers: {e}")), Vec::new()),
@@ -57,7 +87,7 @@ pub fn run(device: String, reason: String, threads: usize, cgroup_limit: Option<
         cgroup_limit,
         gpus,
         driver,
-        kernels: 0,
+        cuda,
     }
 }
 
@@ -121,6 +151,27 @@ impl fmt::Display for Doctor {
             let memory = gpu.memory.map_or_else(|| "memory not told".into(), human_bytes);
             writeln!(f, "gpu       {}, {memory}", gpu.name)?;
         }
-        writeln!(f, "kernels   {} in this build: it has no CUDA back end", self.kernels)
+        match &self.cuda.driver {
+            Ok(((major, minor), devices)) => writeln!(f, "cuda      {major}.{minor}, {devices} devices")?,
+            Err(why) => writeln!(f, "cuda      {why}")?,
+        }
+        if let Some(d) = &self.cuda.device {
+            let (major, minor) = d.capability;
+            let shared = if d.unified { ", shared with the system" } else { "" };
+            let (free, total) = (human_bytes(d.free), human_bytes(d.total));
+            writeln!(f, "in use    {}, capability {major}.{minor}, {total}{shared}, {free} free", d.name)?;
+        }
+        match self.cuda.least {
+            Some((major, minor)) => {
+                let (files, archs) = (self.cuda.kernels, &self.cuda.architectures);
+                writeln!(
+                    f,
+                    "kernels   {files} files for {archs}; they need a driver for CUDA {major}.{minor}"
+                )
+            }
+            None => {
+                writeln!(f, "kernels   none in this build: nvcc was not found (tools/setup-cuda gets it)")
+            }
+        }
     }
 }

@@ -135,6 +135,7 @@ fn train<B: Backend, T: Real>(
     let layout = shape.layout(config);
     let of = |recomputed| {
         let mut paper = Paper::<B::Store>::new(rest.clone());
+        paper.weights(config);
         let room = shape.room(config, dtype, recomputed);
         Buffers::<Noted<B::Store>, T>::new(&mut paper, backend, config, &layout, shape.freeze_a, room)?;
         paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
@@ -197,6 +198,7 @@ fn eval<B: Backend, T: Real>(
         head: Head::Choice(OPTIONS * shape.batch),
     };
     let mut paper = Paper::<B::Store>::new(rest);
+    paper.weights(config);
     Room::<Noted<B::Store>, T>::new(&mut paper, backend, config, size)?;
     paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
     if let Some(limit) = common.memory_limit {

@@ -192,6 +192,7 @@ impl Prepared {
         let held = data_bytes(&data.documents) + data_bytes(&validation);
         let plan_of = |size: RoomSize| -> Result<Plan> {
             let mut paper = Paper::<B::Store>::new(Plan::default());
+            paper.weights(config);
             Buffers::<_, T>::new(&mut paper, backend, config, &layout, options.shape.freeze_a, size)?;
             let copy = layout.end() as u64 * 4;
             paper.plan.add(Part::Optimizer, "copy while a checkpoint is written", copy);
