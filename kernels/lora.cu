@@ -8,6 +8,13 @@
 // lora_thin_sum: t[first + r, c] = bf16(scale · Σ_split partial[split, r, first column + c]) for c < rank, zero up to
 //   `width`; gridDim.y = parts, a thread an element.
 //
+// lora_gradient_16|32|64: partial[span, c, ρ] = Σ_t m∘wide[t, c] · thin[t, ρ] over the tokens t of one span, and, where
+//   thin_partial is not null, thin_partial[c's 256 columns, t, ρ] = Σ_c wide[t, c] · factor[ρ, c]: one pass over wide for
+//   dB and u, or for dA. A block takes 256 columns, 16, 32 or 64 ρ and one span: gridDim = (⌈columns / 256⌉, ⌈ranks / 16, 32
+//   or 64⌉, ⌈tokens / span⌉), span a multiple of 32.
+// lora_gradient_sum: grad[c · step_column + ρ · step_rank] += scale · Σ_span partial[span, c, first + ρ]; gridDim.y =
+//   parts, a thread an element.
+//
 // Leading dimensions of bf16 matrices are multiples of 8, that of partial sums is even; padding of inputs is never read.
 // f32 sums in the order of k, splits in their order; factors and t round once.
 #include "kernel.cuh"
@@ -45,6 +52,13 @@ extern "C" __global__ void __launch_bounds__(256) lora_factors(const __grid_cons
 }
 KERNEL(lora_factors)
 
+/// Zeros those of eight elements in shared memory whose bit is not set.
+__device__ __forceinline__ void drop(bf16* eight, unsigned bits) {
+    uint4& v = *reinterpret_cast<uint4*>(eight);
+    auto mask = [=](int pair) { return (bits >> 2 * pair & 1) * 0xffffu | (bits >> 2 * pair >> 1 & 1) * 0xffff0000u; };
+    v.x &= mask(0), v.y &= mask(1), v.z &= mask(2), v.w &= mask(3);
+}
+
 using Thin = Product<64, 64, 4, 1, 6, true, true>;
 
 struct ThinShared {
@@ -76,10 +90,7 @@ extern "C" __global__ void __launch_bounds__(128)
                 const int line = Thin::CopyA::row(i), chunk = Thin::CopyA::chunk(), row = row_of_x(line);
                 const int k = k0 + tile * DEPTH + 8 * chunk;
                 if (row < 0) continue;
-                const unsigned bits = kept<8>(dropout, uint64_t(row) * unsigned(inner) + unsigned(k));
-                uint4& v = *reinterpret_cast<uint4*>(a.data + place<Thin::A::chunks>(line, chunk));
-                auto mask = [&](int pair) { return (bits >> 2 * pair & 1) * 0xffffu | (bits >> 2 * pair >> 1 & 1) * 0xffff0000u; };
-                v.x &= mask(0), v.y &= mask(1), v.z &= mask(2), v.w &= mask(3);
+                drop(a.data + place<Thin::A::chunks>(line, chunk), kept<8>(dropout, uint64_t(row) * unsigned(inner) + unsigned(k)));
             }
         });
     product.each([&](int row, int column, float v0, float v1) {
@@ -114,3 +125,121 @@ extern "C" __global__ void __launch_bounds__(256)
     part.t[(first + row) * part.ld + column] = __float2bfloat16_rn(scale * sum);
 }
 KERNEL(lora_thin_sum)
+
+template <int n>
+struct Gradient {
+    using P = Product<256, n, 8, 1, 4, false, false>;
+    struct Shared {
+        typename P::Ring ring;
+        bf16 factor[n * P::m];
+    };
+};
+
+template <int n>
+__device__ __forceinline__ void
+lora_gradient(typename Gradient<n>::Shared& shared, float* partial, float* thin_partial, const bf16* wide, const bf16* thin,
+              const bf16* factor, int tokens, int columns, int ranks, int ld_partial, int ld_wide, int ld_thin, int ld_factor,
+              int span, int drops, const Dropout& dropout) {
+    using P = typename Gradient<n>::P;
+    constexpr int chunks = P::m / 8;
+    const int column0 = blockIdx.x * P::m, rank0 = blockIdx.y * n, token0 = blockIdx.z * span;
+    const int depth = min(tokens - token0, span);
+    if (thin_partial) {
+        // With the first tile's copies, so the barrier that makes that visible makes this visible.
+        for (int i = threadIdx.x; i < n * chunks; i += P::threads) {
+            const int rank = i / chunks, column = column0 + i % chunks * 8;
+            const int bytes = rank0 + rank < ranks ? min(max(2 * (columns - column), 0), 16) : 0;
+            ptx::copy_async<16>(shared.factor + place<chunks>(rank, i % chunks),
+                                factor + (bytes ? size_t(rank0 + rank) * ld_factor + column : 0), bytes);
+        }
+    }
+    P product;
+    product.clear();
+    product.add(
+        shared.ring,
+        [&](int segment, typename P::CopyA& a, typename P::CopyB& b) {
+            if (segment > 0) return 0;
+            a.open(wide + size_t(token0) * ld_wide, ld_wide, depth, column0, columns);
+            b.open(thin + size_t(token0) * ld_thin, ld_thin, depth, rank0, ranks);
+            return depth;
+        },
+        [&](int tile, typename P::A& a) {
+            if (!drops) return;
+#pragma unroll
+            for (int i = 0; i < P::CopyA::count; i++) {
+                const int row = P::CopyA::row(i), chunk = P::CopyA::chunk();
+                const int token = token0 + tile * DEPTH + row, column = column0 + 8 * chunk;
+                if (token >= tokens || column >= columns) continue;
+                drop(a.data + place<chunks>(row, chunk), kept<8>(dropout, uint64_t(token) * unsigned(columns) + unsigned(column)));
+            }
+        },
+        [&](int tile, const typename P::A& a) {
+            // Warps 2i and 2i + 1 make columns 16i..16i + 16 of thin, 16 of the tile's 32 tokens each.
+            const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, line = warp % 2 * 16, rank = warp / 2 * 16;
+            if (!thin_partial || rank >= n || rank0 + rank >= ranks) return;
+            float sums[2][4] = {};
+#pragma unroll 4
+            for (int k = 0; k < P::m; k += 16) {
+                uint32_t left[4], right[4];
+                ptx::ldmatrix_x4(left, a.data + place<chunks>(line + lane % 16, k / 8 + lane / 16));
+                ptx::ldmatrix_x4(right, shared.factor + place<chunks>(rank + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
+                ptx::mma_m16n8k16(sums[0], left, right[0], right[1]);
+                ptx::mma_m16n8k16(sums[1], left, right[2], right[3]);
+            }
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const int token = token0 + tile * DEPTH + line + fragments::c_row(lane, 2 * h);
+                    const int r = rank0 + rank + 8 * j + fragments::c_column(lane, 0);
+                    if (token >= tokens || r >= ranks) continue;
+                    float* to = thin_partial + (size_t(blockIdx.x) * tokens + token) * ld_partial + r;
+                    *reinterpret_cast<float2*>(to) = make_float2(sums[j][2 * h], sums[j][2 * h + 1]);
+                }
+        });
+    product.each([&](int column, int rank, float v0, float v1) {
+        if (column0 + column >= columns || rank0 + rank >= ranks) return;
+        float* to = partial + (size_t(blockIdx.z) * columns + column0 + column) * ld_partial + rank0 + rank;
+        *reinterpret_cast<float2*>(to) = make_float2(v0, v1);
+    });
+}
+
+#define LORA_GRADIENT(n)                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(256)                                                                      \
+        lora_gradient_##n(float* partial, float* thin_partial, const bf16* wide, const bf16* thin, const bf16* factor,     \
+                          int tokens, int columns, int ranks, int ld_partial, int ld_wide, int ld_thin, int ld_factor,     \
+                          int span, int drops, Dropout dropout) {                                                          \
+        SHARED(Gradient<n>::Shared, shared);                                                                               \
+        lora_gradient<n>(shared, partial, thin_partial, wide, thin, factor, tokens, columns, ranks, ld_partial, ld_wide,   \
+                         ld_thin, ld_factor, span, drops, dropout);                                                        \
+    }                                                                                                                      \
+    KERNEL(lora_gradient_##n)                                                                                              \
+    KERNEL_SHARED(lora_gradient_##n, Gradient<n>::Shared)
+
+LORA_GRADIENT(16)
+LORA_GRADIENT(32)
+LORA_GRADIENT(64)
+
+/// Columns `first..first + rank` of the partial sums belong to `grad`.
+struct GradientPart {
+    float* grad;
+    int first, rank, step_column, step_rank;
+    float scale;
+};
+struct GradientParts {
+    GradientPart part[4];
+};
+
+extern "C" __global__ void __launch_bounds__(256)
+    lora_gradient_sum(const float* partial, int columns, int ld_partial, int spans,
+                      const __grid_constant__ GradientParts parts) {
+    const GradientPart& part = parts.part[blockIdx.y];
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x, column = i / part.rank;
+    const int rank = int(i % part.rank);
+    if (column >= size_t(columns)) return;
+    float sum = 0.0f;
+    for (int span = 0; span < spans; span++)
+        sum += partial[(size_t(span) * columns + column) * ld_partial + part.first + rank];
+    part.grad[column * part.step_column + size_t(rank) * part.step_rank] += part.scale * sum;
+}
+KERNEL(lora_gradient_sum)

@@ -81,9 +81,10 @@ struct Copier {
 /// The same where lines are contiguous.
 template <class Tile, int threads>
 struct Copier<Tile, threads, 1, false> {
-    static constexpr int count = Tile::rows * Tile::chunks / threads;
+    static constexpr int size = Tile::rows * Tile::chunks;
+    static constexpr int count = size > threads ? size / threads : 1; // of a small tile, some threads copy nothing
     static constexpr int stride = threads / Tile::chunks;
-    static_assert(count * threads == Tile::rows * Tile::chunks && stride % 8 == 0);
+    static_assert((size < threads || count * threads == size) && stride % 8 == 0);
     const bf16* base;
     size_t ld;
     int bytes; // of each of this thread's chunks
@@ -101,10 +102,12 @@ struct Copier<Tile, threads, 1, false> {
     }
 
     __device__ __forceinline__ void copy(Tile& tile) {
+        if (size >= threads || row(0) < Tile::rows) {
 #pragma unroll
-        for (int i = 0; i < count; i++)
-            ptx::copy_async<16>(tile.data + place<Tile::chunks>(row(i), chunk()), base + stride * i * ld,
-                                left > stride * i ? bytes : 0);
+            for (int i = 0; i < count; i++)
+                ptx::copy_async<16>(tile.data + place<Tile::chunks>(row(i), chunk()), base + stride * i * ld,
+                                    left > stride * i ? bytes : 0);
+        }
         base += DEPTH * ld;
         left -= DEPTH;
     }
@@ -170,7 +173,7 @@ struct Product {
 
     /// Adds the product of all segments. `open(s, a, b)` begins segment s and returns its K, 0 if there is none.
     /// `landed(tile, a)` is called when this thread's own copies of A's tile number `tile` are in shared memory, before
-    /// others read them; `before(tile)` before a tile is multiplied. Afterwards the ring is free.
+    /// others read them; `before(tile, a)` before the tile is multiplied, when all may read it. Afterwards the ring is free.
     template <class Open, class Landed = Nothing, class Before = Nothing>
     __device__ __forceinline__ void add(Ring& ring, Open open, Landed landed = {}, Before before = {}) {
         CopyA copy_a;
@@ -215,7 +218,7 @@ struct Product {
             const int next = now + 1 == stages ? 0 : now + 1;
             load(now, 1);
             issue(free);
-            before(tile);
+            before(tile, ring.a[now]);
             multiply(0);
             ptx::copy_async_wait<stages - 2>();
             if (tile + 1 < issued) landed(tile + 1, ring.a[next]);
@@ -243,6 +246,19 @@ struct Product {
                       first_column() + 8 * j + fragments::c_column(lane, 0), sums[i][j][2 * h], sums[i][j][2 * h + 1]);
     }
 };
+
+/// Writes the tile of m × n that lies rounded in `tile`, in rows of place<n / 8>, to rows row0.. and columns column0.. of
+/// `out[rows, width]`; padding up to the next multiple of eight is written too.
+template <class P>
+__device__ __forceinline__ void store(bf16* out, const bf16* tile, int row0, int column0, int rows, int width, int ld) {
+    constexpr int chunks = P::n / 8;
+    for (int i = threadIdx.x; i < P::m * chunks; i += P::threads) {
+        const int row = row0 + i / chunks, column = column0 + i % chunks * 8;
+        if (row >= rows || column >= width) continue;
+        *reinterpret_cast<uint4*>(out + size_t(row) * ld + column) =
+            *reinterpret_cast<const uint4*>(tile + place<chunks>(i / chunks, i % chunks));
+    }
+}
 
 /// The tile's place in a grid of `down` × `across` tiles, numbered so that blocks that run at a time share operands:
 /// strips of eight tiles down, columns first.

@@ -63,9 +63,12 @@ struct Array {
     }
 };
 
+/// As many bytes of shared memory as the kernel's struct has.
+constexpr unsigned own_struct = ~0u;
+
 /// Of a launch; one without a stream is waited for.
 struct Shape {
-    unsigned grid_x, grid_y, threads, shared_bytes; // at least: a kernel's own struct has room without being asked for
+    unsigned grid_x, grid_y, threads, shared_bytes;
     void* stream = nullptr;
     unsigned grid_z = 1;
 };
@@ -94,11 +97,11 @@ int launch(const char* name, Shape shape, const Arguments&... arguments) {
             for (size_t i = 0; i < count; i++)
                 check(!cuFuncGetParamInfo(function, i, &offset, &size) && size == sizes[i], "an argument's size");
             check(cuFuncGetParamInfo(function, count, &offset, &size) != 0, "the number of arguments");
-            unsigned shared = shape.shared_bytes, own = 0;
+            unsigned shared = shape.shared_bytes;
             unsigned long long variable;
-            if (!cuModuleGetGlobal_v2(&variable, &size, module, (std::string(name) + "_shared_bytes").c_str()))
-                check(!cuMemcpyDtoH_v2(&own, variable, sizeof own), "a kernel's shared memory");
-            if (own > shared) shared = own;
+            if (shared == own_struct)
+                check(!cuModuleGetGlobal_v2(&variable, &size, module, (std::string(name) + "_shared_bytes").c_str()) &&
+                          !cuMemcpyDtoH_v2(&shared, variable, sizeof shared), "a kernel's shared memory");
             if (shared > 48 << 10) cuFuncSetAttribute(function, 8, int(shared));
             const int result = cuLaunchKernel(function, shape.grid_x, shape.grid_y, shape.grid_z, shape.threads, 1, 1, shared, stream, pointers, nullptr);
             return result || stream ? result : cuStreamSynchronize(nullptr);

@@ -114,7 +114,8 @@ int main(int count, char** arguments) {
         pipeline(128, 64, 256);
     }
     if (only.empty() || only == "linear") products::linear();
-    if (only.empty() || only == "lora") products::lora();
+    if (only.empty() || only == "lora") products::lora(), products::gradients();
+    if (only.empty() || only == "linear_bwd") products::linear_bwd();
     if (only == "time") pipeline(512, 512, 512);
     check(!cuCtxSynchronize(), "synchronize");
 }

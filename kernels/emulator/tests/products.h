@@ -1,4 +1,4 @@
-// Tests of the matrix products: kernels/linear.cu and lora.cu against plain loops in f64.
+// Tests of the matrix products: kernels/linear.cu, linear_bwd.cu and lora.cu against plain loops in f64.
 #pragma once
 #include "device.h"
 #include "numbers.h"
@@ -102,7 +102,7 @@ inline void linear(const char* kernel, int m, int n, unsigned threads, const Cas
     }
     if (test.with == Case::swiglu) task.across = task.output[0].tiles_end, task.h = h.pointer();
     if (test.with == Case::residual) task.residual = residual.pointer();
-    const int result = launch(kernel, {unsigned(up(rows, m) * task.across), 1, threads, 0}, task);
+    const int result = launch(kernel, {unsigned(up(rows, m) * task.across), 1, threads, own_struct}, task);
     Worst worst;
     h.read();
     bool padding = true;
@@ -211,7 +211,7 @@ inline void thin(int tokens, int first, int rows, int inner, int rank0, int rank
     factors.job[0] = {packed.pointer, a0_.pointer, rank0, inner, x.ld, inner, 1, 1};
     factors.job[1] = {packed.pointer + size_t(2) * rank0 * x.ld, a1_.pointer, rank1, inner, x.ld, inner, 1, 1};
     int result = launch("lora_factors", {unsigned(up(std::max(rank0, rank1) * x.ld, 2048)), 2, 256, 0}, factors);
-    Shape shape{unsigned(up(rows, 64)), unsigned(up(columns, 64)), 128, 0};
+    Shape shape{unsigned(up(rows, 64)), unsigned(up(columns, 64)), 128, own_struct};
     shape.grid_z = unsigned(splits);
     if (!result)
         result = launch("lora_thin", shape, partial, x.pointer(), packed, first, rows, tokens, columns, ld_partial, inner, x.ld,
@@ -248,6 +248,134 @@ inline void lora() {
     thin(37, 40, 60, 358, 17, 64, 128, 0);
     thin(64, 0, 64, 130, 4, 8, 160, 0.1);
     thin(200, 0, 200, 64, 64, 64, 32, 0.5);
+}
+
+// As in linear_bwd.cu and lora.cu.
+struct Gradient {
+    unsigned long long dy, w;
+    int width, ld;
+};
+struct TaskBwd {
+    unsigned long long dx, u, a;
+    int tokens, inner, ld_x, ld_w, ranks, ld_u, ld_a, outputs, drops;
+    Dropout dropout;
+    Gradient output[4];
+};
+struct GradientPart {
+    unsigned long long grad;
+    int first, rank, step_column, step_rank;
+    float scale;
+};
+struct GradientParts {
+    GradientPart part[4];
+};
+
+inline void linear_bwd(const char* kernel, int m, int n, unsigned threads, int tokens, int inner, std::vector<int> widths,
+                       int ranks, double p) {
+    const Matrix u(1, tokens, std::max(ranks, 1), up(std::max(ranks, 1), 8) * 8, 1), a(2, std::max(ranks, 1), inner, 1);
+    Matrix dx = unwritten(tokens, inner);
+    std::vector<Matrix> dy, w;
+    TaskBwd task{};
+    const Dropout d = dropping(p);
+    task = {dx.pointer(), u.pointer(), a.pointer(), tokens, inner, dx.ld, dx.ld, ranks, u.ld, a.ld, int(widths.size()), p > 0, d, {}};
+    for (size_t j = 0; j < widths.size(); j++) {
+        dy.emplace_back(10 + j, tokens, widths[j], 1);
+        w.emplace_back(20 + j, widths[j], inner, 1);
+        task.output[j] = {dy[j].pointer(), w[j].pointer(), widths[j], dy[j].ld};
+    }
+    const int result = launch(kernel, {unsigned(up(tokens, m) * up(inner, n)), 1, threads, own_struct}, task);
+    dx.read();
+    Worst worst;
+    for (int t = 0; t < tokens; t++)
+        for (int i = 0; i < inner; i++) {
+            double sum = 0;
+            for (int r = 0; r < ranks; r++) sum += u.at(t, r) * a.at(r, i);
+            if (p > 0) sum *= mask(d, uint64_t(t) * inner + i);
+            for (size_t j = 0; j < widths.size(); j++)
+                for (int o = 0; o < widths[j]; o++) sum += dy[j].at(t, o) * w[j].at(o, i);
+            worst.add(dx.at(t, i), sum);
+        }
+    printf("%-18s %4d x %4d, %4d out (%zu), ranks %d, p %.1f: error %.1e\n", kernel, tokens, inner, widths[0], widths.size(), ranks, p,
+           worst.error);
+    check(!result, kernel);
+    check(worst.error <= tolerance, kernel);
+    check(zero_padding(dx), "zeros in the padding");
+}
+
+inline void linear_bwd() {
+    struct {
+        int tokens, inner;
+        std::vector<int> widths;
+        int ranks;
+        double p;
+    } const cases[] = {
+        {1, 1, {1}, 1, 0},           {63, 65, {33}, 0, 0},  {65, 63, {64, 17}, 24, 0.2}, {130, 257, {31, 97, 8}, 33, 0},
+        {129, 172, {130, 130}, 16, 0.5}, {64, 358, {70}, 64, 0}, {3, 1127, {8}, 8, 0.1},
+    };
+    for (const auto& c : cases) {
+        linear_bwd("linear_bwd_64", 64, 64, 128, c.tokens, c.inner, c.widths, c.ranks, c.p);
+        linear_bwd("linear_bwd_128", 128, 128, 128, c.tokens, c.inner, c.widths, c.ranks, c.p);
+        linear_bwd("linear_bwd_256", 128, 256, 256, c.tokens, c.inner, c.widths, c.ranks, c.p);
+    }
+}
+
+/// grad += scale · (m∘wide)ᵀ thin / (1 − p), and with `both` u = wide · factorᵀ.
+inline void gradient(int n, int tokens, int columns, int ranks, int span, double p, bool both) {
+    const std::string kernel = "lora_gradient_" + std::to_string(n);
+    const int spans = up(tokens, span), blocks = up(columns, 256), ld = up(ranks, 4) * 4;
+    const Matrix wide(1, tokens, columns, 1), thin(2, tokens, ranks, 1), factor(3, ranks, columns, 1);
+    Matrix u = unwritten(tokens, ranks);
+    const auto before = uniform(4, size_t(columns) * ranks, 1);
+    Array<float> partial(size_t(spans) * columns * ld), thin_partial(size_t(blocks) * tokens * ld), grad(before);
+    const Dropout d = dropping(p);
+    Shape shape{unsigned(blocks), unsigned(up(ranks, n)), 256, own_struct};
+    shape.grid_z = unsigned(spans);
+    int result = launch(kernel.c_str(), shape, partial, both ? thin_partial.pointer : 0ull, wide.pointer(), thin.pointer(),
+                        factor.pointer(), tokens, columns, ranks, ld, wide.ld, thin.ld, factor.ld, span, int(p > 0), d);
+    // The first rank's column apart from the others', and in another layout.
+    GradientParts parts{};
+    parts.part[0] = {grad.pointer, 0, 1, 1, columns, 0.5f};
+    parts.part[1] = {grad.pointer + size_t(4) * columns, 1, ranks - 1, ranks - 1, 1, 0.25f * d.scale};
+    if (!result)
+        result = launch("lora_gradient_sum", {unsigned(up(columns * ranks, 256)), ranks > 1 ? 2u : 1u, 256, 0}, partial, columns, ld,
+                        spans, parts);
+    Parts thin_parts{};
+    thin_parts.part[0] = {u.pointer(), u.ld, 0, ranks, ranks};
+    if (!result && both)
+        result = launch("lora_thin_sum", {unsigned(up(tokens * ranks, 256)), 1, 256, 0}, thin_partial, 0, tokens, ld, blocks, 1.0f,
+                        thin_parts);
+    const auto found = grad.read();
+    u.read();
+    Worst worst;
+    for (int c = 0; c < columns; c++)
+        for (int r = 0; r < ranks; r++) {
+            double sum = 0;
+            for (int t = 0; t < tokens; t++)
+                sum += wide.at(t, c) * thin.at(t, r) * (p > 0 && mask(d, uint64_t(t) * columns + c) == 0 ? 0 : 1);
+            const size_t at = r == 0 ? c : columns + size_t(c) * (ranks - 1) + r - 1;
+            worst.add(found[at], before[at] + (r == 0 ? 0.5f : 0.25f * d.scale) * sum);
+        }
+    Worst worst_u;
+    for (int t = 0; t < tokens && both; t++)
+        for (int r = 0; r < ranks; r++) {
+            double sum = 0;
+            for (int c = 0; c < columns; c++) sum += wide.at(t, c) * factor.at(r, c);
+            worst_u.add(u.at(t, r), sum);
+        }
+    printf("%-18s %4d x %4d, rank %d, spans of %d, p %.1f: error %.1e %.1e\n", kernel.c_str(), tokens, columns, ranks, span, p,
+           worst.error, worst_u.error);
+    check(!result, kernel.c_str());
+    check(worst.error <= 1e-5, kernel.c_str());
+    check(worst_u.error <= tolerance, kernel.c_str());
+}
+
+inline void gradients() {
+    for (int n : {16, 32, 64}) {
+        gradient(n, 1, 1, 1, 32, 0, true);
+        gradient(n, 97, 257, 8, 64, 0, true);
+        gradient(n, 130, 358, 17, 512, 0.3, false);
+        gradient(n, 65, 172, 70, 32, 0, true);
+    }
 }
 
 } // namespace products
