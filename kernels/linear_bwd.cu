@@ -31,7 +31,7 @@ struct Shared {
         typename P::Ring ring;
         bf16 tile[P::m * P::n];
     };
-    unsigned char kept[P::m][P::n / 8];
+    unsigned short kept[P::m][P::n / 16];
 };
 
 template <class P>
@@ -41,10 +41,10 @@ __device__ __forceinline__ void linear_bwd_tile(const Task& task, Shared<P>& sha
     const int adapters = (task.ranks + DEPTH - 1) / DEPTH; // tiles of k
     if (task.drops)
 #pragma unroll 1
-        for (int i = threadIdx.x; i < P::m * P::n / 8; i += P::threads) {
-            const int row = i / (P::n / 8), chunk = i % (P::n / 8);
+        for (int i = threadIdx.x; i < P::m * P::n / 16; i += P::threads) {
+            const int row = i / (P::n / 16), chunk = i % (P::n / 16);
             shared.kept[row][chunk] =
-                kept<8>(task.dropout, uint64_t(row0 + row) * unsigned(task.inner) + unsigned(column0 + 8 * chunk));
+                kept<16>(task.dropout, uint64_t(row0 + row) * unsigned(task.inner) + unsigned(column0 + 16 * chunk));
         }
 
     P product;
@@ -66,7 +66,7 @@ __device__ __forceinline__ void linear_bwd_tile(const Task& task, Shared<P>& sha
         [&](int tile, const typename P::A&) {
             if (!task.drops || tile != adapters) return;
             product.each([&](int row, int column, float& v0, float& v1) {
-                const unsigned bits = shared.kept[row][column / 8] >> column % 8;
+                const unsigned bits = shared.kept[row][column / 16] >> column % 16;
                 v0 = bits & 1 ? v0 * task.dropout.scale : 0.0f;
                 v1 = bits & 2 ? v1 * task.dropout.scale : 0.0f;
             });

@@ -27,7 +27,7 @@ __device__ __forceinline__ unsigned philox_word(const uint4& words, unsigned i) 
     return i < 2 ? (i == 0 ? words.x : words.y) : (i == 2 ? words.z : words.w);
 }
 
-/// Which of the `count` (at most 8) elements from place `first` on are kept, a bit each.
+/// Which of the `count` (at most 16) elements from place `first` on are kept, a bit each.
 template <int count>
 __device__ __forceinline__ unsigned kept(const Dropout& d, uint64_t first) {
     unsigned bits = 0;
