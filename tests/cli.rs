@@ -132,6 +132,14 @@ fn a_dry_run_of_every_command_writes_nothing() {
     for args in [&["inspect", base.as_str()][..], &["demo"], &["doctor"]] {
         refused(&[args, &["--dry-run"]].concat(), 2, &["--dry-run goes with"]);
     }
+    // A finished evaluation is shown again.
+    let few = at("one.jsonl");
+    std::fs::write(&few, std::fs::read_to_string(&task).unwrap().lines().next().unwrap()).unwrap();
+    let (eval, result) =
+        (["eval", "--model", &base, "--task", &few, "--out", &at("result")], contains("one"));
+    anabranch(&eval).assert().success().stdout(result.clone());
+    let again = anabranch(&eval).arg("--resume").assert().success();
+    again.stdout(result).stdout(contains("already finished"));
     // The cap holds where a text is written too.
     let limit = ["generate", "--model", &base, "--prompt", "a", "--memory-limit", "1KiB"];
     refused(&limit, 1, &["the limit is 1.0 KiB", "cached keys"]);

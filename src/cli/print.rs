@@ -10,7 +10,7 @@ use crate::fuse::conflict::{ConflictReport, Score};
 use crate::model::memory::{Part, Plan, human_bytes};
 use crate::stage::budget::grouped;
 use crate::stage::evaluate::EvalReport;
-use crate::stage::evaluate::accuracy::Accuracy;
+use crate::stage::evaluate::accuracy::{Accuracy, percent};
 use crate::stage::flow::results::{Column, Results};
 use crate::stage::fuse::FuseReport;
 use crate::stage::measure::Measured;
@@ -110,7 +110,7 @@ pub fn train(r: &TrainReport) -> String {
 /// Accuracies in percent with standard errors, a row a task.
 pub fn eval(r: &EvalReport) -> String {
     let name = |c: &Option<String>| c.clone().unwrap_or_else(|| "base".into());
-    let mut text = String::new();
+    let mut text = if r.already_finished { "already finished\n".to_string() } else { String::new() };
     if !r.text.is_empty() {
         let mut rows = vec![["", "tokens", "nll per token", "perplexity"].map(String::from).to_vec()];
         for (column, score) in r.columns.iter().zip(&r.text) {
@@ -118,13 +118,9 @@ pub fn eval(r: &EvalReport) -> String {
                 [score.tokens.to_string(), format!("{:.4}", score.nll), format!("{:.3}", score.perplexity)];
             rows.push([vec![name(column)], cells.to_vec()].concat());
         }
-        return table(&rows);
+        return text + &table(&rows);
     }
-    let accuracy = |a: &Accuracy| match (a.accuracy, a.standard_error) {
-        (Some(p), Some(s)) => format!("{:.1} ± {:.1}", 100.0 * p, 100.0 * s),
-        (Some(p), None) => format!("{:.1}", 100.0 * p),
-        _ => "–".into(),
-    };
+    let accuracy = |a: &Accuracy| percent(a.accuracy, a.standard_error);
     let mut rows = vec![
         [vec!["accuracy, %".to_string(), "items".into()], r.columns.iter().map(name).collect()].concat(),
     ];

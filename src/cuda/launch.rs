@@ -181,11 +181,10 @@ fn load(driver: &Driver, module: sys::CUmodule, kernel: Kernel) -> Result<Functi
         parameters.push(size);
     }
     let mut shared = [0u32];
-    // A kernel without shared memory has no such variable.
     // SAFETY: the module is loaded; the variable is an unsigned.
-    if let Ok((pointer, 4)) =
-        unsafe { result::module::get_global(module, name(format!("{}_shared_bytes", kernel.name))) }
-    {
+    let global = unsafe { result::module::get_global(module, name(format!("{}_shared_bytes", kernel.name))) };
+    // A kernel without shared memory has no such variable.
+    if let Ok((pointer, 4)) = global {
         // SAFETY: four bytes from the variable into four of ours, done when the call returns.
         unsafe { result::memcpy_dtoh_sync(&mut shared, pointer) }
             .map_err(|e| driver.failed(&format!("shared memory of {}", kernel.name), e))?;

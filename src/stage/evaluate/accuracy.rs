@@ -28,6 +28,15 @@ pub fn choose(logprobs: &[f64]) -> (usize, bool) {
     (best, logprobs.iter().filter(|&x| *x == logprobs[best]).count() > 1)
 }
 
+/// Accuracy ± standard error in percent, as far as there are such.
+pub fn percent(accuracy: Option<f64>, standard_error: Option<f64>) -> String {
+    match (accuracy, standard_error) {
+        (Some(p), Some(s)) => format!("{:.1} ± {:.1}", 100.0 * p, 100.0 * s),
+        (Some(p), None) => format!("{:.1}", 100.0 * p),
+        _ => "–".into(),
+    }
+}
+
 impl Accuracy {
     /// Of answers (right or not, tied or not).
     pub fn of(answers: impl IntoIterator<Item = (bool, bool)>) -> Accuracy {

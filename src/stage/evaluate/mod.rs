@@ -1,7 +1,7 @@
 //! `eval`: accuracy on multiple-choice tasks, or how well a text is predicted, for several adapters at once.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -58,7 +58,7 @@ pub struct EvalOptions {
 }
 
 /// The result.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvalReport {
     /// The adapters' names; none is the base.
     pub columns: Vec<Option<String>>,
@@ -72,7 +72,7 @@ pub struct EvalReport {
     pub text: Vec<TextScore>,
     /// The item that was asked to be shown, once for each task that has it.
     pub shown: Vec<ShownItem>,
-    /// Whether `--resume` found a finished output; nothing was evaluated then.
+    /// Whether `--resume` found a finished output, whose results these are.
     pub already_finished: bool,
     /// One for each item and column.
     #[serde(skip)]
@@ -80,7 +80,7 @@ pub struct EvalReport {
 }
 
 /// One task's result.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskReport {
     /// The file's name without extension.
     pub name: String,
@@ -95,7 +95,7 @@ pub struct TaskReport {
 }
 
 /// One subject's part of a task.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SubsetReport {
     /// The subject; empty for items without one.
     pub subject: String,
@@ -104,7 +104,7 @@ pub struct SubsetReport {
 }
 
 /// An item that could not be scored, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnfitItem {
     /// Its task.
     pub task: String,
@@ -132,7 +132,7 @@ pub struct Prediction {
 }
 
 /// One item in full.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShownItem {
     /// Its task.
     pub task: String,
@@ -156,7 +156,8 @@ pub struct ShownItem {
 pub fn run<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Common) -> Result<EvalReport> {
     check(options)?;
     let Some(outputs) = Outputs::begin(options, T::DTYPE, common)? else {
-        return Ok(EvalReport { already_finished: true, ..EvalReport::default() });
+        let finished = write::read(options.out.as_deref().unwrap_or(Path::new("")))?;
+        return Ok(EvalReport { already_finished: true, ..finished });
     };
     let report = evaluate::<B, T>(backend, options, common)?;
     outputs.finish(&report)?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::score::{Columns, Extent};
@@ -19,7 +19,7 @@ use crate::stage::common::Common;
 use crate::tensor::Real;
 
 /// How well one column predicts the text.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextScore {
     /// Tokens that were predicted.
     pub tokens: usize,

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{EvalOptions, EvalReport, Prediction};
-use crate::checkpoint::digest;
 use crate::checkpoint::output::{Begun, Output};
 use crate::checkpoint::output_file::OutputFile;
 use crate::checkpoint::provenance::Provenance;
+use crate::checkpoint::{digest, json};
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::tensor::DType;
@@ -64,6 +64,12 @@ impl Outputs {
         }
         Ok(())
     }
+}
+
+/// The report in the finished folder `out`; its predictions stay in their file.
+pub fn read(out: &Path) -> Result<EvalReport> {
+    let path = out.join(RESULTS);
+    json::typed(&path, json::parse(&path, &json::read_bounded(&path)?)?)
 }
 
 /// Whether a file begins with a prediction.

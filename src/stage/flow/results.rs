@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::stage::evaluate::accuracy::percent;
+
 /// The file's name.
 pub const RESULTS: &str = "results.json";
 /// Its format.
@@ -124,7 +126,7 @@ pub struct Line<'a> {
 impl fmt::Display for Column {
     /// Accuracy ± standard error in percent.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} ± {:.1}", 100.0 * self.accuracy, 100.0 * self.standard_error)
+        f.write_str(&percent(self.accuracy, self.standard_error))
     }
 }
 
@@ -192,8 +194,8 @@ pub struct Column {
     pub items: usize,
     /// Items answered rightly.
     pub correct: usize,
-    /// `correct / items`.
-    pub accuracy: f64,
-    /// `√(p(1−p)/(n−1))`.
-    pub standard_error: f64,
+    /// `correct / items`; none without items.
+    pub accuracy: Option<f64>,
+    /// `√(p(1−p)/(n−1))`; none below two items.
+    pub standard_error: Option<f64>,
 }

@@ -465,7 +465,7 @@ impl<B: Backend> Runner<'_, B> {
 fn column(report: &Value, n: usize, kind: Kind, name: String, edges: Vec<String>) -> Column {
     let at = |field: &str| report.pointer(&format!("/tasks/0/columns/{n}/{field}"));
     let count = |field: &str| at(field).and_then(Value::as_u64).unwrap_or(0) as usize;
-    let share = |field: &str| at(field).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let share = |field: &str| at(field).and_then(Value::as_f64);
     Column {
         kind,
         name,
@@ -494,7 +494,9 @@ fn with_client_means(columns: Vec<Column>) -> Vec<Column> {
         let all: Vec<&Column> = columns.iter().filter(same).collect();
         let last = columns.iter().rposition(|c| split(c).as_ref() == Some(&key)) == Some(n);
         if last && all.len() == column.edges.len() {
-            let mean = |of: fn(&Column) -> f64| all.iter().map(|c| of(c)).sum::<f64>() / all.len() as f64;
+            let mean = |of: fn(&Column) -> Option<f64>| {
+                all.iter().map(|c| of(c)).sum::<Option<f64>>().map(|sum| sum / all.len() as f64)
+            };
             out.push(Column {
                 name: format!("fedsa-client-mean{}", key.0),
                 correct: all.iter().map(|c| c.correct).sum::<usize>() / all.len(),

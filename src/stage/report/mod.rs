@@ -141,7 +141,7 @@ fn table(sweep: &Sweep, set: &[String], tasks: &[&TaskResult]) -> Table {
         .iter()
         .map(|t| {
             let fused = t.columns.iter().filter(|c| c.kind == Kind::Fusion && c.edges == set);
-            fused.map(|c| c.accuracy).fold(f64::NEG_INFINITY, f64::max)
+            fused.filter_map(|c| c.accuracy).fold(f64::NEG_INFINITY, f64::max)
         })
         .collect();
     let row = |line: Line<'_>| Row {
@@ -149,7 +149,7 @@ fn table(sweep: &Sweep, set: &[String], tasks: &[&TaskResult]) -> Table {
         name: line.name.to_string(),
         cells: line.columns.iter().map(|c| c.map_or_else(|| "–".into(), Column::to_string)).collect(),
         best: iter::zip(&line.columns, &best)
-            .map(|(c, b)| line.kind == Kind::Fusion && c.is_some_and(|c| c.accuracy >= *b))
+            .map(|(c, b)| line.kind == Kind::Fusion && c.and_then(|c| c.accuracy).is_some_and(|a| a >= *b))
             .collect(),
         conflict: line.conflict,
     };
@@ -164,11 +164,13 @@ fn dot_plot(task: &TaskResult) -> Figure {
     let dots: Vec<Dot> = task
         .columns
         .iter()
-        .map(|c| Dot {
-            name: c.name.clone(),
-            class: format!("{:?}", c.kind).to_lowercase(),
-            value: 100.0 * c.accuracy,
-            half: 196.0 * c.standard_error,
+        .filter_map(|c| {
+            Some(Dot {
+                name: c.name.clone(),
+                class: format!("{:?}", c.kind).to_lowercase(),
+                value: 100.0 * c.accuracy?,
+                half: 196.0 * c.standard_error.unwrap_or(0.0),
+            })
         })
         .collect();
     Figure {
@@ -277,7 +279,7 @@ fn sweep_plot(results: &Results) -> Vec<Figure> {
                             let same = |c: &&Column| {
                                 c.kind == column.kind && c.name == column.name && c.edges == column.edges
                             };
-                            Some((*ratio, 100.0 * t.columns.iter().find(same)?.accuracy))
+                            Some((*ratio, 100.0 * t.columns.iter().find(same)?.accuracy?))
                         })
                         .collect(),
                 })
