@@ -23,9 +23,12 @@ use anabranch::stage::report as report_page;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Each target by its name, which is also its corpus's folder.
+/// A target, by its name.
+pub type Named = (&'static str, fn(&[u8]));
+
+/// All targets; a name is also its corpus's folder.
 #[allow(dead_code)]
-pub const ALL: [(&str, fn(&[u8])); 10] = [
+pub const ALL: [Named; 10] = [
     ("adapter", adapter),
     ("chat_template", chat_template),
     ("checkpoint", checkpoint),
