@@ -122,7 +122,7 @@ __device__ __forceinline__ void forward(Shared<WIDTH>& shared, bf16* o, float* l
     __syncwarp();
     round_rows<M, COLUMNS, WIDTH>(mine, out, 0, [&](int m, int i) { return 1.0f / sum[m][i]; });
     __syncwarp();
-    write_rows<16 * M, WIDTH>(mine, dim, [&](int r) { return first + r < tile.pairs ? o + place(first + r) : nullptr; });
+    write_rows<16 * M, WIDTH, WIDTH>(mine, 0, dim, [&](int r) { return first + r < tile.pairs ? o + place(first + r) : nullptr; });
 }
 
 #define ATTENTION(width)                                                                                               \

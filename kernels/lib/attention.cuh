@@ -62,21 +62,22 @@ __device__ __forceinline__ void copy_rows(bf16 (*to)[WIDTH + gap], int dim, cons
     }
 }
 
-/// Writes the warp's `ROWS` rows of `dim` columns from shared memory to where `row(r)` says; not where it is null.
-template <int ROWS, int WIDTH, class Row>
-__device__ __forceinline__ void write_rows(const bf16 (*from)[WIDTH + gap], int dim, Row row) {
+/// Writes `COLUMNS` of the `dim` columns of the warp's `ROWS` rows from shared memory to where `row(r)` says; not where it
+/// is null.
+template <int ROWS, int COLUMNS, int WIDTH, class Row>
+__device__ __forceinline__ void write_rows(const bf16 (*from)[WIDTH + gap], int column, int dim, Row row) {
     const int lane = threadIdx.x % 32;
     if (dim % 8 == 0) {
-        constexpr int pieces = WIDTH / 8;
+        constexpr int pieces = COLUMNS / 8;
         for (int i = lane; i < ROWS * pieces; i += 32) {
-            const int r = i / pieces, c = 8 * (i % pieces);
+            const int r = i / pieces, c = column + 8 * (i % pieces);
             bf16* to = row(r);
             if (to && c < dim) *reinterpret_cast<uint4*>(to + c) = *reinterpret_cast<const uint4*>(&from[r][c]);
         }
     } else {
-        constexpr int pieces = WIDTH / 2;
+        constexpr int pieces = COLUMNS / 2;
         for (int i = lane; i < ROWS * pieces; i += 32) {
-            const int r = i / pieces, c = 2 * (i % pieces);
+            const int r = i / pieces, c = column + 2 * (i % pieces);
             bf16* to = row(r);
             if (to && c < dim) *reinterpret_cast<uint32_t*>(to + c) = *reinterpret_cast<const uint32_t*>(&from[r][c]);
         }

@@ -46,58 +46,13 @@ impl Kernel for Update<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::adamw::{Hyper, reference};
-    use crate::ops::cases::{Guarded, assert_close, bits, normal, same_on_threads};
-
-    const HYPER: Hyper =
-        Hyper { lr: 3e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, max_norm: 0.05 };
-
-    /// Parameters, first and second moment after `steps` steps of `update`.
-    fn run(
-        n: usize,
-        steps: u64,
-        hyper: Hyper,
-        update: fn(AdamW<'_, Host>) -> Result<()>,
-    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-        let mut params = Guarded::new(&normal::<f32>(1, n, 0.1), -77.0);
-        let (mut m, mut v) = (Guarded::new(&vec![0.0; n], -77.0), Guarded::new(&vec![0.0; n], -77.0));
-        for step in 1..=steps {
-            let grads = normal::<f32>(step + 1, n, 1e-2);
-            let norm_sq = [grads.iter().map(|&g| f64::from(g) * f64::from(g)).sum()];
-            update(AdamW {
-                params: params.out(),
-                m: m.out(),
-                v: v.out(),
-                grads: &grads,
-                norm_sq: &norm_sq,
-                hyper,
-                step,
-            })
-            .expect("an update");
-        }
-        (params.done(), m.done(), v.done())
-    }
+    use crate::cpu::tests::on_threads;
+    use crate::ops::cases::adamw::{HYPER, conforms};
+    use crate::ops::cases::assert_close;
 
     #[test]
     fn as_the_reference() {
-        for n in [1, 13, ELEMENTS - 1, ELEMENTS, ELEMENTS + 1, 3 * ELEMENTS + 7] {
-            for max_norm in [0.0, 0.05, 1e9] {
-                let hyper = Hyper { max_norm, ..HYPER };
-                let (p, m, v) = run(n, 3, hyper, adamw);
-                let (want_p, want_m, want_v) = run(n, 3, hyper, reference);
-                assert_close("params", &p, &want_p, 1e-6, 1e-8);
-                assert_close("m", &m, &want_m, 1e-6, 1e-9);
-                assert_close("v", &v, &want_v, 1e-6, 1e-12);
-            }
-        }
-    }
-
-    #[test]
-    fn same_bytes_on_any_number_of_threads() {
-        same_on_threads(|| {
-            let (p, m, v) = run(2 * ELEMENTS + 5, 2, HYPER, adamw);
-            (bits(&p), bits(&m), bits(&v))
-        });
+        conforms(&on_threads());
     }
 
     /// Three steps of `torch.optim.AdamW` 2.15 on a CPU with fused multiply-adds, gradients clipped at norm 0.05.

@@ -60,39 +60,16 @@ impl<T: Real> Kernel for Rotate<'_, T> {
 mod tests {
     use half::bf16;
 
-    use super::*;
-    use crate::ops::cases::{Guarded, assert_close, normal, rounding, same_on_threads};
-    use crate::ops::rope::reference;
-
-    fn check<T: Real>() {
-        for (tokens, heads, dim) in [(1, 1, 2), (3, 2, 6), (37, 5, 64), (130, 16, 80), (2, 9, 4096)] {
-            let x = normal::<T>(1, tokens * heads * dim, 1.0);
-            let places = tokens + 3;
-            let angle = normal::<f32>(2, places * dim / 2, 2.0);
-            let (cos, sin): (Vec<f32>, Vec<f32>) = angle.iter().map(|a| (a.cos(), a.sin())).unzip();
-            let rows: Vec<u32> = (0..tokens).map(|t| ((t * 5) % places) as u32).collect();
-            let run = |f: fn(Rope<'_, Host, T>) -> Result<()>, x: &[T], inverse: bool| {
-                let mut got = Guarded::new(x, T::from_f32(-77.0));
-                let x = got.out();
-                f(Rope { x, cos: &cos, sin: &sin, rows: &rows, heads, head_dim: dim, inverse }).expect("x");
-                got.done()
-            };
-            for inverse in [false, true] {
-                let got = same_on_threads(|| run(rope, &x, inverse));
-                assert_close("x", &got, &run(reference, &x, inverse), 2.0 * rounding::<T>(), 1e-6);
-                let back = run(rope, &got, !inverse);
-                assert_close("there and back", &back, &x, 4.0 * rounding::<T>(), 10.0 * rounding::<T>());
-            }
-        }
-    }
+    use crate::cpu::tests::on_threads;
+    use crate::ops::cases::rope::conforms;
 
     #[test]
     fn as_the_reference_in_f32() {
-        check::<f32>();
+        conforms::<_, f32>(&on_threads());
     }
 
     #[test]
     fn as_the_reference_in_bf16() {
-        check::<bf16>();
+        conforms::<_, bf16>(&on_threads());
     }
 }

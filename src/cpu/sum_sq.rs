@@ -41,23 +41,11 @@ impl Kernel for Part<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::ops::cases::{normal, same_on_threads};
-    use crate::ops::sum_sq::reference;
+    use crate::cpu::tests::on_threads;
+    use crate::ops::cases::sum_sq::conforms;
 
     #[test]
-    fn as_the_reference() -> Result<()> {
-        for n in [0, 1, 31, ELEMENTS - 1, ELEMENTS, ELEMENTS + 1, 5 * ELEMENTS + 3] {
-            let x = normal::<f32>(n as u64, n, 1.0);
-            let mut want = [f64::NAN];
-            reference(SumSq { out: &mut want, x: &x })?;
-            let got = same_on_threads(|| {
-                let mut got = [f64::NAN];
-                sum_sq(SumSq { out: &mut got, x: &x }).map(|()| got[0].to_bits()).expect("a sum")
-            });
-            let got = f64::from_bits(got);
-            assert!((got - want[0]).abs() <= 1e-13 * want[0], "{n}: {got}, expected {}", want[0]);
-        }
-        Ok(())
+    fn as_the_reference() {
+        conforms(&on_threads());
     }
 }

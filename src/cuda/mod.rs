@@ -9,14 +9,18 @@
 // Lists and matrices wait for the operations that read them.
 #![allow(dead_code)]
 
+mod adamw;
 mod driver;
+mod embed;
 mod images;
 mod launch;
 mod lists;
 mod loading;
 mod memory;
 mod rms_norm;
+mod rope;
 mod store;
+mod sum_sq;
 mod swiglu;
 
 use std::sync::Arc;
@@ -256,8 +260,8 @@ impl Backend for Cuda {
     }
 
     fn embed<T: Real>(&self, op: Embed<'_, DeviceMemory, T>) -> Result<()> {
-        op.check()?;
-        missing("embed")
+        bf16_only::<T>("embed")?;
+        embed::embed(self, op)
     }
     fn rms_norm<T: Real>(&self, op: RmsNorm<'_, DeviceMemory, T>) -> Result<()> {
         bf16_only::<T>("rms_norm")?;
@@ -276,8 +280,8 @@ impl Backend for Cuda {
         missing("linear_bwd")
     }
     fn rope<T: Real>(&self, op: Rope<'_, DeviceMemory, T>) -> Result<()> {
-        op.check()?;
-        missing("rope")
+        bf16_only::<T>("rope")?;
+        rope::rope(self, op)
     }
     fn attention<T: Real>(&self, op: Attention<'_, DeviceMemory, T>) -> Result<()> {
         op.check()?;
@@ -308,12 +312,10 @@ impl Backend for Cuda {
         missing("importance")
     }
     fn sum_sq(&self, op: SumSq<'_, DeviceMemory>) -> Result<()> {
-        op.check()?;
-        missing("sum_sq")
+        sum_sq::sum_sq(self, op)
     }
     fn adamw(&self, op: AdamW<'_, DeviceMemory>) -> Result<()> {
-        op.check()?;
-        missing("adamw")
+        adamw::adamw(self, op)
     }
 }
 

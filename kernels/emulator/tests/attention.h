@@ -141,6 +141,77 @@ inline void test(const Case& c) {
     expect("attention lse", c.tokens, c.dim, result, worst_lse.error, 2e-6);
 }
 
+/// Gradients against the derivative's formula in f64, from the forward kernel's o and log-sum-exp.
+inline void backward(const Case& c) {
+    using namespace device;
+    using numbers::wide;
+    const float scale = 1 / sqrtf(float(c.dim));
+    const Inputs x = inputs(c);
+    const auto do_ = numbers::rows(4, c.tokens, c.heads * c.dim, x.ld_q, 1);
+    std::vector<uint16_t> o;
+    std::vector<float> lse;
+    check(!forward(c, x, scale, o, lse), "attention");
+
+    const int width = width_of(c.dim), group = c.heads / c.kv;
+    unsigned tiles = 0, key_tiles = 0;
+    Array<uint32_t> list_(list(c, width > 128 ? 64 : 128, false, tiles)), key_list_(list(c, 64, true, key_tiles));
+    const std::vector<uint16_t> unwritten_q(x.q.size(), 0x7fff), unwritten_k(x.k.size(), 0x7fff);
+    Array<uint16_t> dq_(unwritten_q), dk_(unwritten_k), dv_(unwritten_k), do__(do_), o_(o), q_(x.q), k_(x.k), v_(x.v);
+    Array<float> lse_(lse), delta_(lse.size());
+    const unsigned keys = width > 128 ? 16 : width > 96 ? 32 : 64, pairs = width > 128 ? 16 : width > 80 ? 32 : 64;
+    const int parts = width > 128 ? 1 : 2;
+    int result = launch(("attention_dq_" + std::to_string(width)).c_str(),
+                        {tiles * parts, unsigned(c.kv), 128, (128 + 4 * keys) * unsigned(width + 8) * 2}, dq_, delta_, do__, o_, lse_,
+                        q_, k_, v_, list_, parts, c.heads, group, c.dim, x.ld_q, x.ld_k, scale);
+    Shape shape{key_tiles, unsigned(c.kv), 128, (128 + 4 * pairs) * unsigned(width + 8) * 2};
+    shape.grid_z = width > 128 ? 2 : 1;
+    if (!result)
+        result = launch(("attention_dkv_" + std::to_string(width)).c_str(), shape, dk_, dv_, do__, lse_, delta_, q_, k_, v_, key_list_, c.heads, group, c.dim, x.ld_q, x.ld_k, scale);
+
+    std::vector<double> dq(x.q.size()), dk(x.k.size()), dv(x.k.size());
+    std::vector<bool> named(c.tokens);
+    double longest = 1;
+    for (const Segment& s : c.segments)
+        for (int t = s.start; t < s.end; t++) {
+            named[t] = true;
+            longest = fmax(longest, s.end - s.start);
+            for (int h = 0; h < c.heads; h++) {
+                const Row row = softmax(c, x, s, t, h, scale);
+                const size_t at = size_t(t) * x.ld_q + h * c.dim;
+                double delta = 0;
+                for (int i = 0; i < c.dim; i++) delta += wide(do_[at + i]) * wide(o[at + i]);
+                for (size_t u = 0; u < row.keys.size(); u++) {
+                    const size_t key = size_t(row.keys[u]) * x.ld_k + h / group * c.dim;
+                    const double p = row.exps[u] / row.sum;
+                    double dp = 0;
+                    for (int i = 0; i < c.dim; i++) dp += wide(do_[at + i]) * wide(x.v[key + i]);
+                    const double ds = scale * p * (dp - delta);
+                    for (int i = 0; i < c.dim; i++) {
+                        dq[at + i] += ds * wide(x.k[key + i]);
+                        dk[key + i] += ds * wide(x.q[at + i]);
+                        dv[key + i] += p * wide(do_[at + i]);
+                    }
+                }
+            }
+        }
+    // Sums of as many terms as queries and heads see a key, each rounded to bf16.
+    const double tolerance = bf16_tolerance * (1 + sqrt(longest * group) / 8);
+    const auto compare = [&](const char* name, const Array<uint16_t>& found_, const std::vector<double>& wanted, int ld, int columns) {
+        const auto found = found_.read();
+        numbers::Worst worst;
+        for (int t = 0; t < c.tokens; t++)
+            for (int i = 0; i < ld; i++) {
+                const size_t at = size_t(t) * ld + i;
+                if (named[t] && i < columns) worst.add(wide(found[at]), wanted[at]);
+                else check(found[at] == 0x7fff, "attention_bwd wrote elsewhere");
+            }
+        expect(name, c.tokens, c.dim, result, worst.error, tolerance);
+    };
+    compare("attention dq", dq_, dq, x.ld_q, c.heads * c.dim);
+    compare("attention dk", dk_, dk, x.ld_k, c.kv * c.dim);
+    compare("attention dv", dv_, dv, x.ld_k, c.kv * c.dim);
+}
+
 /// A document in pieces, each with the earlier ones as past, gives the bytes of the whole document.
 inline void pieces() {
     const Case whole = packed({150}, 4, 2, 64);

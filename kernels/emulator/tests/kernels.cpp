@@ -108,6 +108,8 @@ int main(int count, char** arguments) {
         if (only.empty() || only == "adamw") adamw(n);
     }
     if (only.empty() || only == "attention") attention::test();
+    if (only.empty() || only == "attention_bwd")
+        for (const attention::Case& c : attention::documents()) attention::backward(c);
     if (only == "pipeline") {
         pipeline(64, 64, 8);
         pipeline(70, 65, 200);

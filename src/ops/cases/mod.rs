@@ -1,7 +1,11 @@
 //! What tests of operations share: random operands, guarded outputs, tolerances, thread counts.
 
+pub mod adamw;
 pub mod device;
+pub mod embed;
 pub mod rms_norm;
+pub mod rope;
+pub mod sum_sq;
 pub mod swiglu;
 
 use std::fmt::Debug;
