@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "elements.h"
 #include "expect.h"
+#include "head.h"
 #include "products.h"
 
 using namespace device;
@@ -108,6 +109,12 @@ int main(int count, char** arguments) {
         if (only.empty() || only == "adamw") adamw(n);
     }
     if (only.empty() || only == "attention") attention::test();
+    if (only.empty() || only == "cross_entropy" || only == "choice") {
+        head(1, 1, 3, 1, 8);
+        head(3, 5, 131, 72, 64);
+        head(140, 150, 300, 200, 104);
+        head(2, 2, 5000, 24, 4096);
+    }
     if (only.empty() || only == "attention_bwd")
         for (const attention::Case& c : attention::documents()) attention::backward(c);
     if (only == "pipeline") {
