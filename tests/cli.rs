@@ -12,7 +12,8 @@ fn asset(name: &str) -> String {
 
 fn anabranch(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_anabranch"));
-    command.args(args);
+    // Numbers of the CPU are expected, on a machine with a GPU too.
+    command.env("CUDA_VISIBLE_DEVICES", "").args(args);
     command
 }
 
@@ -90,7 +91,8 @@ fn mistakes_in_options_are_told() {
     with(&["--lora-dropout", "1"], 2, &["--lora-dropout"]);
     with(&["--keep", "best"], 2, &["--val"]);
     with(&["--threads", "0"], 2, &["--threads"]);
-    with(&["--device", "cuda"], 2, &["no CUDA back end", "--device cpu"]);
+    with(&["--device", "cuda:60000"], 1, &["cuda"]);
+    with(&["--device", "cuda", "--precision", "f32"], 2, &["bf16", "--device cpu"]);
     with(&["--device", "tpu"], 2, &["tpu", "expected auto, cpu, cuda"]);
     with(&["--memory-limit", "1MiB"], 1, &["the plan takes", "the limit is 1.0 MiB", "activations"]);
     refused(

@@ -65,6 +65,7 @@ pruned = true
 
 fn run(flow: &Path) {
     Command::new(env!("CARGO_BIN_EXE_anabranch"))
+        .env("CUDA_VISIBLE_DEVICES", "")
         .args(["run", "-q"])
         .arg(flow)
         .assert()

@@ -16,6 +16,7 @@ fn asset(name: &str) -> PathBuf {
 /// `train` on the built-in miniature, a checkpoint every step.
 fn train(out: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(BIN);
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command
         .args(["train", "--quiet", "--json", "--steps", STEPS, "--batch", "2", "--seq", "96", "--lr", "1e-3"])
         .args([

@@ -34,6 +34,12 @@ int shared_per_block() {
     return int(max_shared_bytes);
 }
 
+/// No device, as a driver says, where CUDA_VISIBLE_DEVICES is set to nothing.
+int visible() {
+    const char* devices = getenv("CUDA_VISIBLE_DEVICES");
+    return devices && !*devices ? 0 : 1;
+}
+
 /// A launch that fills the multiprocessors and loops goes round more than once even at small sizes.
 constexpr int multiprocessors = 4;
 
@@ -75,9 +81,9 @@ thread_local void* current_context = nullptr;
 
 extern "C" {
 
-int cuInit(unsigned) { return success; }
+int cuInit(unsigned) { return visible() ? success : no_device; }
 int cuDriverGetVersion(int* version) { return *version = 13000, success; }
-int cuDeviceGetCount(int* count) { return *count = 1, success; }
+int cuDeviceGetCount(int* count) { return *count = visible(), success; }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal == 0 ? success : invalid_device; }
 int cuDeviceGetName(char* name, int bytes, int) { return snprintf(name, size_t(bytes), "CPU emulator"), success; }
 int cuDeviceGetUuid_v2(unsigned char* uuid, int) { return memcpy(uuid, "anabranch-emulat", 16), success; }
