@@ -59,6 +59,10 @@ pub trait Backend: Scratch {
     /// Where its numbers lie.
     type Store: Store;
 
+    /// Free bytes of the device's own memory, as its driver says after all work; none where buffers are the process's.
+    fn device_free(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
     /// Makes room for buffers and weights of `bytes` together, which are asked for next. Does nothing where the system
     /// gives memory as it is touched.
     fn reserve(&self, bytes: u64) -> Result<()> {

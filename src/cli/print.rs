@@ -168,11 +168,23 @@ pub fn measured(m: &Measured) -> String {
         }
         None => "not told by the kernel".into(),
     };
-    format!(
-        "one step on this machine, mapped weights left out, {:.2} s\n{}measured peak  {peak}\n",
-        m.seconds,
-        plan(&m.plan)
-    )
+    let plan = plan(&m.plan);
+    match &m.device {
+        None => format!(
+            "one step on this machine, mapped weights left out, {:.2} s\n{plan}measured peak  {peak}\n",
+            m.seconds
+        ),
+        Some(d) => {
+            let process = d.process.map_or_else(|| "not told".into(), human_bytes);
+            format!(
+                "one step on this device, {:.2} s\n{plan}measured       {peak}\nfree before    {}\nfree after     {}\n\
+                 by the driver's management library  {process}\n",
+                m.seconds,
+                human_bytes(d.free_before),
+                human_bytes(d.free_after)
+            )
+        }
+    }
 }
 
 /// What pruning did.

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::driver::locked;
+use super::driver::{Driver, locked};
 use super::loading::Ring;
-use super::memory::{Block, Memory};
+use super::memory::Memory;
 use super::store::{Buffer, DeviceMemory, View};
 use crate::error::Result;
 use crate::tensor::Store;
@@ -19,6 +19,9 @@ pub enum Kind {
     /// Who sees whom, or which rows belong to which sample or adapter.
     Segments,
 }
+
+/// Numbers that there is room for from the beginning, which is before memory is measured.
+const ROOM: usize = 1 << 18;
 
 /// The last list of each kind. One that is the same as the last is not sent again.
 pub struct Lists {
@@ -46,8 +49,18 @@ impl List<'_> {
 }
 
 impl Lists {
-    pub fn new(memory: Arc<Memory>) -> Lists {
-        Lists { memory, held: Default::default() }
+    /// Room for lists of 1 MiB each; a longer one takes more. It belongs to the context, not to a run's plan.
+    pub fn new(driver: Arc<Driver>) -> Result<Lists> {
+        let lists = Lists { memory: Arc::new(Memory::new(driver, None)), held: Default::default() };
+        for held in &lists.held {
+            locked(held).buffer = Some(lists.buffer(ROOM)?);
+        }
+        Ok(lists)
+    }
+
+    fn buffer(&self, len: usize) -> Result<Buffer<u32>> {
+        let block = self.memory.take("a batch's lists", 4 * len as u64)?;
+        Ok(Buffer::new(Some(block), len))
     }
 
     /// `content` on the device, for launches that follow on the stream.
@@ -60,8 +73,7 @@ impl Lists {
         if room.is_none_or(|r| r < content.len()) {
             // Out before the new one is made: what still reads it does so on the stream before the new one is written.
             *held = Held::default();
-            let block: Block = self.memory.take("a batch's tokens", 4 * content.len() as u64)?;
-            held.buffer = Some(Buffer::new(Some(block), content.len()));
+            held.buffer = Some(self.buffer(content.len())?);
         }
         held.content.clear();
         if let Some(buffer) = &held.buffer {

@@ -90,7 +90,7 @@ impl Cuda {
     pub fn new(ordinal: usize, limit: Option<u64>) -> Result<Cuda> {
         let driver = Arc::new(Driver::new(ordinal)?);
         let memory = Arc::new(Memory::new(driver.clone(), limit));
-        Ok(Cuda { lists: Lists::new(memory.clone()), ring: Ring::new(driver.clone())?, memory, driver })
+        Ok(Cuda { lists: Lists::new(driver.clone())?, ring: Ring::new(driver.clone())?, memory, driver })
     }
 
     /// What the driver calls the device.
@@ -197,6 +197,11 @@ impl Scratch for Cuda {
 
 impl Backend for Cuda {
     type Store = DeviceMemory;
+
+    fn device_free(&self) -> Result<Option<u64>> {
+        self.synchronize()?;
+        Ok(Some(self.free_and_total()?.0))
+    }
 
     fn reserve(&self, bytes: u64) -> Result<()> {
         self.memory.reserve(bytes)

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::calibrate::{self, Calibration};
 use super::common::Common;
 use super::metrics::anonymous_bytes;
-use super::peak::Peak;
+use super::peak::{Peak, gpu_bytes};
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::data::batch::Batch;
@@ -66,10 +66,24 @@ pub struct Measured {
     pub plan: Plan,
     /// Bytes of the plan.
     pub planned: u64,
-    /// The most anonymous memory that the process had; none where the kernel does not say.
+    /// The most anonymous memory that the process had, or on a device with memory of its own what was taken there; none
+    /// where nobody says.
     pub peak: Option<u64>,
+    /// What was seen on a device with memory of its own.
+    pub device: Option<OnDevice>,
     /// Time of the step.
     pub seconds: f64,
+}
+
+/// A device's memory around a step, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct OnDevice {
+    /// Free before the model was loaded.
+    pub free_before: u64,
+    /// Free after the step, its buffers still held.
+    pub free_after: u64,
+    /// What the management library counts for this process after the step, context included.
+    pub process: Option<u64>,
 }
 
 /// The sizes of a step.
@@ -94,20 +108,36 @@ pub fn measure<B: Backend, T: Real>(
     common: &Common,
 ) -> Result<Measured> {
     let mut plan = Plan::default();
-    plan.add(Part::Driver, "the program", anonymous_bytes().unwrap_or(0));
+    let free_before = backend.device_free()?;
+    match free_before {
+        None => plan.add(Part::Driver, "the program", anonymous_bytes().unwrap_or(0)),
+        Some(_) => plan.add(Part::Driver, "the context", gpu_bytes().unwrap_or(0)),
+    }
+    let context = plan.total();
     let peak = Peak::start();
     let checkpoint = Checkpoint::open(dir, common.open_options())?;
     size.shape.check(checkpoint.config())?;
-    if common.no_mmap {
+    if common.no_mmap && free_before.is_none() {
         plan.add(Part::Weights, "weights read into memory", checkpoint.weights().total_bytes());
     }
-    let (plan, seconds) = match of {
+    let (plan, seconds, free_after) = match of {
         Of::Train => train::<B, T>(backend, &checkpoint, &size.shape, plan, common)?,
         Of::Prune => prune::<B, T>(backend, &checkpoint, size, plan, common)?,
         Of::Eval => eval::<B, T>(backend, &checkpoint, &size.shape, plan, common)?,
     };
-    Ok(Measured { of, planned: plan.total(), plan, peak: peak.and_then(Peak::finish), seconds })
+    let mut peak = peak.and_then(Peak::finish);
+    let device = free_before.zip(free_after).map(|(free_before, free_after)| {
+        let process = gpu_bytes();
+        OnDevice { free_before, free_after, process }
+    });
+    if let Some(d) = device {
+        peak = Some(d.free_before.saturating_sub(d.free_after).saturating_add(context));
+    }
+    Ok(Measured { of, planned: plan.total(), plan, peak, device, seconds })
 }
+
+/// A plan, the step's time, and what is free on the device after it.
+type Step = (Plan, f64, Option<u64>);
 
 fn dtype(checkpoint: &Checkpoint) -> Result<DType> {
     if checkpoint.all_f32() { Ok(DType::F32) } else { checkpoint.dtype() }
@@ -129,7 +159,7 @@ fn train<B: Backend, T: Real>(
     shape: &TrainingShape,
     rest: Plan,
     common: &Common,
-) -> Result<(Plan, f64)> {
+) -> Result<Step> {
     let config = checkpoint.config();
     let dtype = dtype(checkpoint)?;
     let layout = shape.layout(config);
@@ -154,7 +184,7 @@ fn train<B: Backend, T: Real>(
     let p = if shape.dropout { 0.1 } else { 0.0 };
     let start = Instant::now();
     trainer.step(&[batch], hyper, DropoutKey { p, seed: common.seed, step: 0 }, 1)?;
-    Ok((choice.plan, start.elapsed().as_secs_f64()))
+    Ok((choice.plan, start.elapsed().as_secs_f64(), backend.device_free()?))
 }
 
 fn prune<B: Backend, T: Real>(
@@ -163,7 +193,7 @@ fn prune<B: Backend, T: Real>(
     size: &StepSize,
     rest: Plan,
     common: &Common,
-) -> Result<(Plan, f64)> {
+) -> Result<Step> {
     let config = checkpoint.config();
     config.check_length(size.sample_tokens)?;
     let batch = random_batch(size.samples, size.sample_tokens, config.vocab, common.seed);
@@ -174,7 +204,8 @@ fn prune<B: Backend, T: Real>(
         calibrate::plan::<B, T>(backend, checkpoint, given, importance, rest, common.memory_limit)?;
     let start = Instant::now();
     calibration.gradients::<B, T>(backend, checkpoint, importance, 0..config.layers, recomputed)?;
-    Ok((plan, start.elapsed().as_secs_f64()))
+    // The arena of the pass stays until another takes its place.
+    Ok((plan, start.elapsed().as_secs_f64(), backend.device_free()?))
 }
 
 fn eval<B: Backend, T: Real>(
@@ -183,7 +214,7 @@ fn eval<B: Backend, T: Real>(
     shape: &TrainingShape,
     rest: Plan,
     common: &Common,
-) -> Result<(Plan, f64)> {
+) -> Result<Step> {
     const OPTIONS: usize = 4;
     let config = checkpoint.config();
     let tables = Tables::new(config, shape.seq);
@@ -217,7 +248,7 @@ fn eval<B: Backend, T: Real>(
     session.forward(&model, backend, &input, Stack { params: &params, layouts: &[None] })?;
     let mut out = vec![0.0; rows.len()];
     model.choices(&mut out, &mut session.room, backend, &rows, &options, input.tokens())?;
-    Ok((paper.plan, start.elapsed().as_secs_f64()))
+    Ok((paper.plan, start.elapsed().as_secs_f64(), backend.device_free()?))
 }
 
 #[cfg(test)]

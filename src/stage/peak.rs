@@ -5,6 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use nvml_wrapper::Nvml;
+use nvml_wrapper::enums::device::UsedGpuMemory;
+use nvml_wrapper::struct_wrappers::device::ProcessInfo;
+
 use super::metrics::anonymous_bytes;
 
 /// Time between two samples.
@@ -43,6 +47,21 @@ impl Peak {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().ok()
     }
+}
+
+/// Bytes of GPU memory that the management library counts for this process, context included; none where it does not
+/// answer or sees other process numbers.
+pub fn gpu_bytes() -> Option<u64> {
+    let nvml = Nvml::init().ok()?;
+    let own = |device: nvml_wrapper::Device<'_>| -> Option<u64> {
+        let processes = device.running_compute_processes().ok()?;
+        let used = |p: &ProcessInfo| match p.used_gpu_memory {
+            UsedGpuMemory::Used(bytes) if p.pid == std::process::id() => Some(bytes),
+            _ => None,
+        };
+        processes.iter().find_map(used)
+    };
+    (0..nvml.device_count().ok()?).filter_map(|n| own(nvml.device_by_index(n).ok()?)).reduce(|a, b| a + b)
 }
 
 #[cfg(test)]
