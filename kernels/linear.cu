@@ -33,8 +33,9 @@ struct Task {
     bf16* h;              // linear_swiglu only
     int rows, tokens, inner, ld_x, ld_w, outputs, across;
     Output output[4];
-    Rows group[64];
+    Rows group[144];
 };
+static_assert(sizeof(Task) <= 4096, "what a kernel takes by value");
 
 template <class P>
 union Shared {

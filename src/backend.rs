@@ -32,6 +32,8 @@ pub struct LinearSize {
     pub inner: usize,
     /// The outputs' ranks, added up.
     pub rank: usize,
+    /// The most adapters that one output has, each with rows of its own.
+    pub adapters: usize,
     /// How the weights are stored.
     pub dtype: DType,
     /// Whether dropout is on.

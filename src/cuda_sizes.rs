@@ -7,10 +7,20 @@ use crate::tensor::{DType, MemoryLayout, Real};
 /// Elements that a row is padded to: 128 bytes, so that every row is aligned for the tensor memory accelerator and
 /// every tile along it is full.
 const PAD: usize = 64;
-/// The K slice of one matrix instruction on bf16: ranks are padded to it.
+/// The slice of narrow rows.
 const SLICE: usize = 16;
-/// Tokens of a tile of the products that sum over tokens; tiles are added up in a fixed order.
-const TOKENS: usize = 512;
+/// f32 elements that each part of scratch is rounded up to: 256 bytes.
+const SCRATCH_PART: usize = 64;
+/// Blocks that keep the largest device busy with a thin product; the K of one is split until there are as many.
+const THIN_BLOCKS: usize = 256;
+/// Rows and columns of a block of a thin product.
+const THIN_TILE: usize = 64;
+/// The least K of a split.
+const THIN_DEPTH: usize = 512;
+/// Tokens that are summed at a time for a gradient of an adapter; the sums of such spans are added in their order.
+pub(crate) const SPAN: usize = 512;
+/// Columns of a block that makes a gradient of an adapter.
+pub(crate) const GRADIENT_COLUMNS: usize = 256;
 /// Rows of logits that exist at a time.
 const CHUNK: usize = 128;
 /// Rows and columns of an output tile of the importance product.
@@ -38,25 +48,62 @@ fn halves(bf16: usize) -> usize {
     bf16.div_ceil(2)
 }
 
-/// A and s·B as bf16, `[R', I]` and `[O, R']`.
-fn factors(size: LinearSize) -> usize {
-    halves(size.rank.next_multiple_of(SLICE) * (size.inner + size.out))
+/// f32 elements of a part of scratch that holds `elements`.
+pub(crate) fn part(elements: usize) -> usize {
+    elements.next_multiple_of(SCRATCH_PART)
+}
+
+/// The same of bf16 elements.
+pub(crate) fn bf16_part(elements: usize) -> usize {
+    part(halves(elements))
+}
+
+/// f32 elements from row to row of partial sums of `columns`.
+pub(crate) fn partial_row(columns: usize) -> usize {
+    columns.next_multiple_of(4)
+}
+
+/// bf16 elements from row to row of s·B of `rank`, and of u of all ranks.
+pub(crate) fn thin_row(rank: usize) -> usize {
+    rank.next_multiple_of(8)
+}
+
+/// Into how many parts the K of `x Aᵀ` is cut, and how long they are: a multiple of 32.
+pub(crate) fn thin_splits(rows: usize, columns: usize, inner: usize) -> (usize, usize) {
+    let blocks = (rows.div_ceil(THIN_TILE) * columns.div_ceil(THIN_TILE)).max(1);
+    let splits = THIN_BLOCKS.div_ceil(blocks).min(inner.div_ceil(THIN_DEPTH)).max(1);
+    let length = inner.div_ceil(splits).next_multiple_of(32).max(32);
+    (inner.div_ceil(length), length)
+}
+
+/// The most partial sums of `x Aᵀ` of up to `rows` rows: `splits · rows` is within both bounds, see [`thin_splits`].
+fn thin_partial(rows: usize, columns: usize, inner: usize) -> usize {
+    let most = (rows * inner.div_ceil(THIN_DEPTH)).min(rows + THIN_BLOCKS * THIN_TILE);
+    most.max(rows) * partial_row(columns)
 }
 
 impl Scratch for CudaSizes {
-    /// `R' (I + O) / 2` with R' = R rounded up to 16: the factors as the product reads them; 0 without an adapter.
+    /// A and s·B of each adapter as bf16, and partial sums of `x Aᵀ`; 0 without an adapter.
     fn linear_scratch<T: Real>(&self, size: LinearSize) -> usize {
-        if size.rank == 0 { 0 } else { factors(size) }
+        if size.rank == 0 {
+            return 0;
+        }
+        let factors = size.rank * Self::row(size.inner) + size.out * thin_row(size.rank);
+        let partial = thin_partial(size.tokens * size.copies, size.rank, size.inner);
+        bf16_part(size.adapters.max(1) * factors) + part(partial)
     }
 
-    /// The factors again, `u[T, R']` in bf16, and dA and dB of each tile of 512 tokens in f32.
+    /// A and (s·B)ᵀ as bf16, `u[T, R]` in bf16, and partial sums: of the larger of dA and dB per 512 tokens, and of u per
+    /// 256 columns of dy. 0 without an adapter.
     fn linear_bwd_scratch<T: Real>(&self, size: LinearSize) -> usize {
         if size.rank == 0 {
             return 0;
         }
-        let rank = size.rank.next_multiple_of(SLICE);
-        let partial = size.tokens.div_ceil(TOKENS) * rank * (size.inner + size.out);
-        factors(size) + halves(size.tokens * rank) + partial
+        let factors = size.rank * (Self::row(size.inner) + size.out + PAD);
+        let row = partial_row(size.rank);
+        let gradients = size.tokens.div_ceil(SPAN) * size.out.max(size.inner) * row;
+        let u = size.out.div_ceil(GRADIENT_COLUMNS) * size.tokens * row;
+        bf16_part(factors) + bf16_part(size.tokens * thin_row(size.rank)) + part(gradients) + part(u)
     }
 
     /// Logits of 128 rows in f32, their x and dx in bf16, and a maximum and a sum for each supervised row.

@@ -8,6 +8,5 @@
 mod products {
     pub mod head;
     pub mod importance;
-    pub mod linear;
     pub mod views;
 }

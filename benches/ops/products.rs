@@ -99,8 +99,16 @@ fn forward<T: Real, W: Real>(
         outs.iter().map(|o| (vec![T::zeroed(); tokens * o], vec![T::zeroed(); tokens * rank])).collect();
     let mut h = vec![T::zeroed(); tokens * outs[0]];
     let out = outs.iter().sum();
-    let size =
-        LinearSize { tokens, copies: 1, out, inner, rank: rank * outs.len(), dtype: W::DTYPE, dropout };
+    let size = LinearSize {
+        tokens,
+        copies: 1,
+        out,
+        inner,
+        rank: rank * outs.len(),
+        adapters: 1,
+        dtype: W::DTYPE,
+        dropout,
+    };
     let mut scratch = vec![0f32; cpu.linear_scratch::<T>(size)];
     group.throughput(flops(tokens, inner, out));
     group.bench_function(name::<T, W>(what, rank, dropout), |b| {
@@ -159,8 +167,16 @@ fn backward<T: Real, W: Real>(
     let dys: Vec<_> =
         outs.iter().map(|o| (numbers::<T>(3, tokens * o), numbers::<T>(4, tokens * rank))).collect();
     let out = outs.iter().sum();
-    let size =
-        LinearSize { tokens, copies: 1, out, inner, rank: rank * outs.len(), dtype: W::DTYPE, dropout };
+    let size = LinearSize {
+        tokens,
+        copies: 1,
+        out,
+        inner,
+        rank: rank * outs.len(),
+        adapters: 1,
+        dtype: W::DTYPE,
+        dropout,
+    };
     let mut scratch = vec![0f32; cpu.linear_bwd_scratch::<T>(size)];
     group.throughput(flops(tokens, inner, out));
     group.bench_function(name::<T, W>(what, rank, dropout), |b| {

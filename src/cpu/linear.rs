@@ -52,6 +52,7 @@ pub fn linear<T: Real>(op: Linear<'_, Host, T>) -> Result<()> {
         out: outs.iter().map(|o| o.w.size().0).sum(),
         inner,
         rank: outs.iter().map(|o| width(o.groups)).sum(),
+        adapters: outs.iter().map(|o| o.groups.len()).max().unwrap_or(0),
         dtype: widest(outs.iter().map(|o| o.w)),
         dropout: dropout.is_some(),
     };
@@ -327,5 +328,26 @@ fn begin<T: Real>(row: &mut [f32], base: Option<&[f32]>, bias: Option<&[f32]>, r
         }
         (None, None, Some(bias)) => row.copy_from_slice(bias),
         (None, None, None) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use crate::cpu::tests::on_threads;
+    use crate::ops::cases::linear::forward_conforms;
+    use crate::tensor::DType;
+
+    const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+    #[test]
+    fn as_the_reference_in_f32() {
+        forward_conforms::<_, f32>(&on_threads(), &DTYPES);
+    }
+
+    #[test]
+    fn as_the_reference_in_bf16() {
+        forward_conforms::<_, bf16>(&on_threads(), &DTYPES);
     }
 }

@@ -55,6 +55,7 @@ pub fn linear_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
         out: outs.iter().map(|o| o.w.size().0).sum(),
         inner,
         rank: outs.iter().filter_map(|o| o.lora).map(|l| l.rank).sum(),
+        adapters: 1,
         dtype: widest(outs.iter().map(|o| o.w)),
         dropout: dropout.is_some(),
     };
@@ -254,5 +255,61 @@ fn gradient_of_a<T: Real>(
             let mut da = unsafe { grads.tile(at, rank, columns.len(), x.inner) };
             outer(&mut da, x.scale(), adapter.u(u, rows.start), xs.lines(), rows.len());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use crate::backend::Backend;
+    use crate::cpu::Cpu;
+    use crate::cpu::tests::on_threads;
+    use crate::host::Host;
+    use crate::ops::cases::linear::{backward_conforms, source};
+    use crate::ops::linear::{LinearBwd, LinearBwdOut, Lora};
+    use crate::tensor::DType;
+
+    const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+    #[test]
+    fn as_the_reference_in_f32() {
+        backward_conforms::<_, f32>(&on_threads(), &DTYPES);
+    }
+
+    #[test]
+    fn as_the_reference_in_bf16() {
+        backward_conforms::<_, bf16>(&on_threads(), &DTYPES);
+    }
+
+    #[test]
+    fn views_that_do_not_fit_are_refused() {
+        let cpu = Cpu::new(1).unwrap();
+        let w = Cpu::matrix(&cpu, source(&[1.0; 6], (3, 2), DType::BF16)).expect("w");
+        let lora = Lora { a: 0, b: 2, rank: 1, scale: 1.0 };
+        let run = |x: &[f32], params: &[f32], loras: &[Lora]| {
+            let (dy, t) = ([1f32; 6], [1f32; 2]);
+            let out = |&lora: &Lora| LinearBwdOut { dy: &dy[..], t: &t[..], w: &w, lora: Some(lora) };
+            let op: LinearBwd<'_, Host, f32> = LinearBwd {
+                dx: None,
+                grads: &mut params.to_vec(),
+                scratch: &mut [],
+                outs: loras.iter().map(out).collect(),
+                x,
+                params,
+                tokens: 2,
+                dropout: None,
+                freeze_a: false,
+            };
+            cpu.linear_bwd(op).unwrap_err().to_string()
+        };
+        let found = run(&[0.0; 3], &[0.0; 5], &[lora]);
+        assert_eq!(found, "linear_bwd: x holds 3 elements, expected T × I = 2 × 2");
+        let found = run(&[0.0; 4], &[0.0; 4], &[lora]);
+        assert_eq!(found, "linear_bwd: an adapter of rank 1 at 0 and 2 does not lie in an arena of 4");
+        let found = run(&[0.0; 4], &[0.0; 5], &[lora, lora]);
+        assert_eq!(found, "linear_bwd: two gradients share a place in the arena");
+        let found = run(&[0.0; 4], &[0.0; 5], &[lora]);
+        assert!(found.starts_with("linear_bwd: scratch holds 0 elements, expected at least "), "{found}");
     }
 }

@@ -14,14 +14,18 @@ mod driver;
 mod embed;
 mod images;
 mod launch;
+mod linear;
+mod linear_bwd;
 mod lists;
 mod loading;
+mod lora;
 mod memory;
 mod rms_norm;
 mod rope;
 mod store;
 mod sum_sq;
 mod swiglu;
+mod tile;
 
 use std::sync::Arc;
 
@@ -277,12 +281,12 @@ impl Backend for Cuda {
         rms_norm::rms_norm_bwd(self, op)
     }
     fn linear<T: Real>(&self, op: Linear<'_, DeviceMemory, T>) -> Result<()> {
-        op.check()?;
-        missing("linear")
+        bf16_only::<T>("linear")?;
+        linear::linear(self, op)
     }
     fn linear_bwd<T: Real>(&self, op: LinearBwd<'_, DeviceMemory, T>) -> Result<()> {
-        op.check()?;
-        missing("linear_bwd")
+        bf16_only::<T>("linear_bwd")?;
+        linear_bwd::linear_bwd(self, op)
     }
     fn rope<T: Real>(&self, op: Rope<'_, DeviceMemory, T>) -> Result<()> {
         bf16_only::<T>("rope")?;

@@ -55,7 +55,7 @@ struct Task {
     unsigned long long x, residual, h;
     int rows, tokens, inner, ld_x, ld_w, outputs, across, unused = 0;
     Output output[4];
-    Rows group[64];
+    Rows group[144];
 };
 
 struct Group {

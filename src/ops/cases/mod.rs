@@ -3,6 +3,7 @@
 pub mod adamw;
 pub mod device;
 pub mod embed;
+pub mod linear;
 pub mod rms_norm;
 pub mod rope;
 pub mod sum_sq;

@@ -1,0 +1,219 @@
+//! See [`crate::ops::linear::LinearBwd`].
+//!
+//! A and (s·B)ᵀ become bf16 in scratch; one pass over each dy makes dB and u, one over x makes every dA; dx is one product
+//! whose K is all ranks and then all outputs.
+
+use super::Cuda;
+use super::launch::{Arg, Grid, Kernel, Pointer, int};
+use super::lora::{Factor, GradientPart, Mask, Part, Table, Wide, after};
+use super::store::DeviceMemory;
+use super::tile::Tile;
+use crate::cuda_sizes::{GRADIENT_COLUMNS, SPAN, bf16_part, part, partial_row, thin_row};
+use crate::error::Result;
+use crate::ops::ensure;
+use crate::ops::linear::{LinearBwd, Lora};
+use crate::tensor::{Frozen, Length, MemoryLayout, Real};
+
+const OP: &str = "linear_bwd";
+/// Outputs of one launch.
+const OUTPUTS: usize = 4;
+
+fn kernel(tile: Tile) -> Kernel {
+    let name = match tile {
+        Tile::Small => "linear_bwd_64",
+        Tile::Square => "linear_bwd_128",
+        Tile::Wide => "linear_bwd_256",
+    };
+    Kernel { file: "linear_bwd", name }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Gradient {
+    dy: Pointer,
+    w: Pointer,
+    width: i32,
+    ld: i32,
+}
+
+#[repr(C)]
+struct Task {
+    dx: Pointer,
+    u: Pointer,
+    a: Pointer,
+    tokens: i32,
+    inner: i32,
+    ld_x: i32,
+    ld_w: i32,
+    ranks: i32,
+    ld_u: i32,
+    ld_a: i32,
+    outputs: i32,
+    drops: i32,
+    dropout: Mask,
+    unused: u32,
+    output: Table<Gradient, OUTPUTS>,
+}
+
+// SAFETY: `struct Task` of linear_bwd.cu.
+unsafe impl Arg for Task {
+    const SIZE: usize = size_of::<Task>();
+}
+
+pub fn linear_bwd<T: Real>(cuda: &Cuda, op: LinearBwd<'_, DeviceMemory, T>) -> Result<()> {
+    let inner = op.check()?;
+    let tokens = op.tokens;
+    ensure(OP, op.outs.len() <= OUTPUTS, || {
+        format!("{} outputs of one x, at most {OUTPUTS}", op.outs.len())
+    })?;
+    if tokens == 0 || inner == 0 {
+        return Ok(());
+    }
+    let ld = DeviceMemory::row(inner);
+    let width = |j: usize| op.outs[j].w.size().0;
+    // With the adapters before them.
+    let mut ranks = 0;
+    let mut adapted: Vec<(usize, Lora, usize)> = Vec::new();
+    for (j, out) in op.outs.iter().enumerate() {
+        if let Some(l) = out.lora.filter(|l| l.rank > 0 && width(j) > 0) {
+            adapted.push((j, l, ranks));
+            ranks += l.rank;
+        }
+    }
+
+    // Scratch: A, the outputs' (s·B)ᵀ, u, and partial sums of one gradient and one u at a time.
+    let most = |f: &dyn Fn(usize, usize) -> usize| {
+        adapted.iter().map(|&(j, l, _)| f(width(j), l.rank)).max().unwrap_or(0)
+    };
+    let a_len = ranks * ld;
+    let b_len: usize = adapted.iter().map(|&(j, l, _)| l.rank * DeviceMemory::row(width(j))).sum();
+    let spans = tokens.div_ceil(SPAN);
+    let gradients = most(&|o, r| spans * o * partial_row(r));
+    let gradients = gradients.max(spans * inner * partial_row(ranks));
+    let thin = most(&|o, r| o.div_ceil(GRADIENT_COLUMNS) * tokens * partial_row(r));
+    let (factors_len, u_len) = (bf16_part(a_len + b_len), bf16_part(tokens * thin_row(ranks)));
+    let need = factors_len + u_len + part(gradients) + part(thin);
+    ensure(OP, adapted.is_empty() || op.scratch.len() >= need, || {
+        format!("scratch holds {} elements, expected {need}", op.scratch.len())
+    })?;
+    let a = op.scratch.pointer();
+    let u = after(a, factors_len, 4);
+    let partial = after(u, u_len, 4);
+    let thin_partial = after(partial, part(gradients), 4);
+
+    let (params, grads) = (op.params.pointer(), op.grads.pointer());
+    let mut jobs = Vec::with_capacity(2 * adapted.len());
+    let mut b = after(a, a_len, 2);
+    let mut passes = Vec::with_capacity(adapted.len());
+    let (i, row_i, row_u) =
+        (int("I", inner)?, int("the row of I", ld)?, int("the row of R", thin_row(ranks))?);
+    for &(j, l, first) in &adapted {
+        let (o, row) = (width(j), DeviceMemory::row(width(j)));
+        let (columns, rank) = (int("O", o)?, int("R", l.rank)?);
+        let from = |at: usize| after(params, at, 4);
+        let out = after(a, first * ld, 2);
+        jobs.push(Factor {
+            out,
+            from: from(l.a),
+            rows: rank,
+            columns: i,
+            ld: row_i,
+            step_row: i,
+            step_column: 1,
+            scale: 1.0,
+        });
+        let row_o = int("the row of O", row)?;
+        jobs.push(Factor {
+            out: b,
+            from: from(l.b),
+            rows: rank,
+            columns,
+            ld: row_o,
+            step_row: 1,
+            step_column: rank,
+            scale: l.scale,
+        });
+        let db = GradientPart {
+            grad: after(grads, l.b, 4),
+            first: 0,
+            rank,
+            step_column: rank,
+            step_rank: 1,
+            scale: l.scale,
+            unused: 0,
+        };
+        let u = Part { t: after(u, first, 2), ld: row_u, first: 0, rank, width: rank };
+        let dy = Wide { data: op.outs[j].dy.pointer(), width: o, ld: row };
+        let t = Wide { data: op.outs[j].t.pointer(), width: l.rank, ld: DeviceMemory::row(l.rank) };
+        passes.push((db, u, b, dy, t));
+        b = after(b, l.rank * row, 2);
+    }
+    let needs_u = op.dx.is_some() || !op.freeze_a;
+    // SAFETY: `check` found every A and B within the parameters; scratch has room for all.
+    unsafe { cuda.factors(&jobs)? };
+    for (db, u, b, dy, t) in passes {
+        let u = needs_u.then_some((u, thin_partial, b));
+        // SAFETY: `check` compared dy and t with T rows; partial sums have room, as counted above.
+        unsafe { cuda.gradient(&[db], u, partial, dy, t, tokens, None)? };
+    }
+    if !op.freeze_a && !adapted.is_empty() {
+        let scale = Mask::new(op.dropout).scale;
+        let mut parts = Vec::with_capacity(adapted.len());
+        for &(_, l, first) in &adapted {
+            let (first, rank) = (int("R", first)?, int("R", l.rank)?);
+            let grad = after(grads, l.a, 4);
+            parts.push(GradientPart { grad, first, rank, step_column: 1, step_rank: i, scale, unused: 0 });
+        }
+        let x = Wide { data: op.x.pointer(), width: inner, ld };
+        let u = Wide { data: u, width: ranks, ld: thin_row(ranks) };
+        // SAFETY: x and u have T rows; partial sums have room, as counted above.
+        unsafe { cuda.gradient(&parts, None, partial, x, u, tokens, op.dropout)? };
+    }
+
+    let Some(dx) = op.dx else { return Ok(()) };
+    let mut outputs = Vec::with_capacity(op.outs.len());
+    for out in op.outs.iter().filter(|out| out.w.size().0 > 0) {
+        let o = out.w.size().0;
+        let (width, ld) = (int("O", o)?, int("the row of O", DeviceMemory::row(o))?);
+        outputs.push(Gradient { dy: out.dy.pointer(), w: out.w.pointer(), width, ld });
+    }
+    let tile = Tile::choose(tokens, std::iter::once(inner));
+    let task = Task {
+        dx: dx.pointer(),
+        u,
+        a,
+        tokens: int("T", tokens)?,
+        inner: i,
+        ld_x: row_i,
+        ld_w: row_i,
+        ranks: int("R", ranks)?,
+        ld_u: row_u,
+        ld_a: row_i,
+        outputs: int("outputs", outputs.len())?,
+        drops: i32::from(op.dropout.is_some() && ranks > 0),
+        dropout: Mask::new(op.dropout),
+        unused: 0,
+        output: Table::new(&outputs),
+    };
+    let o: usize = (0..op.outs.len()).map(width).sum();
+    let grid = Grid::line(tile.count(tokens, std::iter::once(inner)), tile.threads());
+    let sizes = [("T", tokens), ("I", inner), ("O", o), ("R", ranks)];
+    // SAFETY: `check` compared all views with T rows of I and of the outputs.
+    unsafe { cuda.launch(kernel(tile), grid, &sizes, (task,)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use crate::cuda::tests::device;
+    use crate::ops::cases::linear::backward_conforms;
+    use crate::tensor::DType;
+
+    #[test]
+    fn as_the_reference() {
+        if let Some(cuda) = device() {
+            backward_conforms::<_, bf16>(&[cuda], &[DType::BF16, DType::F32]);
+        }
+    }
+}

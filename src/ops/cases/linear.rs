@@ -1,0 +1,493 @@
+//! Cases of [`crate::ops::linear`].
+//!
+//! Tolerances follow from the rounding that the definition states: f32 sums of K products err by at most K · 2^-23 of the
+//! sum of the products' sizes (made by the definition on absolute values), whichever order they are made in and whether
+//! an addition rounds or truncates, as tensor cores do; a value that is rounded to bf16 may land on the other side of a
+//! rounding boundary, which is 2^-7 of it.
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use super::device::{flat, holding, rows, same_on, unwritten, unwritten_rows};
+use crate::backend::{Backend, LinearSize};
+use crate::host::{Host, HostMatrix, MatrixSource};
+use crate::ops::linear::{
+    Dropout, Epilogue, Linear, LinearBwd, LinearBwdOut, LinearOut, Lora, LoraRows, reference, reference_bwd,
+};
+use crate::random::{Philox, Purpose};
+use crate::tensor::{DType, Real};
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum End {
+    None,
+    Residual,
+    SwiGlu,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    tokens: usize,
+    copies: usize,
+    inner: usize,
+    outs: Vec<usize>,
+    /// Ranks of the groups of each output.
+    ranks: Vec<usize>,
+    bias: bool,
+    end: End,
+    dropout: bool,
+}
+
+const PLAIN: Case = Case {
+    tokens: 1,
+    copies: 1,
+    inner: 1,
+    outs: vec![],
+    ranks: vec![],
+    bias: false,
+    end: End::None,
+    dropout: false,
+};
+
+/// `(T, I, O)`: 1, primes, one below and above tiles, the real models' odd widths scaled down.
+const SIZES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (7, 13, 11),
+    (1, 300, 257),
+    (129, 33, 64),
+    (65, 513, 255),
+    (127, 96, 300),
+    (63, 172, 65),
+    (64, 358, 129),
+    (3, 1127, 8),
+];
+
+const DROPOUT: Dropout = Dropout { p: 0.3, seed: 5, tensor: 6, step: 7 };
+
+impl Case {
+    fn rows(&self) -> usize {
+        self.tokens * self.copies
+    }
+
+    /// Rows of y are cut into as many groups, with a row of no group between them where there are several.
+    fn groups(&self, o: usize, start: &mut usize) -> Vec<LoraRows> {
+        let part = self.rows() / self.ranks.len().max(1);
+        let group = |(i, &rank): (usize, &usize)| {
+            let a = *start;
+            let b = a + rank * self.inner;
+            *start = b + o * rank;
+            let end =
+                if i + 1 == self.ranks.len() { self.rows() } else { (i + 1) * part - usize::from(part > 1) };
+            LoraRows { rows: i * part..end, lora: Lora { a, b, rank, scale: 1.7 } }
+        };
+        self.ranks.iter().enumerate().map(group).collect()
+    }
+
+    fn size(&self, rank: usize, dtype: DType) -> LinearSize {
+        LinearSize {
+            tokens: self.tokens,
+            copies: self.copies,
+            out: self.outs.iter().sum(),
+            inner: self.inner,
+            rank: rank * self.outs.len(),
+            adapters: self.ranks.len(),
+            dtype,
+            dropout: self.dropout,
+        }
+    }
+}
+
+/// `n` numbers in (-1, 1), named by `stream`.
+fn numbers(stream: u64, n: usize) -> Vec<f32> {
+    let p = Philox::new(1, Purpose::Test.stream(stream));
+    (0..n as u64).map(|i| 2.0 * p.uniform(i) - 1.0).collect()
+}
+
+fn absolute<T: Real>(x: Vec<T>, yes: bool) -> Vec<T> {
+    if yes { x.iter().map(|x| T::from_f32(x.to_f32().abs())).collect() } else { x }
+}
+
+fn reals<T: Real>(stream: u64, n: usize, sizes: bool) -> Vec<T> {
+    absolute(numbers(stream, n).into_iter().map(T::from_f32).collect(), sizes)
+}
+
+/// A frozen weight of `dtype` that holds `values`.
+pub fn source(values: &[f32], size: (usize, usize), dtype: DType) -> MatrixSource {
+    let bytes: Vec<u8> = match dtype {
+        DType::F32 => bytemuck::cast_slice(values).to_vec(),
+        DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+    };
+    let range = 0..bytes.len();
+    MatrixSource { name: "w".into(), bytes: Arc::new(bytes), range, dtype, size }
+}
+
+fn wide<T: Real>(x: &[T]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(x.to_f32())).collect()
+}
+
+/// One unit in the last place of `T`, relative.
+fn unit<T: Real>() -> f64 {
+    2.0 * super::rounding::<T>()
+}
+
+fn close(what: &str, got: &[f64], want: &[f64], tolerance: impl Fn(usize) -> f64) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let (err, tol) = ((g - w).abs(), tolerance(i));
+        assert!(err <= tol, "{what}: element {i} is {g}, expected {w} within {tol}");
+    }
+}
+
+struct Inputs<T> {
+    x: Vec<T>,
+    w: Vec<MatrixSource>,
+    bias: Vec<f32>,
+    residual: Vec<T>,
+    params: Vec<f32>,
+    groups: Vec<Vec<LoraRows>>,
+}
+
+/// With `sizes`, absolute values.
+fn inputs<T: Real>(case: &Case, dtype: DType, sizes: bool) -> Inputs<T> {
+    let mut end = 0;
+    let groups: Vec<_> = case.outs.iter().map(|&o| case.groups(o, &mut end)).collect();
+    let w = |(j, &o): (usize, &usize)| {
+        let values = reals(10 + j as u64, o * case.inner, sizes);
+        source(&values, (o, case.inner), dtype)
+    };
+    Inputs {
+        x: reals(1, case.tokens * case.inner, sizes),
+        w: case.outs.iter().enumerate().map(w).collect(),
+        bias: reals(2, case.outs.iter().copied().max().unwrap_or(0), sizes),
+        residual: reals(3, case.rows() * case.outs[0], sizes),
+        params: reals(4, end, sizes),
+        groups,
+    }
+}
+
+/// y and t of each output, and h.
+type Outputs<T> = (Vec<(Vec<T>, Vec<T>)>, Vec<T>);
+
+/// By the definition; without h.
+fn defined<T: Real>(case: &Case, input: &Inputs<T>) -> Outputs<T> {
+    let width = case.ranks.iter().copied().max().unwrap_or(0);
+    let zeros = |n: usize| vec![T::zeroed(); n];
+    let mut ys: Vec<_> =
+        case.outs.iter().map(|&o| (zeros(case.rows() * o), zeros(case.rows() * width))).collect();
+    let weights: Vec<_> = input.w.iter().map(|w| HostMatrix::new(w.clone()).expect("w")).collect();
+    let outs =
+        ys.iter_mut().zip(&weights).zip(&input.groups).enumerate().map(|(j, (((y, t), w), groups))| {
+            LinearOut {
+                y: &mut y[..],
+                t: &mut t[..],
+                w,
+                bias: case.bias.then(|| &input.bias[..case.outs[j]]),
+                groups,
+            }
+        });
+    let op: Linear<'_, Host, T> = Linear {
+        outs: outs.collect(),
+        epilogue: match case.end {
+            End::Residual => Epilogue::Residual(&input.residual[..]),
+            End::None | End::SwiGlu => Epilogue::None,
+        },
+        scratch: &mut [],
+        x: &input.x,
+        params: &input.params,
+        tokens: case.tokens,
+        copies: case.copies,
+        dropout: case.dropout.then_some(DROPOUT),
+    };
+    reference(op).expect("reference");
+    (ys, Vec::new())
+}
+
+fn forward<B: Backend, T: Real>(b: &B, case: &Case, input: &Inputs<T>, dtype: DType) -> Outputs<T> {
+    let width = case.ranks.iter().copied().max().unwrap_or(0);
+    let n = case.rows();
+    let mut ys: Vec<_> = case
+        .outs
+        .iter()
+        .map(|&o| (unwritten_rows::<B, T>(b, n, o), unwritten_rows::<B, T>(b, n, width)))
+        .collect();
+    let pair = case.end == End::SwiGlu;
+    let mut h = unwritten_rows::<B, T>(b, if pair { n } else { 0 }, case.outs[0]);
+    let mut room = unwritten(b, b.linear_scratch::<T>(case.size(width, dtype)));
+    let weights: Vec<_> = input.w.iter().map(|w| b.matrix(w.clone()).expect("w")).collect();
+    let biases: Vec<_> = case.outs.iter().map(|&o| flat(b, &input.bias[..o])).collect();
+    let (x, params) = (rows(b, &input.x, case.inner), flat(b, &input.params));
+    let residual = rows(b, &input.residual, case.outs[0]);
+    let outs =
+        ys.iter_mut().zip(&weights).zip(&input.groups).zip(&biases).map(|((((y, t), w), groups), bias)| {
+            LinearOut { y: y.view_mut(), t: t.view_mut(), w, bias: case.bias.then(|| bias.view()), groups }
+        });
+    b.linear(Linear::<B::Store, T> {
+        outs: outs.collect(),
+        epilogue: match case.end {
+            End::None => Epilogue::None,
+            End::Residual => Epilogue::Residual(residual.view()),
+            End::SwiGlu => Epilogue::SwiGlu(h.view_mut()),
+        },
+        scratch: room.view_mut(),
+        x: x.view(),
+        params: params.view(),
+        tokens: case.tokens,
+        copies: case.copies,
+        dropout: case.dropout.then_some(DROPOUT),
+    })
+    .expect("linear");
+    room.done(b);
+    let mut ys: Vec<_> = ys.into_iter().map(|(y, t)| (y.done(b), t.done(b))).collect();
+    // Rows of no group have no t.
+    for ((_, t), groups) in ys.iter_mut().zip(&input.groups) {
+        for row in (0..n).filter(|row| !groups.iter().any(|g| g.rows.contains(row))) {
+            assert!(t[row * width..][..width].iter().all(|t| t.to_f32().is_nan()), "t of row {row}");
+            t[row * width..][..width].fill(T::zeroed());
+        }
+    }
+    (ys, if pair { h.done(b) } else { Vec::new() })
+}
+
+fn check_forward<B: Backend, T: Real>(backends: &[B], case: &Case, dtype: DType) {
+    let input = inputs::<T>(case, dtype, false);
+    let (got, h) = same_on(backends, |b| forward(b, case, &input, dtype));
+    let (want, _) = defined(case, &input);
+    let (most, _) = defined(case, &inputs::<T>(case, dtype, true));
+    let base = Case { ranks: vec![], ..case.clone() };
+    let (most_base, _) = defined(&base, &inputs::<T>(&base, dtype, true));
+    let (ulp, k) = (unit::<T>(), (case.inner + 16) as f64 * 2f64.powi(-23));
+    for (j, ((y, t), (want_y, want_t))) in got.iter().zip(&want).enumerate() {
+        let name = format!("{case:?} {dtype} under {}: ", T::DTYPE);
+        let (want_y, want_t) = (wide(want_y), wide(want_t));
+        let (most_y, most_t, base) = (wide(&most[j].0), wide(&most[j].1), wide(&most_base[j].0));
+        close(&format!("{name}t{j}"), &wide(t), &want_t, |i| ulp * want_t[i].abs() + k * most_t[i]);
+        close(&format!("{name}y{j}"), &wide(y), &want_y, |i| {
+            let adapter = (most_y[i] - base[i]).max(0.0) + ulp * most_y[i];
+            ulp * (want_y[i].abs() + if case.ranks.is_empty() { 0.0 } else { adapter }) + k * most_y[i]
+        });
+    }
+    if case.end == End::SwiGlu {
+        let (gate, up) = (wide(&got[0].0), wide(&got[1].0));
+        let want: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+        close("h", &wide(&h), &want, |i| (ulp + 1e-6) * want[i].abs());
+    }
+}
+
+fn forward_cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for ((tokens, inner, o), rank) in SIZES.into_iter().zip([1, 4, 8, 16, 17, 64, 3, 2, 33]) {
+        let case = Case { tokens, inner, outs: vec![o], ..PLAIN };
+        all.push(case.clone());
+        all.push(Case { ranks: vec![rank], bias: true, ..case.clone() });
+        all.push(Case { ranks: vec![3], end: End::Residual, dropout: true, ..case });
+    }
+    let qkv = Case { tokens: 131, inner: 96, outs: vec![96, 24, 24], ranks: vec![8], ..PLAIN };
+    let pair = Case { inner: 65, outs: vec![129, 129], end: End::SwiGlu, ..qkv.clone() };
+    let stacked = Case { tokens: 150, inner: 40, outs: vec![70], ranks: vec![4, 8, 2], ..PLAIN };
+    let copied = Case { tokens: 50, copies: 3, ..stacked.clone() };
+    all.extend([
+        qkv.clone(),
+        Case { dropout: true, bias: true, ..qkv },
+        pair.clone(),
+        Case { ranks: vec![], ..pair },
+        stacked.clone(),
+        Case { bias: true, ..copied.clone() },
+        Case { end: End::Residual, ..copied.clone() },
+        Case { tokens: 140, copies: 2, outs: vec![70, 70], end: End::SwiGlu, ..stacked },
+        Case { tokens: 33, copies: 2, ranks: vec![], ..copied },
+    ]);
+    all
+}
+
+/// The forward pass against the reference on each of `backends`, which must agree to the byte, for weights of each of
+/// `dtypes`.
+pub fn forward_conforms<B: Backend, T: Real>(backends: &[B], dtypes: &[DType]) {
+    for case in forward_cases() {
+        dtypes.iter().for_each(|&dtype| check_forward::<B, T>(backends, &case, dtype));
+    }
+    let large = Case { tokens: 521, inner: 530, outs: vec![513], ranks: vec![8], ..PLAIN };
+    check_forward::<B, T>(backends, &large, T::DTYPE);
+    check_forward::<B, T>(backends, &Case { ranks: vec![520], tokens: 40, ..large }, T::DTYPE);
+}
+
+/// What a backward pass is given besides [`Inputs`].
+struct Past<T> {
+    dys: Vec<Vec<T>>,
+    ts: Vec<Vec<T>>,
+    grads: Vec<f32>,
+}
+
+fn past<T: Real>(case: &Case, params: usize, sizes: bool) -> Past<T> {
+    let rank = case.ranks.first().copied().unwrap_or(0);
+    let each = |seed: u64, width: &dyn Fn(usize) -> usize| {
+        let one = |(j, &o): (usize, &usize)| reals(seed + j as u64, case.tokens * width(o), sizes);
+        case.outs.iter().enumerate().map(one).collect()
+    };
+    Past { dys: each(30, &|o| o), ts: each(40, &|_| rank), grads: reals(50, params, sizes) }
+}
+
+fn defined_bwd<T: Real>(case: &Case, dtype: DType, freeze_a: bool, sizes: bool) -> (Vec<T>, Vec<f32>) {
+    let input = inputs::<T>(case, dtype, sizes);
+    let Past { dys, ts, mut grads } = past(case, input.params.len(), sizes);
+    let mut dx = vec![T::zeroed(); case.tokens * case.inner];
+    let weights: Vec<_> = input.w.iter().map(|w| HostMatrix::new(w.clone()).expect("w")).collect();
+    let out = |j: usize| LinearBwdOut {
+        dy: &dys[j][..],
+        t: &ts[j][..],
+        w: &weights[j],
+        lora: input.groups[j].first().map(|g| g.lora),
+    };
+    let op: LinearBwd<'_, Host, T> = LinearBwd {
+        dx: Some(&mut dx),
+        grads: &mut grads,
+        scratch: &mut [],
+        outs: (0..case.outs.len()).map(out).collect(),
+        x: &input.x,
+        params: &input.params,
+        tokens: case.tokens,
+        dropout: case.dropout.then_some(DROPOUT),
+        freeze_a,
+    };
+    reference_bwd(op).expect("reference");
+    (dx, grads)
+}
+
+fn backward<B: Backend, T: Real>(
+    b: &B,
+    case: &Case,
+    dtype: DType,
+    (needs_dx, freeze_a): (bool, bool),
+) -> (Vec<T>, Vec<f32>) {
+    let input = inputs::<T>(case, dtype, false);
+    let rank = case.ranks.first().copied().unwrap_or(0);
+    let Past { dys, ts, grads } = past::<T>(case, input.params.len(), false);
+    let dys: Vec<_> = dys.iter().zip(&case.outs).map(|(dy, &o)| rows(b, dy, o)).collect();
+    let ts: Vec<_> = ts.iter().map(|t| rows(b, t, rank)).collect();
+    let mut grads = holding(b, &grads, -77.0);
+    let mut dx = unwritten_rows::<B, T>(b, if needs_dx { case.tokens } else { 0 }, case.inner);
+    let mut room = unwritten(b, b.linear_bwd_scratch::<T>(case.size(rank, dtype)));
+    let weights: Vec<_> = input.w.iter().map(|w| b.matrix(w.clone()).expect("w")).collect();
+    let (x, params) = (rows(b, &input.x, case.inner), flat(b, &input.params));
+    let out = |j: usize| LinearBwdOut {
+        dy: dys[j].view(),
+        t: ts[j].view(),
+        w: &weights[j],
+        lora: input.groups[j].first().map(|g| g.lora),
+    };
+    b.linear_bwd(LinearBwd::<B::Store, T> {
+        dx: needs_dx.then(|| dx.view_mut()),
+        grads: grads.view_mut(),
+        scratch: room.view_mut(),
+        outs: (0..case.outs.len()).map(out).collect(),
+        x: x.view(),
+        params: params.view(),
+        tokens: case.tokens,
+        dropout: case.dropout.then_some(DROPOUT),
+        freeze_a,
+    })
+    .expect("linear_bwd");
+    room.done(b);
+    (if needs_dx { dx.done(b) } else { Vec::new() }, grads.done(b))
+}
+
+fn check_backward<B: Backend, T: Real>(backends: &[B], case: &Case, dtype: DType, flags: (bool, bool)) {
+    let (dx, grads) = same_on(backends, |b| backward::<B, T>(b, case, dtype, flags));
+    let (want_dx, want_grads) = defined_bwd::<T>(case, dtype, flags.1, false);
+    let (most_dx, most_grads) = defined_bwd::<T>(case, dtype, flags.1, true);
+    let name = format!("{case:?} {dtype} under {}, dx {}, A frozen {}: ", T::DTYPE, flags.0, flags.1);
+    let ulp = unit::<T>();
+    let k = (case.outs.iter().sum::<usize>() + case.tokens + 16) as f64 * 2f64.powi(-23);
+    // u may round to a neighbour, which moves dx and dA by a unit of their parts.
+    let part = if case.ranks.is_empty() { 0.0 } else { ulp };
+    if flags.0 {
+        let (want, most) = (wide(&want_dx), wide(&most_dx));
+        let tolerance = |i: usize| ulp * want[i].abs() + part * most[i] + k * most[i];
+        close(&format!("{name}dx"), &wide(&dx), &want, tolerance);
+    }
+    let most = wide(&most_grads);
+    close(&format!("{name}grads"), &wide(&grads), &wide(&want_grads), |i| (part + k) * most[i]);
+}
+
+/// The backward pass, likewise.
+pub fn backward_conforms<B: Backend, T: Real>(backends: &[B], dtypes: &[DType]) {
+    for ((tokens, inner, o), rank) in SIZES.into_iter().zip([1, 4, 8, 16, 17, 64, 3, 2, 33]) {
+        let case = Case { tokens, inner, outs: vec![o], ..PLAIN };
+        for case in [
+            case.clone(),
+            Case { ranks: vec![rank], ..case.clone() },
+            Case { ranks: vec![3], dropout: true, ..case.clone() },
+        ] {
+            for &dtype in dtypes {
+                check_backward::<B, T>(backends, &case, dtype, (true, false));
+            }
+        }
+    }
+    let qkv = Case { tokens: 131, inner: 96, outs: vec![96, 24, 24], ranks: vec![8], ..PLAIN };
+    for case in [qkv.clone(), Case { dropout: true, ..qkv }] {
+        for flags in [(true, false), (true, true), (false, false), (false, true)] {
+            check_backward::<B, T>(backends, &case, T::DTYPE, flags);
+        }
+    }
+    let large = Case { tokens: 521, inner: 513, outs: vec![260, 130], ranks: vec![8], ..PLAIN };
+    check_backward::<B, T>(backends, &large, T::DTYPE, (true, false));
+    check_backward::<B, T>(backends, &Case { dropout: true, ..large }, T::DTYPE, (true, false));
+}
+
+/// The definition of the backward pass gives the derivatives of `Σ y∘dy` by the definition of the forward pass, which
+/// is linear in x, in A and in B, so that whole steps lose nothing.
+#[test]
+fn gradients_of_the_definition() {
+    for dropout in [false, true] {
+        let case = Case { tokens: 5, inner: 4, outs: vec![3, 2], ranks: vec![2], dropout, ..PLAIN };
+        let mut input = inputs::<f32>(&case, DType::F32, false);
+        let dys: Vec<_> =
+            [3, 2].iter().enumerate().map(|(j, o)| numbers(30 + j as u64, case.tokens * o)).collect();
+        let total = |input: &Inputs<f32>| {
+            let (ys, _) = defined(&case, input);
+            let dot = |(y, dy): (&Vec<f32>, &Vec<f32>)| -> f64 {
+                y.iter().zip(dy).map(|(&y, &dy)| f64::from(y) * f64::from(dy)).sum()
+            };
+            ys.iter().map(|(y, _)| y).zip(&dys).map(dot).sum::<f64>()
+        };
+        // t of this forward pass, not the random one of the other tests.
+        let (ys, _) = defined(&case, &input);
+        let (mut grads, mut dx) = (vec![0f32; input.params.len()], vec![0f32; case.tokens * case.inner]);
+        let weights: Vec<_> = input.w.iter().map(|w| HostMatrix::new(w.clone()).expect("w")).collect();
+        let out = |j: usize| LinearBwdOut {
+            dy: &dys[j][..],
+            t: &ys[j].1[..],
+            w: &weights[j],
+            lora: Some(input.groups[j][0].lora),
+        };
+        let op: LinearBwd<'_, Host, f32> = LinearBwd {
+            dx: Some(&mut dx),
+            grads: &mut grads,
+            scratch: &mut [],
+            outs: vec![out(0), out(1)],
+            x: &input.x,
+            params: &input.params,
+            tokens: case.tokens,
+            dropout: case.dropout.then_some(DROPOUT),
+            freeze_a: false,
+        };
+        reference_bwd(op).expect("reference");
+        for i in 0..dx.len() + grads.len() {
+            let mut at = |by: f32| {
+                let place = if i < dx.len() { &mut input.x[i] } else { &mut input.params[i - dx.len()] };
+                let before = std::mem::replace(place, *place + by);
+                let sum = total(&input);
+                if i < dx.len() {
+                    input.x[i] = before
+                } else {
+                    input.params[i - dx.len()] = before
+                }
+                sum
+            };
+            let slope = at(1.0) - at(0.0);
+            let got = f64::from(if i < dx.len() { dx[i] } else { grads[i - dx.len()] });
+            // y is an f32 below 64 in 25 places.
+            assert!((got - slope).abs() <= 64.0 * 25.0 * 2f64.powi(-23), "{i}: {got}, slope {slope}");
+        }
+    }
+}
