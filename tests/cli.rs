@@ -93,6 +93,12 @@ fn mistakes_in_options_are_told() {
     with(&["--threads", "0"], 2, &["--threads"]);
     with(&["--device", "cuda:60000"], 1, &["cuda"]);
     with(&["--device", "cuda", "--precision", "f32"], 2, &["bf16", "--device cpu"]);
+    with(&["--grad-accum", "18446744073709551615"], 2, &["--grad-accum", "too many tokens"]);
+    anabranch(
+        &[&train[..5], &["--out", &out, "--seq", "64", "--steps", "1000000000000", "--dry-run"]].concat(),
+    )
+    .assert()
+    .success();
     with(&["--device", "tpu"], 2, &["tpu", "expected auto, cpu, cuda"]);
     with(&["--memory-limit", "1MiB"], 1, &["the plan takes", "the limit is 1.0 MiB", "activations"]);
     refused(
@@ -213,6 +219,77 @@ fn a_flow_with_an_unknown_key_names_the_nearest() {
     }
     std::fs::write(&flow, "base = \"x\"\noutput = \"y\"\n").unwrap();
     refused(&["run", &flow.display().to_string()], 1, &["edge"]);
+}
+
+#[test]
+fn a_flow_with_absurd_values_is_refused_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let flow = dir.path().join("flow.toml");
+    let text = format!(
+        "base = {:?}\noutput = \"out\"\n[[edge]]\nname = \"a\"\ndata = [\"d\"]\nratio = 0.5\n[[fuse]]\nmethod = \"mean\"\n\
+         [[task]]\nname = \"t\"\nfile = \"f\"\n",
+        asset("base")
+    );
+    let many = format!("method = {:?}\nside = {:?}", vec!["mean"; 1000], vec!["left"; 1000]);
+    for (old, new, part) in [
+        ("ratio = 0.5", "ratio = nan", "edge.ratio is nan"),
+        ("ratio = 0.5", "ratio = 1.0", "edge.ratio is 1.0"),
+        ("method = \"mean\"", "method = \"mean\"\nedges = []", "[[fuse]] of no edges"),
+        ("method = \"mean\"", &many, "makes 1000000 fusions, expected at most 1000"),
+        ("name = \"t\"", "name = \"../t\"", "task.name is \"../t\""),
+    ] {
+        assert!(text.contains(old), "{old}");
+        std::fs::write(&flow, text.replacen(old, new, 1)).unwrap();
+        refused(&["run", &flow.display().to_string()], 1, &["flow.toml", part]);
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was left");
+}
+
+#[test]
+fn files_without_an_end_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, out) = (asset("base"), dir.path().join("out").display().to_string());
+    let pipe = dir.path().join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+    for file in ["/dev/zero".to_string(), pipe.display().to_string()] {
+        let parts = [&file, "is no regular file"];
+        refused(&["train", "--model", &base, "--data", &file, "--out", &out], 1, &parts);
+        refused(&["eval", "--model", &base, "--task", &file], 1, &parts);
+        refused(&["budget", "--config", &file], 1, &parts);
+        refused(&["run", &file], 1, &parts);
+    }
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (base, broken, out) = (PathBuf::from(asset("base")), dir.path().join("broken"), at("out"));
+    std::fs::create_dir(&broken).unwrap();
+    for file in std::fs::read_dir(&base).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, broken.join(file.file_name().unwrap())).unwrap();
+    }
+    let weights = broken.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..start]).unwrap();
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let at = start + header[name]["data_offsets"][0].as_u64().unwrap() as usize;
+    // NaN in any of the dtypes.
+    bytes[at..at + 4].fill(0xff);
+    std::fs::write(&weights, bytes).unwrap();
+    let (broken, data) = (broken.display().to_string(), asset("harbour.train.jsonl"));
+    let parts = ["model.safetensors", name, "NaN"];
+    let train = ["train", "--model", &broken, "--data", &data, "--out", &out, "--steps", "1"];
+    refused(&[&train[..], &["--batch", "1", "--seq", "64"]].concat(), 1, &parts);
+    refused(&["eval", "--model", &broken, "--text", &asset("calibration.jsonl"), "--seq", "64"], 1, &parts);
+    refused(&["logits", "--model", &broken, "--ids", "1,2", "--out", &out], 1, &parts);
+    refused(&["generate", "--model", &broken, "--prompt", "a"], 1, &parts);
+    let diverging = ["train", "--model", &asset("base"), "--data", &data, "--out", &out, "--lr", "1e38"];
+    let short = ["--steps", "1", "--warmup", "0", "--batch", "1", "--seq", "64"];
+    refused(&[&diverging[..], &short].concat(), 1, &["diverged", "--lr"]);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was left");
 }
 
 #[test]

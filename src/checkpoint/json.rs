@@ -108,7 +108,14 @@ pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
 
 /// `value` as a `T`, or an error about `path` that names the field.
 pub fn typed<T: DeserializeOwned>(path: &Path, value: Value) -> Result<T> {
-    serde_json::from_value(value).map_err(|e| Error::file(path, e.to_string()))
+    serde_path_to_error::deserialize(value).map_err(|e| {
+        let why = match e.path().to_string() {
+            // Of the whole, not of a field in it.
+            at if at == "." => e.inner().to_string(),
+            at => format!("{at}: {}", e.inner()),
+        };
+        Error::file(path, why)
+    })
 }
 
 /// What a value is, for error texts: `null`, `true`, `3`, `a string`, `an array`, `an object`.

@@ -43,7 +43,7 @@ pub fn parse(path: &Path, folder: &Path, text: &str, seed: u64) -> Result<Flow> 
     };
     let prune_table = file.table(&table, "prune")?;
     let train_table = file.table(&table, "train")?;
-    let (how, shape): (TrainHow, ShapeArgs) = {
+    let (mut how, shape): (TrainHow, ShapeArgs) = {
         let matches =
             file.options("train", &train_table, |c| ShapeArgs::augment_args(TrainHow::augment_args(c)))?;
         (
@@ -51,11 +51,13 @@ pub fn parse(path: &Path, folder: &Path, text: &str, seed: u64) -> Result<Flow> 
             file.typed("train", ShapeArgs::from_arg_matches(&matches))?,
         )
     };
-    let prune: PruneHow = {
-        let matches =
-            file.options("prune", &file.rebased(&prune_table, &["calibration"])?, PruneHow::augment_args)?;
+    let mut prune: PruneHow = {
+        let matches = file.options("prune", &prune_table, PruneHow::augment_args)?;
         file.typed("prune", PruneHow::from_arg_matches(&matches))?
     };
+    for given in [&mut prune.calibration, &mut how.val, &mut how.init_adapter].into_iter().flatten() {
+        *given = folder.join(&given);
+    }
     let edges = file.tables(&table, "edge")?.iter().map(|t| file.edge(t)).collect::<Result<Vec<_>>>()?;
     if edges.is_empty() {
         return Err(Error::file(path, "has no [[edge]], expected at least one"));
@@ -77,9 +79,14 @@ pub fn parse(path: &Path, folder: &Path, text: &str, seed: u64) -> Result<Flow> 
     let mut tasks = Vec::new();
     for t in file.tables(&table, "task")? {
         file.known("task.", t, &["name", "file", "edges", "fusions", "pruned"])?;
+        let name = file.text("task.name", file.required("task", t, "name")?)?;
+        if name.is_empty() || name.starts_with('.') || name.contains(|c: char| c == '/' || c.is_control()) {
+            let why = format!("task.name is {name:?}, expected a name that a folder can have");
+            return Err(Error::file(path, why));
+        }
         let all: Vec<usize> = (0..names.len()).collect();
         tasks.push(Task {
-            name: file.text("task.name", file.required("task", t, "name")?)?,
+            name,
             file: file.at("task.file", file.required("task", t, "file")?)?,
             edges: t.get("edges").map_or(Ok(all), |v| file.members("task.edges", v, &names))?,
             fusions: file.boolean("task.fusions", t.get("fusions"), true)?,
@@ -149,7 +156,9 @@ impl Reader<'_> {
     }
 
     fn ratio(&self, key: &str, v: &Value) -> Result<f64> {
-        v.as_float().ok_or_else(|| self.wrong(key, v, "a ratio between 0 and 1, like 0.6"))
+        v.as_float()
+            .filter(|r| *r > 0.0 && *r < 1.0)
+            .ok_or_else(|| self.wrong(key, v, "a ratio between 0 and 1, like 0.6"))
     }
 
     fn list<'t>(&self, key: &str, v: &'t Value) -> Result<&'t [Value]> {
@@ -172,18 +181,6 @@ impl Reader<'_> {
         let Some(v) = table.get(key) else { return Ok(Vec::new()) };
         let wrong = || self.wrong(key, v, &format!("tables written as [[{key}]]"));
         v.as_array().ok_or_else(wrong)?.iter().map(|v| v.as_table().ok_or_else(wrong)).collect()
-    }
-
-    /// The same table with the named paths made relative to the file.
-    fn rebased(&self, table: &Table, keys: &[&str]) -> Result<Table> {
-        let mut table = table.clone();
-        for key in keys {
-            if let Some(v) = table.get(*key) {
-                let at = self.at(key, v)?;
-                table.insert((*key).to_string(), Value::String(at.display().to_string()));
-            }
-        }
-        Ok(table)
     }
 
     /// Reads a table as the options of a command.
@@ -293,6 +290,10 @@ impl Reader<'_> {
         } else {
             vec![all]
         };
+        if sets.iter().all(Vec::is_empty) {
+            let why = "has a [[fuse]] of no edges: edges names at least one, pairs = true needs two";
+            return Err(Error::file(self.path, why));
+        }
         let choices = |(key, value): (&String, &Value)| match value {
             Value::Array(list) if key != "weights" => list.len(),
             _ => 1,

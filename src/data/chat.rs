@@ -2,25 +2,39 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value, context};
+use minijinja::{Environment, ErrorKind, State, UndefinedBehavior, Value, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
+use serde_json::Value as Json;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 use super::date::strftime;
+use super::foreign;
 use crate::error::{Error, Result};
 
 /// Bounds what one rendering may compute and allocate, about 64 bytes each: far more than any real template takes.
-const FUEL: u64 = 5_000_000;
+const FUEL: u64 = 2_000_000;
+/// The longest text that a method may make, which costs no fuel.
+const MOST_TEXT: usize = 64 << 20;
+/// The longest template that is read: how deep one nests grows with it.
+const MOST_SOURCE: usize = 64 << 10;
 const NAME: &str = "chat_template";
 
 /// A compiled chat template, in the dialect that transformers gives templates: Jinja with `trim_blocks` and
 /// `lstrip_blocks`, Python's string and mapping methods, `raise_exception`, `strftime_now`, and a `tojson` that does
 /// not escape HTML.
+///
+/// It is another's program: it is compiled and rendered where a stack that overflows, or a rendering that does not end,
+/// are errors.
 pub struct ChatTemplate {
-    env: Environment<'static>,
+    env: Arc<Environment<'static>>,
+    /// It did not come back once; it is not called again.
+    lost: AtomicBool,
 }
 
 /// A conversation as text.
@@ -41,49 +55,20 @@ impl ChatTemplate {
         special: &[(String, String)],
         now: SystemTime,
     ) -> Result<ChatTemplate> {
-        let mut env = Environment::new();
-        let failed =
-            |e: &dyn std::fmt::Display| Error::file(PathBuf::from(path), format!("chat template: {e}"));
-        let syntax = minijinja::syntax::SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .map_err(|e| failed(&e))?;
-        env.set_syntax(syntax);
-        env.set_undefined_behavior(UndefinedBehavior::Lenient);
-        env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        env.set_fuel(Some(FUEL));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        for (name, text) in special {
-            env.add_global(name.clone(), text.clone());
+        let failed = |why: String| Error::file(PathBuf::from(path), format!("chat template: {why}"));
+        if source.len() > MOST_SOURCE {
+            return Err(failed(format!("has {} bytes, at most {MOST_SOURCE} are read", source.len())));
         }
-        env.add_filter("tojson", to_json);
-        env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        env.add_function("strftime_now", move |format: String| {
-            strftime(&format, now).map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e))
-        });
-        env.add_template_owned(NAME, plain_generation_blocks(source)).map_err(|e| failed(&e))?;
-        Ok(ChatTemplate { env })
+        let (source, special) = (plain_generation_blocks(source), special.to_vec());
+        let made = foreign::apart(move || environment(source, &special, now).map_err(|e| e.to_string()));
+        let env = made.and_then(|env| env).map_err(failed)?;
+        Ok(ChatTemplate { env: Arc::new(env), lost: AtomicBool::new(false) })
     }
 
     /// The text of `messages`; with `prompt`, what comes before the assistant's next turn is added. The error says
     /// what the template objects to.
-    pub fn render(
-        &self,
-        messages: &[serde_json::Value],
-        tools: Option<&serde_json::Value>,
-        prompt: bool,
-    ) -> Result<String, String> {
-        let template = self.env.get_template(NAME).map_err(|e| e.to_string())?;
-        let given = context! {
-            messages => Value::from(Serde(messages)),
-            tools => Value::from(Serde(tools)),
-            documents => (),
-            add_generation_prompt => prompt,
-        };
-        template.render(given).map_err(|e| format!("chat template: {}", reasons(&e)))
+    pub fn render(&self, messages: &[Json], tools: Option<&Json>, prompt: bool) -> Result<String, String> {
+        self.call(messages, tools, move |env, messages, tools| render(env, messages, tools, prompt))
     }
 
     /// The text of `messages` and where the assistant speaks in it.
@@ -91,44 +76,134 @@ impl ChatTemplate {
     /// An assistant turn begins where the text of the messages before it, with what prompts the assistant, parts
     /// from the whole, and ends where the text of the messages up to it ends; so a template that changes earlier
     /// messages when later ones come is an error.
-    pub fn conversation(
-        &self,
-        messages: &[serde_json::Value],
-        tools: Option<&serde_json::Value>,
-    ) -> Result<Conversation, String> {
-        let text = self.render(messages, tools, false)?;
-        let mut assistant = Vec::new();
-        for (i, message) in messages.iter().enumerate() {
-            if message.get("role").and_then(|r| r.as_str()) != Some("assistant") {
-                continue;
-            }
-            let end = match i + 1 == messages.len() {
-                true => text.len(),
-                false => {
-                    let upto = self.render(&messages[..=i], tools, false)?;
-                    if !text.starts_with(&upto) {
-                        return Err(format!(
-                            "the chat template renders messages 0..={i} otherwise when more follow, so the \
-                             assistant's turns cannot be told apart"
-                        ));
-                    }
-                    upto.len()
-                }
-            };
-            // Some templates refuse an empty conversation; nothing stands before its first message but the header.
-            let start = match self.render(&messages[..i], tools, true) {
-                Ok(before) => common_prefix(&text, &before),
-                Err(_) if i == 0 => 0,
-                Err(e) => return Err(e),
-            };
-            let floor = assistant.last().map_or(0, |r: &Range<usize>| r.end);
-            if start >= end || start < floor {
-                return Err(format!("the chat template shows nothing of message {i}, an assistant turn"));
-            }
-            assistant.push(start..end);
-        }
-        Ok(Conversation { text, assistant })
+    pub fn conversation(&self, messages: &[Json], tools: Option<&Json>) -> Result<Conversation, String> {
+        self.call(messages, tools, conversation)
     }
+
+    fn call<R: Send + 'static>(
+        &self,
+        messages: &[Json],
+        tools: Option<&Json>,
+        call: impl FnOnce(&Environment<'static>, &[Json], Option<&Json>) -> Result<R, String> + Send + 'static,
+    ) -> Result<R, String> {
+        if self.lost.load(Ordering::Relaxed) {
+            return Err("chat template: did not come back from a line before".into());
+        }
+        let (env, messages, tools) = (Arc::clone(&self.env), messages.to_vec(), tools.cloned());
+        foreign::apart(move || call(&env, &messages, tools.as_ref())).unwrap_or_else(|why| {
+            self.lost.store(true, Ordering::Relaxed);
+            Err(format!("chat template: {why}"))
+        })
+    }
+}
+
+/// The dialect, with the template `source` in it.
+fn environment(
+    source: String,
+    special: &[(String, String)],
+    now: SystemTime,
+) -> Result<Environment<'static>, minijinja::Error> {
+    let mut env = Environment::new();
+    env.set_syntax(minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    env.set_undefined_behavior(UndefinedBehavior::Lenient);
+    env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    env.set_fuel(Some(FUEL));
+    env.set_unknown_method_callback(python_method);
+    for (name, text) in special {
+        env.add_global(name.clone(), text.clone());
+    }
+    env.add_filter("tojson", to_json);
+    env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    env.add_function("strftime_now", move |format: String| {
+        strftime(&format, now).map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e))
+    });
+    env.add_template_owned(NAME, source)?;
+    Ok(env)
+}
+
+/// Python's methods of strings and mappings; those that make a text far longer than what they are given are bounded.
+fn python_method(
+    state: &mut State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, minijinja::Error> {
+    let size = match (method, value.as_str(), args) {
+        ("replace", Some(s), [from, to, ..]) => {
+            let (from, to) = (from.as_str().unwrap_or_default(), to.as_str().unwrap_or_default());
+            s.matches(from).count().saturating_mul(to.len())
+        }
+        // A width that is written out in the format.
+        ("format", Some(s), _) => {
+            let width = s.split(|c: char| !c.is_ascii_digit()).filter(|w| !w.is_empty());
+            width.map(|w| w.parse().unwrap_or(usize::MAX)).max().unwrap_or(0)
+        }
+        ("join", Some(s), [list]) => list.len().unwrap_or(0).saturating_mul(s.len()),
+        _ => 0,
+    };
+    if size > MOST_TEXT {
+        let why = format!("{method} makes a text of {size} bytes, at most {MOST_TEXT} are made");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, why));
+    }
+    unknown_method_callback(state, value, method, args)
+}
+
+fn render(
+    env: &Environment<'static>,
+    messages: &[Json],
+    tools: Option<&Json>,
+    prompt: bool,
+) -> Result<String, String> {
+    let template = env.get_template(NAME).map_err(|e| e.to_string())?;
+    let given = context! {
+        messages => Value::from(Serde(messages)),
+        tools => Value::from(Serde(tools)),
+        documents => (),
+        add_generation_prompt => prompt,
+    };
+    template.render(given).map_err(|e| format!("chat template: {}", reasons(&e)))
+}
+
+/// [`ChatTemplate::conversation`].
+fn conversation(
+    env: &Environment<'static>,
+    messages: &[Json],
+    tools: Option<&Json>,
+) -> Result<Conversation, String> {
+    let text = render(env, messages, tools, false)?;
+    let mut assistant = Vec::new();
+    for (i, message) in messages.iter().enumerate() {
+        if message.get("role").and_then(|r| r.as_str()) != Some("assistant") {
+            continue;
+        }
+        let end = match i + 1 == messages.len() {
+            true => text.len(),
+            false => {
+                let upto = render(env, &messages[..=i], tools, false)?;
+                if !text.starts_with(&upto) {
+                    return Err(format!(
+                        "the chat template renders messages 0..={i} otherwise when more follow, so the \
+                             assistant's turns cannot be told apart"
+                    ));
+                }
+                upto.len()
+            }
+        };
+        // Some templates refuse an empty conversation; nothing stands before its first message but the header.
+        let start = match render(env, &messages[..i], tools, true) {
+            Ok(before) => common_prefix(&text, &before),
+            Err(_) if i == 0 => 0,
+            Err(e) => return Err(e),
+        };
+        let floor = assistant.last().map_or(0, |r: &Range<usize>| r.end);
+        if start >= end || start < floor {
+            return Err(format!("the chat template shows nothing of message {i}, an assistant turn"));
+        }
+        assistant.push(start..end);
+    }
+    Ok(Conversation { text, assistant })
 }
 
 /// Bytes that both begin with, at a character boundary.
@@ -306,6 +381,21 @@ mod tests {
         assert!(compile("{{ nothing.here }}").unwrap().render(&[], None, false).is_err());
         let forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x{% endfor %}{% endfor %}{% endfor %}";
         assert!(compile(forever).unwrap().render(&[], None, false).unwrap_err().contains("fuel"));
+        for (source, why) in [
+            ("{{ ('a' * 100000).replace('a', 'b' * 100000) }}", "replace makes a text of"),
+            ("{{ ('a' * 100000).join(range(10000)) }}", "join makes a text of"),
+            ("{{ '{:>99999999999}'.format(1) }}", "format makes a text of"),
+        ] {
+            let err = compile(source).unwrap().render(&[], None, false).unwrap_err();
+            assert!(err.contains(why), "{err}");
+        }
+        let list = "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}";
+        let _ = compile(list).unwrap().render(&[], None, false);
+        for part in ["-", "not ", "(", "[", "a.", "a|"] {
+            let source = format!("{{{{ {}1 }}}}", part.repeat(60_000 / part.len()));
+            let _ = compile(&source);
+        }
+        assert!(compile(&" ".repeat(1 << 17)).err().unwrap().to_string().contains("at most 65536"));
         let deep = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
         assert!(compile(deep).unwrap().render(&[], None, false).is_err());
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::progress::Progress;
+use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::output::OutputOptions;
 use crate::checkpoint::weights::OpenOptions;
 use crate::error::{Error, Result};
@@ -46,5 +47,13 @@ impl Common {
     /// Fails with [`Error::Interrupted`] if the process was asked to stop; `saved` says what is kept.
     pub fn check_stop(&self, saved: &str) -> Result<()> {
         if self.stopped() { Err(Error::Interrupted(saved.to_string())) } else { Ok(()) }
+    }
+}
+
+/// What to say where a result is no number: which weight holds NaN or infinity, if one does, else the error itself.
+pub fn blame(checkpoint: &Checkpoint) -> impl Fn(Error) -> Error {
+    move |error| match error {
+        Error::Numeric(_) => checkpoint.check_finite().err().unwrap_or(error),
+        other => other,
     }
 }

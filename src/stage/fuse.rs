@@ -263,7 +263,7 @@ impl FusePlan {
         convert::narrow_f64(&mut b, &padded.b_rows(), dtype);
         if convert::first_non_finite(&a, dtype).or(convert::first_non_finite(&b, dtype)).is_some() {
             return Err(Error::Numeric(format!(
-                "{}: a factor of the result is too large for {dtype}; --dtype f32 has the widest range",
+                "{}: a factor of the result is no number, or too large for {dtype} (--dtype f32 has the widest range)",
                 frame.module
             )));
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::adapters::load_adapters;
-use super::common::Common;
+use super::common::{Common, blame};
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::data::tokenizer::Tokenizer;
@@ -71,7 +71,8 @@ pub fn run<B: Backend, T: Real>(
     while ids.len() < options.max_tokens {
         common.check_stop("nothing is kept of a text")?;
         let logits = decoder.feed(next)?;
-        let id = pick(logits, options.temperature, numbers.uniform_f64(ids.len() as u64))?;
+        let id = pick(logits, options.temperature, numbers.uniform_f64(ids.len() as u64))
+            .map_err(blame(&checkpoint))?;
         if tokenizer.stops().contains(&id) {
             stopped = true;
             break;

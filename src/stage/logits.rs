@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::adapters::load_adapters;
-use super::common::Common;
+use super::common::{Common, blame};
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::writer::{SafetensorsWriter, TensorSpec};
@@ -60,6 +60,11 @@ pub fn compute<B: Backend, T: Real>(
     session.forward(&model, backend, &input, Stack { params: &adapters.params, layouts: &layouts })?;
     let mut logits = vec![0.0; tokens * config.vocab];
     model.logits(&mut logits, &mut session.room, backend, 0, tokens)?;
+    if let Some(at) = logits.iter().position(|x| !x.is_finite()) {
+        let (row, id) = (at / config.vocab, at % config.vocab);
+        let why = format!("the logit of id {id} after token {row} is {}", logits[at]);
+        return Err(blame(&checkpoint)(Error::Numeric(why)));
+    }
     Ok(logits)
 }
 

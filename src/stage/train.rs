@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::common::Common;
+use super::common::{Common, blame};
 use super::metrics::{MetricsFile, StepMetrics, anonymous_bytes};
 use super::train_state::{self, Saved};
 use crate::backend::Backend;
@@ -281,7 +281,7 @@ impl Prepared {
                 seed: common.seed,
                 step: k * self.options.grad_accum as u64,
             };
-            let result = trainer.step(&batches, hyper, dropout, k + 1)?;
+            let result = trainer.step(&batches, hyper, dropout, k + 1).map_err(blame(&self.checkpoint))?;
             saved.step += 1;
             saved.first_loss.get_or_insert(result.loss);
             saved.last_loss = Some(result.loss);

@@ -11,7 +11,7 @@ use self::score::{Columns, Extent};
 use self::text::TextScore;
 use self::write::Outputs;
 use super::adapters::load_adapters;
-use super::common::Common;
+use super::common::{Common, blame};
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::data::documents::Document;
@@ -184,10 +184,11 @@ fn evaluate<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Co
     let model = Model::new(backend, &checkpoint)?;
     let stacked = Columns { backend, checkpoint: &checkpoint, model: &model, adapters: &adapters };
     if options.text.is_some() {
-        let text = stacked.text::<T>(&windows, options.batch_tokens, common)?;
+        let text = stacked.text::<T>(&windows, options.batch_tokens, common).map_err(blame(&checkpoint))?;
         return Ok(EvalReport { columns, text, ..EvalReport::default() });
     }
-    let scores = stacked.score::<T>(&items.trees, options.batch_tokens, common)?;
+    let scores =
+        stacked.score::<T>(&items.trees, options.batch_tokens, common).map_err(blame(&checkpoint))?;
     Ok(report(columns, &items, &scores, options.show.as_deref()))
 }
 

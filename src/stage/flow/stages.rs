@@ -499,7 +499,7 @@ fn with_client_means(columns: Vec<Column>) -> Vec<Column> {
             };
             out.push(Column {
                 name: format!("fedsa-client-mean{}", key.0),
-                correct: all.iter().map(|c| c.correct).sum::<usize>() / all.len(),
+                correct: all.iter().map(|c| c.correct).fold(0, usize::saturating_add) / all.len(),
                 accuracy: mean(|c| c.accuracy),
                 standard_error: mean(|c| c.standard_error),
                 ..column.clone()
