@@ -46,6 +46,8 @@ pub trait Scratch: Send + Sync {
     fn linear_scratch<T: Real>(&self, size: LinearSize) -> usize;
     /// Room for [`Backend::linear_bwd`].
     fn linear_bwd_scratch<T: Real>(&self, size: LinearSize) -> usize;
+    /// Room for [`Backend::attention_bwd`] of `tokens` queries of `heads` heads.
+    fn attention_bwd_scratch(&self, tokens: usize, heads: usize) -> usize;
     /// Room for [`Backend::cross_entropy`] of `rows` supervised rows and a head `[vocab, width]` of `dtype`.
     fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize;
     /// Room for [`Backend::choice`] of `rows` pairs and a head `[vocab, width]` of `dtype`.

@@ -22,7 +22,11 @@ pub(crate) const SPAN: usize = 512;
 /// Columns of a block that makes a gradient of an adapter.
 pub(crate) const GRADIENT_COLUMNS: usize = 256;
 /// Rows of logits that exist at a time.
-const CHUNK: usize = 128;
+pub const CHUNK: usize = 128;
+/// Tiles of the gradient's product with the head, over slices of the vocabulary: two a multiprocessor of a large device.
+const HEAD_TILES: usize = 256;
+/// Slices at most, and words of one at least.
+const SLICES: (usize, usize) = (16, 512);
 /// Rows and columns of an output tile of the importance product.
 const TILE: usize = 128;
 
@@ -40,6 +44,50 @@ impl MemoryLayout for CudaSizes {
 
     fn row(width: usize) -> usize {
         width.next_multiple_of(if width > PAD { PAD } else { SLICE })
+    }
+}
+
+/// How the loss and the choices cut a head `[vocab, width]`: a function of these two alone, since slices are an order of
+/// sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadSizes {
+    /// f32 elements from one row of logits to the next.
+    pub words: usize,
+    /// f32 elements from one row of partial sums of dx to the next.
+    pub columns: usize,
+    /// Slices of the vocabulary.
+    pub slices: usize,
+    /// Words of a slice, the last one's but for what is missing.
+    pub slice: usize,
+}
+
+impl HeadSizes {
+    /// Cuts a head.
+    pub fn new(vocab: usize, width: usize) -> HeadSizes {
+        let most = (HEAD_TILES / width.div_ceil(TILE).max(1)).clamp(1, SLICES.0);
+        let slices = most.min(vocab.div_ceil(SLICES.1)).max(1);
+        let slice = vocab.div_ceil(slices).next_multiple_of(32).max(32);
+        HeadSizes {
+            words: vocab.next_multiple_of(8),
+            columns: width.next_multiple_of(8),
+            slices: vocab.div_ceil(slice).max(1),
+            slice,
+        }
+    }
+
+    /// f32 elements of the logits of a chunk of `rows` rows.
+    pub fn logits(&self, rows: usize) -> usize {
+        (rows.min(CHUNK) * self.words).next_multiple_of(PAD)
+    }
+
+    /// f32 elements of scratch for the scores of `rows` rows.
+    pub fn score(&self, rows: usize) -> usize {
+        self.logits(rows)
+    }
+
+    /// f32 elements of scratch for the loss of `rows` rows and its gradient.
+    pub fn loss(&self, rows: usize) -> usize {
+        self.logits(rows) + self.slices * rows.min(CHUNK) * self.columns
     }
 }
 
@@ -106,16 +154,19 @@ impl Scratch for CudaSizes {
         bf16_part(factors) + bf16_part(size.tokens * thin_row(size.rank)) + part(gradients) + part(u)
     }
 
-    /// Logits of 128 rows in f32, their x and dx in bf16, and a maximum and a sum for each supervised row.
-    fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, _: DType) -> usize {
-        let chunk = rows.min(CHUNK);
-        chunk * vocab + 2 * halves(chunk * width) + 2 * rows
+    /// `Σ_k do∘o` of each query and head.
+    fn attention_bwd_scratch(&self, tokens: usize, heads: usize) -> usize {
+        tokens * heads
     }
 
-    /// As the loss without dx.
+    /// Logits of 128 rows in f32, and their dx from each slice of the vocabulary.
+    fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, _: DType) -> usize {
+        HeadSizes::new(vocab, width).loss(rows)
+    }
+
+    /// Logits of 128 rows in f32.
     fn choice_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, _: DType) -> usize {
-        let chunk = rows.min(CHUNK);
-        chunk * vocab + halves(chunk * width) + 2 * rows
+        HeadSizes::new(vocab, width).score(rows)
     }
 
     /// Sums over rows and over columns of each 128 × 128 tile, in f64.
@@ -126,5 +177,23 @@ impl Scratch for CudaSizes {
     /// None: every kernel is our own.
     fn kept_bytes(&self) -> usize {
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_of_heads() {
+        let llama = HeadSizes::new(128_256, 4096);
+        assert_eq!((llama.slices, llama.slice), (8, 16_032));
+        assert_eq!(llama.loss(8192), 128 * 128_256 + 8 * 128 * 4096);
+        for (vocab, width) in [(1, 1), (5, 3), (511, 64), (513, 64), (32_000, 2048), (151_936, 896)] {
+            let s = HeadSizes::new(vocab, width);
+            assert!(
+                s.slice.is_multiple_of(32) && (s.slices - 1) * s.slice < vocab && s.slices * s.slice >= vocab
+            );
+        }
     }
 }

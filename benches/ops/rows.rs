@@ -240,6 +240,7 @@ fn attention_case<T: Real>(c: &mut Criterion, name: &str, documents: &[usize], p
                 dq: &mut dq,
                 dk: &mut dk,
                 dv: &mut dv,
+                scratch: &mut [],
                 do_: &do_,
                 o: &o,
                 lse: &lse,

@@ -27,3 +27,17 @@ pub fn choice<T: Real>(op: Choice<'_, Host, T>) -> Result<()> {
     Head { w: head, x }.score(out, &mut scratch[..need], rows, ids, 1.0);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use crate::cpu::tests::on_threads;
+    use crate::ops::cases::choice::conforms;
+
+    #[test]
+    fn as_the_reference_on_shared_cases() {
+        conforms::<_, f32>(&on_threads());
+        conforms::<_, bf16>(&on_threads());
+    }
+}

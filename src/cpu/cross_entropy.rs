@@ -106,3 +106,17 @@ fn product<T: Real>(
         term.tile(&mut tile, false, m, n, room);
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use crate::cpu::tests::on_threads;
+    use crate::ops::cases::cross_entropy::conforms;
+
+    #[test]
+    fn as_the_reference_on_shared_cases() {
+        conforms::<_, f32>(&on_threads());
+        conforms::<_, bf16>(&on_threads());
+    }
+}

@@ -73,6 +73,9 @@ impl Scratch for Cpu {
     fn linear_bwd_scratch<T: Real>(&self, size: LinearSize) -> usize {
         linear_bwd::linear_bwd_scratch::<T>(size, self.threads())
     }
+    fn attention_bwd_scratch(&self, _: usize, _: usize) -> usize {
+        0
+    }
     fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
         cross_entropy::cross_entropy_scratch::<T>(rows, vocab, width, dtype, self.threads())
     }

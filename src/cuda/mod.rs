@@ -10,8 +10,12 @@
 #![allow(dead_code)]
 
 mod adamw;
+mod attention;
+mod choice;
+mod cross_entropy;
 mod driver;
 mod embed;
+mod head;
 mod images;
 mod launch;
 mod linear;
@@ -185,6 +189,9 @@ impl Scratch for Cuda {
     fn linear_bwd_scratch<T: Real>(&self, size: LinearSize) -> usize {
         CudaSizes.linear_bwd_scratch::<T>(size)
     }
+    fn attention_bwd_scratch(&self, tokens: usize, heads: usize) -> usize {
+        CudaSizes.attention_bwd_scratch(tokens, heads)
+    }
     fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
         CudaSizes.cross_entropy_scratch::<T>(rows, vocab, width, dtype)
     }
@@ -293,12 +300,12 @@ impl Backend for Cuda {
         rope::rope(self, op)
     }
     fn attention<T: Real>(&self, op: Attention<'_, DeviceMemory, T>) -> Result<()> {
-        op.check()?;
-        missing("attention")
+        bf16_only::<T>("attention")?;
+        attention::attention(self, op)
     }
     fn attention_bwd<T: Real>(&self, op: AttentionBwd<'_, DeviceMemory, T>) -> Result<()> {
-        op.check()?;
-        missing("attention_bwd")
+        bf16_only::<T>("attention_bwd")?;
+        attention::attention_bwd(self, op)
     }
     fn swiglu<T: Real>(&self, op: SwiGlu<'_, DeviceMemory, T>) -> Result<()> {
         bf16_only::<T>("swiglu")?;
@@ -309,12 +316,12 @@ impl Backend for Cuda {
         swiglu::swiglu_bwd(self, op)
     }
     fn cross_entropy<T: Real>(&self, op: CrossEntropy<'_, DeviceMemory, T>) -> Result<()> {
-        op.check()?;
-        missing("cross_entropy")
+        bf16_only::<T>("cross_entropy")?;
+        cross_entropy::cross_entropy(self, op)
     }
     fn choice<T: Real>(&self, op: Choice<'_, DeviceMemory, T>) -> Result<()> {
-        op.check()?;
-        missing("choice")
+        bf16_only::<T>("choice")?;
+        choice::choice(self, op)
     }
     fn importance<T: Real>(&self, op: Importance<'_, DeviceMemory, T>) -> Result<()> {
         op.check()?;

@@ -169,6 +169,7 @@ impl<B: Backend> Model<B> {
             dq: B::Store::rows_mut(dq, 0..t, hk),
             dk: B::Store::rows_mut(dk, 0..t, gk),
             dv: B::Store::rows_mut(dv, 0..t, gk),
+            scratch: whole_mut::<B::Store>(linears.scratch),
             do_: B::Store::rows(do_, 0..t, hk),
             o: B::Store::rows(&slot.o, 0..t, hk),
             lse: B::Store::view(&slot.lse, 0..t * sizes.heads),

@@ -277,7 +277,8 @@ fn widest(config: &ModelConfig) -> (usize, usize, usize) {
 
 /// The most that any operation of a pass asks for.
 fn scratch_len<T: Real>(scratch: &impl Scratch, c: &ModelConfig, size: RoomSize, training: bool) -> usize {
-    let mut most = 0;
+    let heads = if training { widest(c).0 } else { 0 };
+    let mut most = scratch.attention_bwd_scratch(size.tokens, heads);
     for l in 0..c.layers {
         for group in [&Target::ALL[0..3], &Target::ALL[3..4], &Target::ALL[4..6], &Target::ALL[6..7]] {
             let first_copies = l == 0 && group.len() == 3;

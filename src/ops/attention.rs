@@ -80,6 +80,8 @@ pub struct AttentionBwd<'a, S: Store, T: Real> {
     pub dk: S::ViewMut<'a, T>,
     /// `[T, G·K]`, written.
     pub dv: S::ViewMut<'a, T>,
+    /// Room of the size that the back end asks for.
+    pub scratch: S::ViewMut<'a, f32>,
     /// `[T, H·K]`: the gradient of o.
     pub do_: S::View<'a, T>,
     /// `[T, H·K]`.
@@ -262,6 +264,7 @@ mod tests {
             dq: &mut dq,
             dk: &mut dk,
             dv: &mut dv,
+            scratch: &mut [],
             do_: &do_,
             o: &o,
             lse: &lse,

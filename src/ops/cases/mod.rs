@@ -1,6 +1,9 @@
-//! What tests of operations share: random operands, guarded outputs, tolerances, thread counts.
+//! What tests of operations share: random operands, tolerances, and the cases that all back ends run.
 
 pub mod adamw;
+pub mod attention;
+pub mod choice;
+pub mod cross_entropy;
 pub mod device;
 pub mod embed;
 pub mod linear;
@@ -9,12 +12,8 @@ pub mod rope;
 pub mod sum_sq;
 pub mod swiglu;
 
-use std::fmt::Debug;
-
-use rayon::ThreadPoolBuilder;
-
 use crate::random::{Philox, Purpose};
-use crate::tensor::{Elem, Real};
+use crate::tensor::Real;
 
 /// `n` numbers of a normal distribution of standard deviation `std`, rounded to `T`.
 pub fn normal<T: Real>(seed: u64, n: usize, std: f32) -> Vec<T> {
@@ -42,42 +41,6 @@ pub fn differences(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
         .collect()
 }
 
-const ZONE: usize = 64;
-
-/// An output between two zones that must not be written.
-pub struct Guarded<T> {
-    all: Vec<T>,
-    zone: T,
-}
-
-impl<T: Elem> Guarded<T> {
-    /// `content` between two zones filled with `zone`.
-    pub fn new(content: &[T], zone: T) -> Guarded<T> {
-        let mut all = vec![zone; content.len() + 2 * ZONE];
-        all[ZONE..ZONE + content.len()].copy_from_slice(content);
-        Guarded { all, zone }
-    }
-
-    /// The part to write.
-    pub fn out(&mut self) -> &mut [T] {
-        let end = self.all.len() - ZONE;
-        &mut self.all[ZONE..end]
-    }
-
-    /// What was written, if the zones are whole.
-    pub fn done(self) -> Vec<T> {
-        let end = self.all.len() - ZONE;
-        let whole = |zone: &[T]| zone.iter().all(|x| bytemuck::bytes_of(x) == bytemuck::bytes_of(&self.zone));
-        assert!(whole(&self.all[..ZONE]) && whole(&self.all[end..]), "written outside of the output");
-        self.all[ZONE..end].to_vec()
-    }
-}
-
-/// `n` times NaN between guard zones.
-pub fn unwritten<T: Real>(n: usize) -> Guarded<T> {
-    Guarded::new(&vec![T::from_f32(f32::NAN); n], T::from_f32(-77.0))
-}
-
 /// Fails unless each element is within `relative · |want| + absolute`; NaN fails.
 pub fn assert_close<T: Real>(what: &str, got: &[T], want: &[T], relative: f64, absolute: f64) {
     assert_eq!(got.len(), want.len(), "{what}");
@@ -96,19 +59,6 @@ pub fn rounding<T: Real>() -> f64 {
         eps /= 2.0;
     }
     f64::from(eps)
-}
-
-/// Runs `f` twice and on 1, 2 and 3 threads; all results must be the same bytes. Returns one.
-pub fn same_on_threads<R: PartialEq + Debug + Send>(f: impl Fn() -> R + Sync) -> R {
-    let on = |threads: usize| {
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-        pool.install(&f)
-    };
-    let one = on(1);
-    for threads in [1, 2, 3] {
-        assert!(on(threads) == one, "another result on {threads} threads");
-    }
-    one
 }
 
 /// The bits of `x`, for comparisons that tell 0 from −0.
