@@ -1,14 +1,15 @@
 // A fiber: a stack and a place to go on from. Switching costs a few nanoseconds on x86-64.
 #pragma once
 #include <cstddef>
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(EMULATOR_UCONTEXT)
+#define EMULATOR_FIBER_UCONTEXT
 #include <ucontext.h>
 #endif
 
 namespace emulator {
 
 struct Fiber {
-#if defined(__x86_64__)
+#if !defined(EMULATOR_FIBER_UCONTEXT)
     void* stack_pointer = nullptr;
 #else
     ucontext_t context;

@@ -12,7 +12,12 @@ namespace {
 
 constexpr size_t alignment = 256;
 /// NaN in every float type, so that reading a guard zone shows too, but not the NaN that fresh memory has.
-constexpr unsigned char guard_values[2] = {0xfe, 0xff};
+struct GuardPattern {
+    unsigned char bytes[guard_bytes + 1];
+    GuardPattern() {
+        for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = i % 2 ? 0xff : 0xfe;
+    }
+};
 
 struct Allocation {
     unsigned char* base; // what malloc gave
@@ -26,34 +31,36 @@ std::map<DevicePointer, Allocation>& allocations() {
     return table;
 }
 
+/// The guard_bytes bytes from `begin` on.
 struct Guard {
     unsigned char* begin;
-    unsigned char* end;
 };
 
 Guard before(DevicePointer pointer) {
     auto* p = reinterpret_cast<unsigned char*>(pointer);
-    return {p - guard_bytes, p};
+    return {p - guard_bytes};
 }
 /// Starts at the first byte that was not asked for, so that even one element too many shows.
 Guard after(DevicePointer pointer, size_t bytes) {
-    auto* p = reinterpret_cast<unsigned char*>(pointer) + bytes;
-    return {p, p + guard_bytes};
+    return {reinterpret_cast<unsigned char*>(pointer) + bytes};
 }
 
-unsigned char expected(const unsigned char* p) { return guard_values[size_t(p) % 2]; }
-
-void fill(Guard guard) {
-    for (auto* p = guard.begin; p < guard.end; p++) *p = expected(p);
+/// What a guard zone holds: the low byte of a NaN at even addresses, the high one at odd ones.
+const unsigned char* contents(Guard guard) {
+    static const GuardPattern pattern;
+    return pattern.bytes + size_t(guard.begin) % 2;
 }
+
+void fill(Guard guard) { memcpy(guard.begin, contents(guard), guard_bytes); }
 
 std::string check(Guard guard, DevicePointer pointer, size_t bytes) {
-    auto* written = guard.begin;
-    while (written < guard.end && *written == expected(written)) written++;
-    if (written == guard.end) return "";
+    const unsigned char* wanted = contents(guard);
+    if (!memcmp(guard.begin, wanted, guard_bytes)) return "";
+    size_t written = 0;
+    while (guard.begin[written] == wanted[written]) written++;
+    const auto at = reinterpret_cast<long long>(guard.begin + written) - (long long)pointer;
     fill(guard);
-    return "a write outside an allocation of " + std::to_string(bytes) + " bytes, at byte " +
-           std::to_string(reinterpret_cast<long long>(written) - (long long)pointer);
+    return "a write outside an allocation of " + std::to_string(bytes) + " bytes, at byte " + std::to_string(at);
 }
 
 std::string check(DevicePointer pointer, const Allocation& allocation) {
