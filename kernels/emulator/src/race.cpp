@@ -10,7 +10,7 @@
 #include "symbols.h"
 #include "worker.h"
 #include <algorithm>
-#include <cstdio>
+#include <iterator>
 #include <memory>
 #include <unordered_map>
 #include <unordered_set>
@@ -49,6 +49,10 @@ struct Detector {
     std::unordered_map<const void*, std::unordered_set<uint32_t>> atomics;
     std::unordered_set<uint32_t> known_runs;
     std::unordered_map<size_t, Page> pages;
+    struct {
+        size_t number;
+        Cell* cells;
+    } recent_pages[256] = {};
     std::vector<Range> allocations;
     std::vector<Site> sites;
 
@@ -77,11 +81,10 @@ std::string text_of(const Detector& d, uint32_t place) {
     return place & site_flag ? text(d.sites[place & ~site_flag]) : source_lines(place);
 }
 
-/// Whether the current thread knows of `earlier`.
-bool knows(Detector& d, const Access& earlier) {
-    if (earlier.run < d.first_run_of_launch) return true; // none, or an earlier launch
-    if (earlier.run != d.run) return d.known_runs.count(earlier.run) != 0;
-    return earlier.clock <= d.clock(current->linear)[earlier.thread];
+/// Whether a thread with this clock knows of `earlier`.
+bool knows(const Detector& d, const uint32_t* clock, const Access& earlier) {
+    if (earlier.run == d.run) return earlier.clock <= clock[earlier.thread];
+    return earlier.run < d.first_run_of_launch || d.known_runs.count(earlier.run) != 0; // none or an earlier launch, or told
 }
 
 [[noreturn]] void report(Detector& d, const void* pointer, bool write, uint32_t place, const Access& earlier, bool earlier_write) {
@@ -97,12 +100,11 @@ bool knows(Detector& d, const Access& earlier) {
          text_of(d, earlier.place).c_str());
 }
 
-void check(Detector& d, Cell& cell, const void* pointer, bool write, uint32_t place, uint32_t time) {
-    if (!knows(d, cell.write)) report(d, pointer, write, place, cell.write, true);
-    const Access now{d.run, time, place, uint16_t(current->linear)};
+void check(Detector& d, const uint32_t* clock, Cell& cell, const void* pointer, bool write, const Access& now) {
+    if (!knows(d, clock, cell.write)) report(d, pointer, write, now.place, cell.write, true);
     if (write) {
         for (Access& read : cell.reads) {
-            if (!knows(d, read)) report(d, pointer, true, place, read, false);
+            if (!knows(d, clock, read)) report(d, pointer, true, now.place, read, false);
             read = {};
         }
         cell.write = now;
@@ -111,17 +113,24 @@ void check(Detector& d, Cell& cell, const void* pointer, bool write, uint32_t pl
     // A read that this one knows of no longer matters: who knows of this one knows of that one.
     Access* slot = nullptr;
     for (Access& read : cell.reads)
-        if (knows(d, read)) {
+        if (knows(d, clock, read)) {
             if (slot) read = {};
             else slot = &read;
         }
-    (slot ? *slot : cell.reads[(current->linear + d.run) % readers]) = now;
+    (slot ? *slot : cell.reads[(now.thread + d.run) % readers]) = now;
 }
 
 Cell* page(Detector& d, size_t number) {
+    auto& recent = d.recent_pages[number % std::size(d.recent_pages)];
+    if (recent.cells && recent.number == number) return recent.cells;
     Page& p = d.pages[number];
     if (!p) p = std::make_unique<Cell[]>(page_bytes / granule);
+    recent = {number, p.get()};
     return p.get();
+}
+
+void forget_pages(Detector& d) {
+    for (auto& recent : d.recent_pages) recent = {};
 }
 
 /// Fails if the access is next to a device allocation instead of inside it.
@@ -148,10 +157,12 @@ void access(const void* pointer, size_t bytes, bool write, uint32_t place, uint3
     } else {
         check_bounds(d, pointer, bytes, write, place);
     }
+    const Access now{d.run, time, place, uint16_t(current->linear)};
+    const uint32_t* clock = d.clock(current->linear);
     for (size_t at = size_t(p) / granule, end = (size_t(p) + bytes + granule - 1) / granule; at < end;) {
         constexpr size_t cells = page_bytes / granule;
         Cell* row = page(d, at / cells);
-        do check(d, row[at % cells], reinterpret_cast<const void*>(at * granule), write, place, time);
+        do check(d, clock, row[at % cells], reinterpret_cast<const void*>(at * granule), write, now);
         while (++at < end && at % cells);
     }
 }
@@ -166,6 +177,7 @@ void start_launch() {
     d.allocations = allocated_ranges();
     d.atomics.clear();
     if (d.pages.size() > kept_pages) d.pages.clear();
+    forget_pages(d);
 }
 
 void start_block(unsigned threads) {
@@ -177,7 +189,9 @@ void start_block(unsigned threads) {
     d.published.clear();
     d.known_runs.clear();
     // Shared memory is a new one in each block.
-    for (size_t at = 0; at < place.shared_bytes; at += page_bytes) d.pages.erase((size_t(place.shared) + at) / page_bytes);
+    for (size_t at = 0; at < place.shared_bytes; at += page_bytes)
+        if (auto old = d.pages.find((size_t(place.shared) + at) / page_bytes); old != d.pages.end())
+            std::fill_n(old->second.get(), page_bytes / granule, Cell{});
 }
 
 void join_warp(unsigned warp, unsigned mask) {
