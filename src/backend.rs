@@ -15,6 +15,7 @@ use crate::ops::importance::{Importance, Score};
 use crate::ops::linear::{Linear, LinearBwd};
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
 use crate::ops::rope::Rope;
+use crate::ops::scatter::Scatter;
 use crate::ops::sum_sq::SumSq;
 use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
 use crate::tensor::{DType, Elem, Real, Store};
@@ -116,6 +117,8 @@ pub trait Backend: Scratch {
     fn choice<T: Real>(&self, op: Choice<'_, Self::Store, T>) -> Result<()>;
     /// See [`Importance`].
     fn importance<T: Real>(&self, op: Importance<'_, Self::Store, T>) -> Result<()>;
+    /// See [`Scatter`].
+    fn scatter(&self, op: Scatter<'_, Self::Store>) -> Result<()>;
     /// See [`SumSq`].
     fn sum_sq(&self, op: SumSq<'_, Self::Store>) -> Result<()>;
     /// See [`AdamW`].

@@ -54,6 +54,7 @@ impl Elem for f64 {}
 impl Elem for bf16 {}
 impl Elem for f16 {}
 impl Elem for u32 {}
+impl Elem for u8 {}
 
 /// A real number that activations and weights are stored as.
 pub trait Real: Elem {

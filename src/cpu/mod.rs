@@ -19,6 +19,7 @@ mod parts;
 mod product;
 mod rms_norm;
 mod rope;
+mod scatter;
 mod simd;
 mod sum_sq;
 mod swiglu;
@@ -39,6 +40,7 @@ use crate::ops::importance::{Importance, Score};
 use crate::ops::linear::{Linear, LinearBwd};
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
 use crate::ops::rope::Rope;
+use crate::ops::scatter::Scatter;
 use crate::ops::sum_sq::SumSq;
 use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
 use crate::tensor::{DType, Elem, Real};
@@ -162,6 +164,9 @@ impl Backend for Cpu {
     }
     fn importance<T: Real>(&self, op: Importance<'_, Host, T>) -> Result<()> {
         self.pool.install(|| importance::importance(op))
+    }
+    fn scatter(&self, op: Scatter<'_, Host>) -> Result<()> {
+        self.pool.install(|| scatter::scatter(op))
     }
     fn sum_sq(&self, op: SumSq<'_, Host>) -> Result<()> {
         self.pool.install(|| sum_sq::sum_sq(op))

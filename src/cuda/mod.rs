@@ -26,6 +26,7 @@ mod lora;
 mod memory;
 mod rms_norm;
 mod rope;
+mod scatter;
 mod store;
 mod sum_sq;
 mod swiglu;
@@ -55,6 +56,7 @@ use crate::ops::importance::{Importance, Score};
 use crate::ops::linear::{Linear, LinearBwd};
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
 use crate::ops::rope::Rope;
+use crate::ops::scatter::Scatter;
 use crate::ops::sum_sq::SumSq;
 use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
 use crate::tensor::{DType, Elem, Frozen, Length, Real, Store};
@@ -326,6 +328,9 @@ impl Backend for Cuda {
     fn importance<T: Real>(&self, op: Importance<'_, DeviceMemory, T>) -> Result<()> {
         op.check()?;
         missing("importance")
+    }
+    fn scatter(&self, op: Scatter<'_, DeviceMemory>) -> Result<()> {
+        scatter::scatter(self, op)
     }
     fn sum_sq(&self, op: SumSq<'_, DeviceMemory>) -> Result<()> {
         sum_sq::sum_sq(self, op)

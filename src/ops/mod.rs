@@ -18,6 +18,7 @@ pub mod importance;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope;
+pub mod scatter;
 pub mod sum_sq;
 pub mod swiglu;
 

@@ -9,6 +9,7 @@ pub mod embed;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope;
+pub mod scatter;
 pub mod sum_sq;
 pub mod swiglu;
 

@@ -1,0 +1,58 @@
+//! See [`crate::ops::scatter`].
+
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::host::Host;
+use crate::ops::scatter::{NONE, Scatter};
+
+pub fn scatter(op: Scatter<'_, Host>) -> Result<()> {
+    op.check()?;
+    let (mut rest, mut at) = (op.dst, 0);
+    let mut rows: Vec<(&mut [u8], &[u8], &[u32], usize)> = Vec::new();
+    for part in op.parts {
+        let (to, of) = (part.places * part.item, part.kept * part.item);
+        if part.outer * to == 0 {
+            continue;
+        }
+        let (own, after) = rest.split_at_mut(part.dst - at).1.split_at_mut(part.outer * to);
+        (rest, at) = (after, part.dst + part.outer * to);
+        let from = &op.from[part.from..part.from + part.places];
+        for (x, dst) in own.chunks_exact_mut(to).enumerate() {
+            rows.push((dst, &op.src[part.src + x * of..part.src + (x + 1) * of], from, part.item));
+        }
+    }
+    rows.into_par_iter().for_each(|(dst, src, from, item)| match item {
+        2 => row::<2>(dst, src, from),
+        4 => row::<4>(dst, src, from),
+        _ => {
+            for (to, &from) in dst.chunks_exact_mut(item).zip(from) {
+                match from {
+                    NONE => to.fill(0),
+                    k => to.copy_from_slice(&src[k as usize * item..(k as usize + 1) * item]),
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// A row of items of `N` bytes, one element each.
+fn row<const N: usize>(dst: &mut [u8], src: &[u8], from: &[u32]) {
+    let (to, src) = (dst.as_chunks_mut::<N>().0, src.as_chunks::<N>().0);
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = if from == NONE { [0; N] } else { src[from as usize] };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cpu::tests::on_threads;
+    use crate::ops::cases::scatter::{conforms, refuses};
+
+    #[test]
+    fn as_the_reference() {
+        conforms(&on_threads());
+        refuses(&on_threads()[0]);
+    }
+}
