@@ -9,17 +9,22 @@ use anabranch::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
 use anabranch::checkpoint::module::{Module, Target};
 use anabranch::checkpoint::provenance::Provenance;
 use anabranch::checkpoint::sizes::LayerSizes;
+use anabranch::cpu::Cpu;
 use anabranch::fuse::Recipe;
 use anabranch::fuse::measure::measure;
 use anabranch::fuse::options::Method;
 use anabranch::fuse::weights::Weights;
-use anabranch::fuse::{Batch, Factors, Frame, Fusion, Grams, LoraCr};
+use anabranch::fuse::{Batch, Factors, Frame, Fusion, LoraCr, Stacks};
 use anabranch::stage::common::Common;
 use anabranch::stage::conflict::{self, ConflictOptions};
 use anabranch::stage::fuse::{FuseOptions, Profile, plan};
 use anabranch::tensor::DType;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use faer::Mat;
+
+fn num_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
 
 /// Two adapters of rank 8 on one module.
 fn two(o: usize, i: usize) -> Batch {
@@ -33,25 +38,24 @@ fn two(o: usize, i: usize) -> Batch {
 }
 
 fn modules(c: &mut Criterion) {
+    let cpu = Cpu::new(num_threads()).expect("threads");
     let fusion = Fusion::new(Method::Fedavg, None).expect("needs no choice");
     for (name, o, i) in [("q", 4096, 4096), ("k", 1024, 4096), ("gate", 14336, 4096), ("down", 4096, 14336)] {
         let mut group = c.benchmark_group(name);
         group.throughput(Throughput::Bytes((16 * (o + i) * 4) as u64)).sample_size(20);
         let batch = two(o, i);
-        let grams = Grams::of(&batch);
-        let resolution = LoraCr::default().resolve(&grams, &batch.frame.weights).expect("finite");
-        let resolved = batch.with_stack(batch.stack.mapped(resolution.left.as_ref().map(Mat::as_ref), None));
+        let stacks = Stacks::new(&cpu, vec![&batch]).expect("room");
+        let grams = stacks.grams().expect("room");
+        let module = [(&grams[0], &batch.frame.weights[..])];
+        let resolutions = LoraCr::default().resolve(&cpu, &module).expect("finite");
+        let resolved = stacks.resolved(&resolutions).expect("room").remove(0);
         let fused = fusion.fuse(&resolved, true).expect("equal ranks").factors;
-        group.bench_function("grams", |b| b.iter(|| Grams::of(black_box(&batch))));
-        group.bench_function("resolve", |b| {
-            b.iter(|| LoraCr::default().resolve(black_box(&grams), &batch.frame.weights))
-        });
-        group.bench_function("apply", |b| {
-            b.iter(|| black_box(&batch).stack.mapped(resolution.left.as_ref().map(Mat::as_ref), None))
-        });
+        group.bench_function("grams", |b| b.iter(|| black_box(&stacks).grams()));
+        group.bench_function("resolve", |b| b.iter(|| LoraCr::default().resolve(&cpu, black_box(&module))));
+        group.bench_function("apply", |b| b.iter(|| stacks.resolved(black_box(&resolutions))));
         group.bench_function("fedavg", |b| b.iter(|| fusion.fuse(black_box(&resolved), true)));
         group.bench_function("certify", |b| {
-            b.iter(|| measure(black_box(&fused), &fused, &batch, &grams, Some(&resolution)))
+            b.iter(|| measure(black_box(&fused), &fused, &batch, &grams[0], Some(&resolutions[0])))
         });
     }
 }
@@ -87,6 +91,7 @@ fn write(dir: &Path, seed: u64) {
 }
 
 fn files(c: &mut Criterion) {
+    let cpu = Cpu::new(num_threads()).expect("threads");
     let dir = tempfile::tempdir().expect("a temporary folder");
     let adapters: Vec<PathBuf> = (1..=2).map(|e| dir.path().join(e.to_string())).collect();
     (1..).zip(&adapters).for_each(|(seed, path)| write(path, seed));
@@ -110,7 +115,7 @@ fn files(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(2 * bytes)).bench_function("conflict", |b| {
         let ask =
             ConflictOptions { adapters: adapters.clone(), resolve: LoraCr::default(), allow_missing: false };
-        b.iter(|| conflict::run(&ask, &common).expect("two good adapters"))
+        b.iter(|| conflict::run(&cpu, &ask, &common).expect("two good adapters"))
     });
     let out = dir.path().join("out");
     group.throughput(Throughput::Bytes(3 * bytes)).bench_function("lora-cr, fedavg", |b| {
@@ -118,7 +123,7 @@ fn files(c: &mut Criterion) {
             // A folder that is not there yet is no error.
             let _ = fs::remove_dir_all(&out);
             fs::create_dir(&out).expect("a new folder");
-            plan(&ask, &common).and_then(|p| p.write_adapter(&out, &common)).expect("two good adapters")
+            plan(&ask, &common).and_then(|p| p.write_adapter(&cpu, &out, &common)).expect("two good adapters")
         })
     });
 }

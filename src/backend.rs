@@ -7,10 +7,14 @@
 use crate::error::Result;
 use crate::host::MatrixSource;
 use crate::ops::adamw::AdamW;
+use crate::ops::apply::Apply;
 use crate::ops::attention::{Attention, AttentionBwd};
 use crate::ops::choice::Choice;
 use crate::ops::cross_entropy::CrossEntropy;
+use crate::ops::eigh::Eigh;
 use crate::ops::embed::Embed;
+use crate::ops::gate::Gate;
+use crate::ops::gram::Gram;
 use crate::ops::importance::{Importance, Score};
 use crate::ops::linear::{Linear, LinearBwd};
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
@@ -119,6 +123,14 @@ pub trait Backend: Scratch {
     fn importance<T: Real>(&self, op: Importance<'_, Self::Store, T>) -> Result<()>;
     /// See [`Scatter`].
     fn scatter(&self, op: Scatter<'_, Self::Store>) -> Result<()>;
+    /// See [`Gram`].
+    fn gram(&self, op: Gram<'_, Self::Store>) -> Result<()>;
+    /// See [`Eigh`].
+    fn eigh(&self, op: Eigh<'_, Self::Store>) -> Result<()>;
+    /// See [`Gate`].
+    fn gate(&self, op: Gate<'_, Self::Store>) -> Result<()>;
+    /// See [`Apply`].
+    fn apply(&self, op: Apply<'_, Self::Store>) -> Result<()>;
     /// See [`SumSq`].
     fn sum_sq(&self, op: SumSq<'_, Self::Store>) -> Result<()>;
     /// See [`AdamW`].

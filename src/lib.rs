@@ -16,6 +16,7 @@
 //! `cpu` and `cuda` implement `backend`; only `cli::plan` names them. `cuda_sizes` is what a CUDA device needs, as
 //! numbers that any machine can work out.
 
+pub mod algebra;
 pub mod backend;
 pub mod checkpoint;
 pub mod cli;

@@ -23,7 +23,7 @@ use anabranch::stage::common::Common;
 use anabranch::stage::conflict::{self, ConflictOptions};
 use anabranch::stage::fuse::{FuseOptions, Profile, plan, run};
 use anabranch::tensor::DType;
-use dense::{distance, lora_cr, weighted};
+use dense::{cpu, distance, lora_cr, weighted};
 use faer::Mat;
 use tempfile::TempDir;
 
@@ -150,7 +150,7 @@ fn options(adapters: &[PathBuf], method: Method) -> FuseOptions {
 fn refused(options: &FuseOptions) -> String {
     let done = plan(options, &Common::default()).and_then(|p| {
         let out = tempfile::tempdir().unwrap();
-        p.write_adapter(out.path(), &Common::default())
+        p.write_adapter(&cpu(), out.path(), &Common::default())
     });
     done.map(|_| "not refused".to_string()).unwrap_or_else(|e| e.to_string())
 }
@@ -185,7 +185,7 @@ fn every_method_writes_what_it_defines_and_certifies_it() {
                 let out = dir.path().join(format!("{method}-{}-{dtype}", resolve.is_some()));
                 std::fs::create_dir(&out).unwrap();
                 let plan = plan(&options, &Common::default()).unwrap();
-                let certificate = plan.write_adapter(&out, &Common::default()).unwrap();
+                let certificate = plan.write_adapter(&cpu(), &out, &Common::default()).unwrap();
                 let adapter = open(&out);
                 adapter.check_finite().unwrap();
                 let bytes = adapter.modules.values().map(|p| p.a.bytes().len() + p.b.bytes().len());
@@ -242,7 +242,7 @@ fn the_same_bytes_whatever_the_number_of_threads() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let common = Common::default();
-                plan(&options, &common).unwrap().write_adapter(&out, &common).unwrap();
+                plan(&options, &common).unwrap().write_adapter(&cpu(), &out, &common).unwrap();
             });
             ["adapter_model.safetensors", "certificate.json", "anabranch.json"]
                 .map(|f| std::fs::read(out.join(f)).unwrap())
@@ -263,7 +263,7 @@ fn ranks_by_module_or_padded() {
         let options = FuseOptions { allow_missing: true, profile, ..options(&paths, Method::Mean) };
         let out = dir.path().join(format!("{profile:?}"));
         std::fs::create_dir(&out).unwrap();
-        plan(&options, &Common::default()).unwrap().write_adapter(&out, &Common::default()).unwrap();
+        plan(&options, &Common::default()).unwrap().write_adapter(&cpu(), &out, &Common::default()).unwrap();
         let fused = open(&out);
         let (one, two) = (updates(&open(&paths[0])), updates(&open(&paths[1])));
         for (n, (m, got)) in updates(&fused).iter().enumerate() {
@@ -289,7 +289,7 @@ fn weights_count_and_samples_are_read() {
         std::fs::create_dir(&out).unwrap();
         let options = FuseOptions { weights, ..options(&paths, Method::Mean) };
         let plan = plan(&options, &Common::default()).unwrap();
-        let c = plan.write_adapter(&out, &Common::default()).unwrap();
+        let c = plan.write_adapter(&cpu(), &out, &Common::default()).unwrap();
         for (m, got) in updates(&open(&out)) {
             let want = weighted(&[inputs[0][&m].clone(), inputs[1][&m].clone()], &[0.25, 0.75]);
             assert!(distance(got.as_ref(), want.as_ref()) <= 1e-6);
@@ -309,7 +309,7 @@ fn differently_pruned_edges_take_the_coverage_asked_for() {
     options.recipe.fusion.coverage = Coverage::Present;
     let out = dir.path().join("out");
     std::fs::create_dir(&out).unwrap();
-    plan(&options, &Common::default()).unwrap().write_adapter(&out, &Common::default()).unwrap();
+    plan(&options, &Common::default()).unwrap().write_adapter(&cpu(), &out, &Common::default()).unwrap();
     for (m, got) in updates(&open(&out)) {
         let sum = weighted(&[inputs[0][&m].clone(), inputs[1][&m].clone()], &[1.0, 1.0]);
         let both = |x: usize| match m.target {
@@ -366,7 +366,7 @@ fn what_does_not_fit_together_is_refused_by_name() {
 
     let common = Common::default();
     common.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let stopped = plan.write_adapter(tempfile::tempdir().unwrap().path(), &common).unwrap_err();
+    let stopped = plan.write_adapter(&cpu(), tempfile::tempdir().unwrap().path(), &common).unwrap_err();
     assert_eq!(stopped.exit_code(), 130);
 }
 
@@ -415,7 +415,7 @@ fn a_merged_base_is_the_weight_plus_the_update_rounded_once() {
         let mut ask = options(&paths, Method::Mean);
         (ask.model, ask.merged, ask.out) =
             (Some(model.clone()), Some(dir.path().join("m")), Some(dir.path().join("a")));
-        let report = run(&ask, &Common::default()).unwrap();
+        let report = run(&cpu(), &ask, &Common::default()).unwrap();
         let merged = Checkpoint::open(&dir.path().join("m"), OpenOptions::default()).unwrap();
         assert_ne!(merged.fingerprint().unwrap(), base.fingerprint().unwrap());
         let adapter = updates(&open(&dir.path().join("a")));
@@ -470,7 +470,7 @@ fn a_base_that_does_not_fit_is_refused_and_nothing_is_left() {
     let ask = |adapter: &PathBuf, model: &PathBuf, modules: Option<PathBuf>| {
         let mut ask = options(std::slice::from_ref(adapter), Method::Mean);
         (ask.model, ask.merged, ask.out) = (Some(model.clone()), modules, None);
-        run(&ask, &Common::default()).map(|_| String::new()).unwrap_or_else(|e| e.to_string())
+        run(&cpu(), &ask, &Common::default()).map(|_| String::new()).unwrap_or_else(|e| e.to_string())
     };
     let out = || Some(dir.path().join("m"));
     let text = ask(&one, &good, out());
@@ -480,21 +480,21 @@ fn a_base_that_does_not_fit_is_refused_and_nothing_is_left() {
     assert_eq!(left(), before);
     let mut ask = options(&[unknown], Method::Mean);
     (ask.merged, ask.out) = (out(), None);
-    assert!(run(&ask, &Common::default()).unwrap_err().to_string().contains("--model"));
+    assert!(run(&cpu(), &ask, &Common::default()).unwrap_err().to_string().contains("--model"));
     ask.merged = None;
-    assert!(run(&ask, &Common::default()).unwrap_err().to_string().contains("--out"));
+    assert!(run(&cpu(), &ask, &Common::default()).unwrap_err().to_string().contains("--out"));
 }
 
 #[test]
 fn a_finished_fusion_is_known_again() {
     let (dir, paths) = two();
     let ask = FuseOptions { out: Some(dir.path().join("new/out")), ..options(&paths, Method::Fedavg) };
-    assert!(run(&ask, &Common::default()).unwrap().certificate.is_some());
-    let text = run(&ask, &Common::default()).unwrap_err().to_string();
+    assert!(run(&cpu(), &ask, &Common::default()).unwrap().certificate.is_some());
+    let text = run(&cpu(), &ask, &Common::default()).unwrap_err().to_string();
     assert!(text.contains("--force"), "{text}");
-    let again = run(&ask, &Common { resume: true, ..Common::default() }).unwrap();
+    let again = run(&cpu(), &ask, &Common { resume: true, ..Common::default() }).unwrap();
     assert!(again.certificate.is_none());
-    assert!(run(&ask, &Common { force: true, ..Common::default() }).unwrap().certificate.is_some());
+    assert!(run(&cpu(), &ask, &Common { force: true, ..Common::default() }).unwrap().certificate.is_some());
     assert!(!dir.path().join("new/out.partial").exists());
 }
 
@@ -514,7 +514,7 @@ fn a_declared_frozen_a_is_believed_only_where_it_is_common() {
     let paths = [frozen(1, 1, "c"), frozen(2, 2, "d")];
     let out = tempfile::tempdir().unwrap();
     let c = plan(&options(&paths, Method::Ffa), &Common::default()).unwrap();
-    let c = c.write_adapter(out.path(), &Common::default()).unwrap();
+    let c = c.write_adapter(&cpu(), out.path(), &Common::default()).unwrap();
     assert_eq!(c.variants.keys().collect::<Vec<_>>(), ["ffa_ref(0)"]);
 }
 
@@ -530,7 +530,7 @@ fn conflict_of_real_adapters() {
         return;
     }
     let ask = ConflictOptions { adapters: paths.clone(), resolve: LoraCr::default(), allow_missing: false };
-    let report = conflict::run(&ask, &Common::default()).unwrap().report;
+    let report = conflict::run(&cpu(), &ask, &Common::default()).unwrap().report;
     assert_eq!((report.modules.len(), report.layers.len()), (44, 22));
     for m in &report.modules {
         assert!(m.before.conflict_mean > 0.0 && m.before.conflict_mean <= 0.5, "{m:?}");
@@ -539,7 +539,10 @@ fn conflict_of_real_adapters() {
     let out = tempfile::tempdir().unwrap();
     let mut ask = options(&paths, Method::Fedavg);
     ask.recipe.resolve = Some(LoraCr::default());
-    let c = plan(&ask, &Common::default()).unwrap().write_adapter(out.path(), &Common::default()).unwrap();
+    let c = plan(&ask, &Common::default())
+        .unwrap()
+        .write_adapter(&cpu(), out.path(), &Common::default())
+        .unwrap();
     assert!((c.before.conflict_mean - report.before.conflict_mean).abs() <= 1e-12);
     assert!((c.after.unwrap().conflict_mean - report.after.conflict_mean).abs() <= 1e-12);
     assert!(c.error.max <= 1e-6);

@@ -3,13 +3,13 @@
 mod dense;
 
 use anabranch::checkpoint::module::{Module, Target};
-use anabranch::fuse::conflict::{ConflictReport, module_conflict};
+use anabranch::fuse::conflict::{ConflictReport, module_conflicts};
 use anabranch::fuse::ffa::check_frozen;
 use anabranch::fuse::measure::measure;
 use anabranch::fuse::options::{Coverage, Fedsa, Gate, Method, SharedRank};
 use anabranch::fuse::truncate::truncate;
-use anabranch::fuse::{Batch, Factors, Fusion, Grams, Kept, LoraCr};
-use dense::{Pair, adapters, batch, dense as product, distance, updates, weighted};
+use anabranch::fuse::{Batch, Factors, Fusion, Kept, LoraCr};
+use dense::{Pair, adapters, batch, cpu, dense as product, distance, grams, updates, weighted};
 use faer::Mat;
 use proptest::prelude::*;
 
@@ -206,8 +206,7 @@ fn a_frozen_a_stays_exact_after_conflict_resolution() {
     let mut pairs = adapters(6, 24, 18, &[3, 3]);
     pairs[1].1 = pairs[0].1.clone();
     let x = frozen(batch(&pairs));
-    let resolution = LoraCr::default().resolve(&Grams::of(&x), &x.frame.weights).unwrap();
-    let resolved = x.with_stack(x.stack.mapped(resolution.left.as_ref().map(Mat::as_ref), None));
+    let (resolved, _) = dense::resolve(&cpu(), &x, &LoraCr::default());
     let (want, _) = dense::lora_cr(&updates(&x), SharedRank::All, Gate::Paper);
     same(&fuse(plain(Method::Ffa), &resolved), &weighted(&want, &x.frame.weights), 1e-11);
 }
@@ -220,7 +219,7 @@ fn rounded(f: &Factors) -> Factors {
 #[test]
 fn the_certificate_measures_what_dense_norms_measure() {
     let x = three();
-    let grams = Grams::of(&x);
+    let grams = grams(&x);
     let d = updates(&x);
     let mean = weighted(&d, &WEIGHTS);
     for method in [Method::Fedavg, Method::Mean, Method::MeanSvd, Method::Ffa] {
@@ -256,9 +255,8 @@ fn the_certificate_measures_what_dense_norms_measure() {
 #[test]
 fn the_certificate_after_resolution_compares_with_the_resolved_mean() {
     let x = three();
-    let grams = Grams::of(&x);
-    let resolution = LoraCr::default().resolve(&grams, &x.frame.weights).unwrap();
-    let resolved = x.with_stack(x.stack.mapped(resolution.left.as_ref().map(Mat::as_ref), None));
+    let grams = grams(&x);
+    let (resolved, resolution) = dense::resolve(&cpu(), &x, &LoraCr::default());
     let expected = fuse(plain(Method::Fedavg), &resolved);
     let m = measure(&expected, &expected, &x, &grams, Some(&resolution)).unwrap();
     let mean = weighted(&updates(&resolved), &WEIGHTS);
@@ -270,14 +268,12 @@ fn the_certificate_after_resolution_compares_with_the_resolved_mean() {
 fn conflict_scores_are_those_of_the_dense_updates() {
     let x = three();
     let d = updates(&x);
-    let grams = Grams::of(&x);
     let options = LoraCr::default();
-    let resolution = options.resolve(&grams, &x.frame.weights).unwrap();
     let module = |layer, target| {
         let module = Module { layer, target };
         let mut x = x.clone();
         x.frame.module = module;
-        module_conflict(&x, &grams, &options, &resolution).unwrap()
+        module_conflicts(&cpu(), &[x], &options).unwrap().remove(0)
     };
     let m = module(3, Target::Up);
     let score = |directions: &[dense::Direction]| {

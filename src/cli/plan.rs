@@ -72,6 +72,20 @@ macro_rules! on_machine {
 }
 pub(crate) use on_machine;
 
+/// `work` with the machine's back end, where activations have no part in it.
+macro_rules! on_device {
+    ($machine:expr, |$backend:ident| $work:expr) => {
+        match &$machine.device {
+            $crate::cli::plan::Device::Cpu($backend) => $work,
+            $crate::cli::plan::Device::Cuda($backend, _) => {
+                let $backend = &**$backend;
+                $work
+            }
+        }
+    };
+}
+pub(crate) use on_device;
+
 /// The device that `--device` means, on as many threads as asked for.
 pub fn machine(global: &Global) -> Result<Machine> {
     let cpu = |reason: String| -> Result<Machine> {

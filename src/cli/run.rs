@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use rayon::ThreadPoolBuilder;
 
 use super::args::{Cli, Command, Global};
-use super::plan::on_machine;
+use super::plan::{on_device, on_machine};
 use super::{dry_run, plan, print};
 use crate::backend::Backend;
 use crate::checkpoint::config::ModelConfig;
@@ -85,13 +85,15 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             out.report(&report, || print::recover(&report))
         }
         Command::Conflict(args) => {
-            let outcome = in_pool(global, || conflict::run(&plan::conflict(args), &common))?;
+            let (machine, options) = (plan::machine(global)?, plan::conflict(args));
+            let outcome = on_device!(machine, |b| in_pool(global, || conflict::run(b, &options, &common)))?;
             print::warnings(&outcome.warnings);
             out.report(&outcome.report, || print::conflict(&outcome.report, &args.adapters))
         }
         Command::Fuse(args) => {
             let options = plan::fuse(args)?;
-            let report = in_pool(global, || fuse::run(&options, &common))?;
+            let machine = plan::machine(global)?;
+            let report = on_device!(machine, |b| in_pool(global, || fuse::run(b, &options, &common)))?;
             print::warnings(&report.warnings);
             out.report(&report, || print::fuse(&report))
         }

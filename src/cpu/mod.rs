@@ -4,12 +4,16 @@
 //! by one thread in a fixed order, and sums over parts are made in a fixed order.
 
 mod adamw;
+mod apply;
 mod attention;
 mod choice;
 mod cross_entropy;
 mod dropout;
+mod eigh;
 mod embed;
 mod exp;
+mod gate;
+mod gram;
 mod head;
 mod importance;
 mod linear;
@@ -26,16 +30,23 @@ mod swiglu;
 mod thin;
 mod tiles;
 
+pub(crate) use eigh::one as eigh_of;
+pub(crate) use gate::one as gate_of;
+
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::backend::{Backend, LinearSize, Scratch};
 use crate::error::{Error, Result};
 use crate::host::{Host, HostMatrix, MatrixSource};
 use crate::ops::adamw::AdamW;
+use crate::ops::apply::Apply;
 use crate::ops::attention::{Attention, AttentionBwd};
 use crate::ops::choice::Choice;
 use crate::ops::cross_entropy::CrossEntropy;
+use crate::ops::eigh::Eigh;
 use crate::ops::embed::Embed;
+use crate::ops::gate::Gate;
+use crate::ops::gram::Gram;
 use crate::ops::importance::{Importance, Score};
 use crate::ops::linear::{Linear, LinearBwd};
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
@@ -167,6 +178,18 @@ impl Backend for Cpu {
     }
     fn scatter(&self, op: Scatter<'_, Host>) -> Result<()> {
         self.pool.install(|| scatter::scatter(op))
+    }
+    fn gram(&self, op: Gram<'_, Host>) -> Result<()> {
+        self.pool.install(|| gram::gram(op))
+    }
+    fn eigh(&self, op: Eigh<'_, Host>) -> Result<()> {
+        self.pool.install(|| eigh::eigh(op))
+    }
+    fn gate(&self, op: Gate<'_, Host>) -> Result<()> {
+        self.pool.install(|| gate::gate(op))
+    }
+    fn apply(&self, op: Apply<'_, Host>) -> Result<()> {
+        self.pool.install(|| apply::apply(op))
     }
     fn sum_sq(&self, op: SumSq<'_, Host>) -> Result<()> {
         self.pool.install(|| sum_sq::sum_sq(op))

@@ -10,11 +10,15 @@
 #![allow(dead_code)]
 
 mod adamw;
+mod apply;
 mod attention;
 mod choice;
 mod cross_entropy;
 mod driver;
+mod eigh;
 mod embed;
+mod gate;
+mod gram;
 mod head;
 mod images;
 mod launch;
@@ -48,10 +52,14 @@ use crate::cuda_sizes::CudaSizes;
 use crate::error::{Error, Result};
 use crate::host::{HostMatrix, MatrixSource};
 use crate::ops::adamw::AdamW;
+use crate::ops::apply::Apply;
 use crate::ops::attention::{Attention, AttentionBwd};
 use crate::ops::choice::Choice;
 use crate::ops::cross_entropy::CrossEntropy;
+use crate::ops::eigh::Eigh;
 use crate::ops::embed::Embed;
+use crate::ops::gate::Gate;
+use crate::ops::gram::Gram;
 use crate::ops::importance::{Importance, Score};
 use crate::ops::linear::{Linear, LinearBwd};
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
@@ -331,6 +339,18 @@ impl Backend for Cuda {
     }
     fn scatter(&self, op: Scatter<'_, DeviceMemory>) -> Result<()> {
         scatter::scatter(self, op)
+    }
+    fn gram(&self, op: Gram<'_, DeviceMemory>) -> Result<()> {
+        gram::gram(self, op)
+    }
+    fn eigh(&self, op: Eigh<'_, DeviceMemory>) -> Result<()> {
+        eigh::eigh(self, op)
+    }
+    fn gate(&self, op: Gate<'_, DeviceMemory>) -> Result<()> {
+        gate::gate(self, op)
+    }
+    fn apply(&self, op: Apply<'_, DeviceMemory>) -> Result<()> {
+        apply::apply(self, op)
     }
     fn sum_sq(&self, op: SumSq<'_, DeviceMemory>) -> Result<()> {
         sum_sq::sum_sq(self, op)

@@ -83,6 +83,11 @@ impl<T> View<'_, T> {
 }
 
 impl<T> ViewMut<'_, T> {
+    /// What was written, to read.
+    pub(super) fn reborrow(&self) -> View<'_, T> {
+        View { pointer: self.pointer, len: self.len, elements: PhantomData }
+    }
+
     /// Where the first element lies.
     pub(super) fn pointer(&self) -> Pointer {
         Pointer(self.pointer)

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::fuse::conflict::{Score, score};
+use crate::fuse::conflict::Score;
 use crate::fuse::factors::{Batch, Factors};
-use crate::fuse::lora_cr::LoraCr;
 use crate::fuse::measure::measure;
 use crate::fuse::pipeline::{Outcome, Recipe};
 
@@ -90,28 +89,17 @@ pub struct Certificate {
 
 impl ModuleCertificate {
     /// Measures `got`, the factors as written, of a batch's way through `recipe`.
-    pub fn new(
-        batch: &Batch,
-        recipe: &Recipe,
-        outcome: &Outcome,
-        got: &Factors,
-    ) -> Result<ModuleCertificate> {
+    pub fn new(batch: &Batch, outcome: &Outcome, got: &Factors) -> Result<ModuleCertificate> {
         let (grams, fused) = (&outcome.grams, &outcome.fused);
         let measured = measure(got, &fused.factors, batch, grams, outcome.resolution.as_ref())?;
-        let options = recipe.resolve.unwrap_or_default();
         let energy = |g: &crate::fuse::Grams| {
             let p = g.products();
             (0..p.nrows()).map(|e| p[(e, e)].max(0.0)).sum::<f64>()
         };
-        let (before, after, energy_resolved) = match &outcome.resolution {
-            None => (score(grams, &LoraCr::default())?, None, None),
-            Some(r) => {
-                let resolved = r.grams(grams);
-                let total = energy(grams);
-                let kept = if total > 0.0 { energy(&resolved) / total } else { 1.0 };
-                (Score::of(&r.directions), Some(score(&resolved, &options)?), Some(kept))
-            }
-        };
+        let energy_resolved = outcome.resolution.as_ref().map(|r| {
+            let total = energy(grams);
+            if total > 0.0 { energy(&r.grams(grams)) / total } else { 1.0 }
+        });
         Ok(ModuleCertificate {
             layer: batch.frame.module.layer,
             target: batch.frame.module.target.short().to_owned(),
@@ -122,8 +110,8 @@ impl ModuleCertificate {
             distance_to_mean: measured.distance_to_mean,
             energy_kept: fused.energy_kept,
             effective_scale: measured.effective_scale,
-            before,
-            after,
+            before: outcome.before,
+            after: outcome.after,
             energy_resolved,
         })
     }

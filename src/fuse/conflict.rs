@@ -3,12 +3,14 @@
 use faer::Mat;
 use serde::Serialize;
 
+use crate::backend::Backend;
 use crate::error::Result;
+use crate::fuse::direction::Direction;
 use crate::fuse::factors::Batch;
-use crate::fuse::gate::Direction;
 use crate::fuse::grams::Grams;
 use crate::fuse::lora_cr::{LoraCr, Resolution};
 use crate::fuse::options::{Restore, Side};
+use crate::fuse::stacks::Stacks;
 
 /// The conflict score c̄ of one module: two means of `cₖ` over the directions of the shared subspace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -105,32 +107,47 @@ pub struct ConflictReport {
     pub energy_kept: f64,
 }
 
-/// c̄ of the updates with these Grams, compared as `options` say: on the left side, or the right one under
+/// c̄ of the updates with each of these Grams, compared as `options` say: on the left side, or the right one under
 /// `--side right`.
-pub fn score(grams: &Grams, options: &LoraCr) -> Result<Score> {
+pub fn scores<B: Backend>(backend: &B, grams: &[Grams], options: &LoraCr) -> Result<Vec<Score>> {
     let side = match options.side {
         Side::Both => Side::Left,
         side => side,
     };
     let options = LoraCr { side, restore: Restore::None, ..*options };
-    Ok(Score::of(&options.resolve(grams, &[])?.directions))
+    let modules: Vec<(&Grams, &[f64])> = grams.iter().map(|g| (g, &[][..])).collect();
+    Ok(options.resolve(backend, &modules)?.iter().map(|r| Score::of(&r.directions)).collect())
 }
 
-/// Compares the updates of one module: `grams` are theirs, `resolution` is what `options` made of them.
+/// Compares the updates of each module as `options` say.
 ///
 /// The scores are those of the left side, or of the right one under `--side right`.
-pub fn module_conflict(
+pub fn module_conflicts<B: Backend>(
+    backend: &B,
+    batches: &[Batch],
+    options: &LoraCr,
+) -> Result<Vec<ModuleConflict>> {
+    let grams = Stacks::new(backend, batches.iter().collect())?.grams()?;
+    let modules: Vec<(&Grams, &[f64])> =
+        grams.iter().zip(batches).map(|(g, b)| (g, &b.frame.weights[..])).collect();
+    let resolutions = options.resolve(backend, &modules)?;
+    let resolved: Vec<Grams> = resolutions.iter().zip(&grams).map(|(r, g)| r.grams(g)).collect();
+    let after = scores(backend, &resolved, options)?;
+    let one = |n: usize| module_conflict(&batches[n], &grams[n], &resolutions[n], &resolved[n], after[n]);
+    Ok((0..batches.len()).map(one).collect())
+}
+
+fn module_conflict(
     batch: &Batch,
     grams: &Grams,
-    options: &LoraCr,
     resolution: &Resolution,
-) -> Result<ModuleConflict> {
-    let before = grams.products();
-    let resolved = resolution.grams(grams);
-    let after = resolved.products();
+    resolved: &Grams,
+    score: Score,
+) -> ModuleConflict {
+    let (before, after) = (grams.products(), resolved.products());
     let norms = norms(&before);
     let energy = trace(&before);
-    Ok(ModuleConflict {
+    ModuleConflict {
         layer: batch.frame.module.layer,
         target: batch.frame.module.target.short().to_owned(),
         shape: [batch.frame.size.0, batch.frame.size.1],
@@ -139,13 +156,13 @@ pub fn module_conflict(
         directions: resolution.directions.len(),
         subspace_energy: resolution.subspace_energy,
         before: Score::of(&resolution.directions),
-        after: score(&resolved, options)?,
+        after: score,
         cosines: cosines(&before),
         norms_after: self::norms(&after),
         norms,
         energy,
         energy_kept: if energy > 0.0 { trace(&after) / energy } else { 1.0 },
-    })
+    }
 }
 
 impl ConflictReport {

@@ -6,7 +6,6 @@ use faer::{Mat, MatRef, unzip, zip};
 
 use crate::checkpoint::module::Module;
 use crate::error::{Error, Result};
-use crate::fuse::algebra::product;
 
 /// A product `ΔW = B A` with `B[O, R]` and `A[R, I]`, the scale folded into B.
 ///
@@ -101,14 +100,6 @@ impl Factors {
     /// `(O, I)`.
     pub fn size(&self) -> (usize, usize) {
         (self.bt.ncols(), self.a.ncols())
-    }
-
-    /// `(B left, right A)`: each factor multiplied on its rank side, `left[R, R']` and `right[R', R]`, where given.
-    pub fn mapped(&self, left: Option<MatRef<'_, f64>>, right: Option<MatRef<'_, f64>>) -> Factors {
-        Factors {
-            bt: left.map_or_else(|| self.bt.clone(), |w| product(w.transpose(), self.bt())),
-            a: right.map_or_else(|| self.a.clone(), |w| product(w, self.a())),
-        }
     }
 
     /// Row o of B times `rows[o]`, column i of A times `columns[i]`, where given.

@@ -2,8 +2,8 @@
 
 use faer::Mat;
 
+use crate::algebra::{gram, product, pseudo_inverse, scale_columns};
 use crate::error::Result;
-use crate::fuse::algebra::{gram, product, pseudo_inverse, scale_columns};
 use crate::fuse::factors::{Batch, Factors};
 
 /// The least-squares B beside the frozen A, or beside the first adapter's where none is declared.

@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use faer::{Mat, MatRef};
 
-use crate::fuse::algebra::{congruence, gram, inner};
-use crate::fuse::factors::Batch;
+use crate::algebra::{congruence, inner};
 
 /// `[B₁ … B_E]ᵀ [B₁ … B_E]` and `[A₁; …; A_E] [A₁; …; A_E]ᵀ`, both `[P, P]`.
 #[derive(Clone, Debug)]
@@ -18,9 +17,11 @@ pub struct Grams {
 }
 
 impl Grams {
-    /// The Grams of a batch: one pass over each factor.
-    pub fn of(batch: &Batch) -> Grams {
-        Grams { b: gram(batch.stack.bt()), a: gram(batch.stack.a()), bounds: batch.frame.bounds().to_vec() }
+    /// From the two Grams, row by row or column by column, and the bounds of each adapter's rows.
+    pub fn new(b: &[f64], a: &[f64], bounds: &[usize]) -> Grams {
+        let p = bounds.last().copied().unwrap_or(0);
+        let [b, a] = [b, a].map(|x| MatRef::from_column_major_slice(x, p, p).to_owned());
+        Grams { b, a, bounds: bounds.to_vec() }
     }
 
     /// E.
@@ -36,6 +37,11 @@ impl Grams {
     /// The rows of adapter `e`.
     pub fn block(&self, e: usize) -> Range<usize> {
         self.bounds[e]..self.bounds[e + 1]
+    }
+
+    /// Where each adapter's rows begin, and where the last end.
+    pub fn bounds(&self) -> &[usize] {
+        &self.bounds
     }
 
     /// The Grams of the transposed updates `ΔWᵀ = Aᵀ Bᵀ`.

@@ -3,15 +3,16 @@
 //! `D_i^CR = U diag(γᵢ) Uᵀ Dᵢ` with U the left singular vectors of `[D₁ … D_E]`. It changes `Bᵢ` to
 //! `[B₁ … B_E] basis diag(γᵢ) coordsᵢ` and leaves `Aᵢ` as it is; the right side is the same on the transposes.
 
-use faer::Mat;
+use faer::{Mat, MatRef};
 use serde::{Deserialize, Serialize};
 
+use crate::backend::Backend;
 use crate::error::Result;
-use crate::fuse::algebra::product;
-use crate::fuse::gate::{Direction, directions};
+use crate::fuse::direction::Direction;
 use crate::fuse::grams::Grams;
 use crate::fuse::options::{Gate, Restore, SharedRank, Side};
-use crate::fuse::subspace::Subspace;
+use crate::ops::gate::{self, Layout, Rule};
+use crate::tensor::Store;
 
 /// The largest factor that `--restore` applies.
 const RESTORE_CAP: f64 = 4.0;
@@ -43,43 +44,86 @@ pub struct Resolution {
 }
 
 impl LoraCr {
-    /// Resolves the updates with these Grams; `weights` are the fusion's, used by `--restore global`.
-    pub fn resolve(&self, grams: &Grams, weights: &[f64]) -> Result<Resolution> {
-        let first = match self.side {
-            Side::Left | Side::Both => self.one_side(grams)?,
-            Side::Right => self.one_side(&grams.transposed())?,
-        };
-        let (left, right) = match self.side {
-            Side::Left => (first.map, None),
-            Side::Right => (None, first.map.map(|w| w.transpose().to_owned())),
-            Side::Both => {
-                let halfway = grams.mapped(first.map.as_ref().map(Mat::as_ref), None);
-                let second = self.one_side(&halfway.transposed())?;
-                (first.map, second.map.map(|w| w.transpose().to_owned()))
+    /// Resolves the updates of each module, given by their Grams and the fusion's weights, which `--restore global` uses.
+    pub fn resolve<B: Backend>(&self, backend: &B, modules: &[(&Grams, &[f64])]) -> Result<Vec<Resolution>> {
+        let right = self.side == Side::Right;
+        let first = self.one_side(backend, &modules.iter().map(|m| m.0).collect::<Vec<_>>(), right)?;
+        let mut resolutions: Vec<Resolution> = first
+            .into_iter()
+            .map(|one| {
+                let (left, right) = match right {
+                    false => (one.map, None),
+                    true => (None, one.map.map(|w| w.transpose().to_owned())),
+                };
+                let (directions, subspace_energy) = (one.directions, one.subspace_energy);
+                Resolution { left, right, directions, subspace_energy }
+            })
+            .collect();
+        if self.side == Side::Both {
+            let halfway: Vec<Grams> = modules.iter().zip(&resolutions).map(|(m, r)| r.grams(m.0)).collect();
+            let second = self.one_side(backend, &halfway.iter().collect::<Vec<_>>(), true)?;
+            for (resolution, second) in resolutions.iter_mut().zip(second) {
+                resolution.right = second.map.map(|w| w.transpose().to_owned());
             }
-        };
-        let mut resolution =
-            Resolution { left, right, directions: first.directions, subspace_energy: first.subspace_energy };
-        self.restore(&mut resolution, grams, weights);
-        Ok(resolution)
+        }
+        for (resolution, (grams, weights)) in resolutions.iter_mut().zip(modules) {
+            self.restore(resolution, grams, weights);
+        }
+        Ok(resolutions)
     }
 
-    /// The left side: the directions, and the map of B; no map where every update is zero.
-    fn one_side(&self, grams: &Grams) -> Result<OneSide> {
-        let subspace = Subspace::of(grams, self.shared_rank)?;
-        let directions = directions(&subspace, grams, self.gate);
-        let map = (!directions.is_empty()).then(|| {
-            let mut gated = subspace.coords.clone();
-            for e in 0..grams.edges() {
-                for p in grams.block(e) {
-                    for (k, d) in directions.iter().enumerate() {
-                        gated[(k, p)] *= d.gamma[e];
-                    }
-                }
-            }
-            product(subspace.basis.as_ref(), gated.as_ref())
-        });
-        Ok(OneSide { map, directions, subspace_energy: subspace.energy_kept() })
+    /// The left side, or the left one of the transposed updates: the directions, and the map of B; no map where every
+    /// update is zero.
+    fn one_side<B: Backend>(&self, backend: &B, grams: &[&Grams], transposed: bool) -> Result<Vec<OneSide>> {
+        let modules: Vec<&[usize]> = grams.iter().map(|g| g.bounds()).collect();
+        let layouts: Vec<Layout> = modules.iter().map(|bounds| Layout::of(bounds)).collect();
+        let (squares, numbers) =
+            (layouts.iter().map(|l| l.rank * l.rank).sum(), layouts.iter().map(|l| l.len()).sum());
+        let alloc = |len: usize| backend.alloc::<f64>("LoRA-CR", len);
+        let flat = |left: bool| -> Vec<f64> {
+            let side = grams.iter().map(|g| if left != transposed { &g.b } else { &g.a });
+            side.flat_map(|g| (0..g.ncols()).flat_map(|j| g.col_as_slice(j)).copied()).collect()
+        };
+        let (mut b, mut a) = (alloc(squares)?, alloc(squares)?);
+        backend.upload(B::Store::view_mut(&mut b, 0..squares), &flat(true))?;
+        backend.upload(B::Store::view_mut(&mut a, 0..squares), &flat(false))?;
+        let (mut map, mut scratch, mut directions) = (alloc(squares)?, alloc(squares)?, alloc(numbers)?);
+        backend.gate(gate::Gate {
+            map: B::Store::view_mut(&mut map, 0..squares),
+            directions: B::Store::view_mut(&mut directions, 0..numbers),
+            scratch: B::Store::view_mut(&mut scratch, 0..squares),
+            b: B::Store::view(&b, 0..squares),
+            a: B::Store::view(&a, 0..squares),
+            modules: &modules,
+            rule: self.rule(),
+        })?;
+        let (mut maps, mut found) = (vec![0.0; squares], vec![0.0; numbers]);
+        backend.download(&mut maps, B::Store::view(&map, 0..squares))?;
+        backend.download(&mut found, B::Store::view(&directions, 0..numbers))?;
+        let (mut maps, mut found) = (&maps[..], &found[..]);
+        let one = |layout: Layout| {
+            let p = layout.rank;
+            let ((map, rest), (own, after)) = (maps.split_at(p * p), found.split_at(layout.len()));
+            (maps, found) = (rest, after);
+            let directions: Vec<Direction> =
+                (0..gate::finite(own)?).map(|k| Direction::of(layout, own, k)).collect();
+            let kept: f64 = directions.iter().map(|d| d.sigma * d.sigma).sum();
+            Ok(OneSide {
+                map: (!directions.is_empty()).then(|| MatRef::from_row_major_slice(map, p, p).to_owned()),
+                subspace_energy: if own[1] > 0.0 { (kept / own[1]).min(1.0) } else { 1.0 },
+                directions,
+            })
+        };
+        layouts.into_iter().map(one).collect()
+    }
+
+    fn rule(&self) -> Rule {
+        let (top, share) = match self.shared_rank {
+            SharedRank::All => (usize::MAX, 0.0),
+            SharedRank::Top(n) => (n, 0.0),
+            SharedRank::Energy(share) => (usize::MAX, share),
+        };
+        Rule { top, share, opposition: self.gate == Gate::Opposition }
     }
 
     /// Scales the resolved updates as `--restore` says.

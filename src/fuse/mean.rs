@@ -1,7 +1,7 @@
 //! `mean`: `ΔW = Σ wᵢBᵢAᵢ`, exact: the factors are stacked, the rank is their sum.
 
+use crate::algebra::scale_columns;
 use crate::error::Result;
-use crate::fuse::algebra::scale_columns;
 use crate::fuse::factors::{Batch, Factors};
 
 /// `B = [w₁B₁ … w_EB_E]`, `A = [A₁; …; A_E]`, rank P.

@@ -2,8 +2,8 @@
 
 use faer::{Mat, MatRef};
 
+use crate::algebra::{gram, inner, product, pseudo_inverse};
 use crate::error::Result;
-use crate::fuse::algebra::{gram, inner, product, pseudo_inverse};
 use crate::fuse::factors::{Batch, Factors};
 use crate::fuse::grams::Grams;
 use crate::fuse::lora_cr::Resolution;

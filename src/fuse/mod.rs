@@ -1,18 +1,18 @@
 //! Fusing the updates of several adapters: conflict resolution, one file a method, and the certificate.
 //!
 //! Everything works on the factors of `ΔWₑ = Bₑ Aₑ` (the scale folded into B) in f64; no `[O, I]` update is formed.
-//! For one module: [`Batch`] → [`Grams`] → [`LoraCr::resolve`] → [`Fusion::fuse`] → [`measure::measure`].
+//! For a few modules at once: [`Batch`] → [`Stacks`] → [`Grams`] → [`LoraCr::resolve`] → [`Fusion::fuse`] →
+//! [`measure::measure`]; the passes over the factors and the eigenproblems are a back end's.
 
-pub mod algebra;
 pub mod certificate;
 pub mod conflict;
 mod coverage;
+mod direction;
 mod factors;
 mod fedavg;
 mod fedsa;
 pub mod ffa;
 mod ffa_lsq;
-mod gate;
 mod grams;
 pub mod inputs;
 mod lora_cr;
@@ -23,14 +23,15 @@ pub mod merge;
 mod method;
 pub mod options;
 mod pipeline;
-mod subspace;
+mod stacks;
 mod task_arithmetic;
 pub mod truncate;
 pub mod weights;
 
+pub use direction::Direction;
 pub use factors::{Batch, Factors, Frame, Kept};
-pub use gate::Direction;
 pub use grams::Grams;
 pub use lora_cr::{LoraCr, Resolution};
 pub use method::{Fused, Fusion};
 pub use pipeline::{Outcome, Recipe};
+pub use stacks::Stacks;

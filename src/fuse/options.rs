@@ -149,24 +149,6 @@ pub enum SharedRank {
     Energy(f64),
 }
 
-impl SharedRank {
-    /// How many of the directions with singular values `sigma` (descending, squares adding up to `energy`) are kept.
-    pub fn limit(self, sigma: &[f64], energy: f64) -> usize {
-        match self {
-            SharedRank::All => sigma.len(),
-            SharedRank::Top(n) => n,
-            SharedRank::Energy(share) => {
-                let mut sum = 0.0;
-                let reached = sigma.iter().position(|s| {
-                    sum += s * s;
-                    sum >= share * energy
-                });
-                reached.map_or(sigma.len(), |k| k + 1)
-            }
-        }
-    }
-}
-
 impl fmt::Display for SharedRank {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,15 +1,18 @@
-//! One module from the updates as read to the fused update: Grams, conflict resolution, method.
+//! A few modules from the updates as read to the fused updates: Grams, conflict resolution, method.
 
-use faer::Mat;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::backend::Backend;
 use crate::error::Result;
+use crate::fuse::conflict::{Score, scores};
 use crate::fuse::factors::Batch;
 use crate::fuse::ffa::check_frozen;
 use crate::fuse::grams::Grams;
 use crate::fuse::lora_cr::{LoraCr, Resolution};
 use crate::fuse::method::{Fused, Fusion};
 use crate::fuse::options::Method;
+use crate::fuse::stacks::Stacks;
 
 /// What is done to every module.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,37 +31,50 @@ pub struct Outcome {
     pub grams: Grams,
     /// What resolution made of them.
     pub resolution: Option<Resolution>,
+    /// c̄ of the updates as read, compared as resolution does, or by default where there was none.
+    pub before: Score,
+    /// c̄ of the resolved updates.
+    pub after: Option<Score>,
     /// The result.
     pub fused: Fused,
 }
 
 impl Recipe {
-    /// Resolves and fuses a batch.
+    /// Resolves and fuses each batch.
     ///
     /// Refuses what [`Fusion::rank_of`] does and, where the method would use it, a declared frozen A that is not common.
-    pub fn run(&self, batch: &Batch, as_adapter: bool) -> Result<Outcome> {
-        self.fusion.rank_of(&batch.frame, as_adapter)?;
-        if batch.frame.frozen && matches!(self.fusion.method, Method::Ffa | Method::FfaLsq) {
-            check_frozen(batch)?;
+    pub fn run<B: Backend>(&self, backend: &B, batches: &[Batch], as_adapter: bool) -> Result<Vec<Outcome>> {
+        for batch in batches {
+            self.fusion.rank_of(&batch.frame, as_adapter)?;
+            if batch.frame.frozen && matches!(self.fusion.method, Method::Ffa | Method::FfaLsq) {
+                check_frozen(batch)?;
+            }
         }
-        let grams = Grams::of(batch);
-        let resolution = match &self.resolve {
-            None => None,
-            Some(options) => Some(options.resolve(&grams, &batch.frame.weights)?),
+        let stacks = Stacks::new(backend, batches.iter().collect())?;
+        let grams = stacks.grams()?;
+        let Some(options) = &self.resolve else {
+            let before = scores(backend, &grams, &LoraCr::default())?;
+            let fused = self.fuse(batches, as_adapter)?;
+            let one =
+                |((grams, before), fused)| Outcome { grams, resolution: None, before, after: None, fused };
+            return Ok(grams.into_iter().zip(before).zip(fused).map(one).collect());
         };
-        let fused = match &resolution {
-            None => self.fusion.fuse(batch, as_adapter)?,
-            Some(r) => self.fusion.fuse(&resolved(batch, r), as_adapter)?,
+        let modules: Vec<(&Grams, &[f64])> =
+            grams.iter().zip(batches).map(|(g, b)| (g, &b.frame.weights[..])).collect();
+        let resolutions = options.resolve(backend, &modules)?;
+        let resolved: Vec<Grams> = resolutions.iter().zip(&grams).map(|(r, g)| r.grams(g)).collect();
+        let after = scores(backend, &resolved, options)?;
+        let fused = self.fuse(&stacks.resolved(&resolutions)?, as_adapter)?;
+        let one = |(((grams, resolution), after), fused): (((Grams, Resolution), Score), Fused)| {
+            let before = Score::of(&resolution.directions);
+            Outcome { grams, resolution: Some(resolution), before, after: Some(after), fused }
         };
-        Ok(Outcome { grams, resolution, fused })
+        Ok(grams.into_iter().zip(resolutions).zip(after).zip(fused).map(one).collect())
     }
-}
 
-/// The batch after resolution; an A that was changed is no longer the frozen one.
-fn resolved(batch: &Batch, resolution: &Resolution) -> Batch {
-    let (left, right) =
-        (resolution.left.as_ref().map(Mat::as_ref), resolution.right.as_ref().map(Mat::as_ref));
-    let mut out = batch.with_stack(batch.stack.mapped(left, right));
-    out.frame.frozen &= right.is_none();
-    out
+    fn fuse(&self, batches: &[Batch], as_adapter: bool) -> Result<Vec<Fused>> {
+        // Gathered before the first error is looked for, so that it is always the same one.
+        let fused: Vec<_> = batches.par_iter().map(|b| self.fusion.fuse(b, as_adapter)).collect();
+        fused.into_iter().collect()
+    }
 }

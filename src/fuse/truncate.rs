@@ -2,8 +2,8 @@
 
 use faer::Mat;
 
+use crate::algebra::product;
 use crate::error::{Error, Result};
-use crate::fuse::algebra::product;
 use crate::fuse::factors::Factors;
 
 /// `B A ≈ B' A'` with `B'[O, q]`, `A'[q, I]`, and the share of the energy that is kept.

@@ -8,12 +8,16 @@
 //! added to. Base weights have no gradient. `T` in a type is the precision of activations (f32 or bf16).
 
 pub mod adamw;
+pub mod apply;
 pub mod attention;
 #[cfg(test)]
 pub(crate) mod cases;
 pub mod choice;
 pub mod cross_entropy;
+pub mod eigh;
 pub mod embed;
+pub mod gate;
+pub mod gram;
 pub mod importance;
 pub mod linear;
 pub mod rms_norm;

@@ -66,7 +66,8 @@ impl<S: Store> Scatter<'_, S> {
     pub fn check(&self) -> Result<()> {
         let mut free = 0;
         for (n, part) in self.parts.iter().enumerate() {
-            let within = |begin: usize, len: usize, all: usize| begin.checked_add(len).is_some_and(|e| e <= all);
+            let within =
+                |begin: usize, len: usize, all: usize| begin.checked_add(len).is_some_and(|e| e <= all);
             let fits = part.bytes().is_some_and(|(to, of)| {
                 part.dst >= free
                     && within(part.dst, to, self.dst.len())

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 
 use super::common::Common;
+use crate::backend::Backend;
 use crate::error::Result;
-use crate::fuse::conflict::{ConflictReport, module_conflict};
+use crate::fuse::LoraCr;
+use crate::fuse::conflict::{ConflictReport, module_conflicts};
 use crate::fuse::inputs::Inputs;
-use crate::fuse::{Grams, LoraCr};
 
 /// What `conflict` is asked.
 #[derive(Clone, Debug)]
@@ -30,26 +31,20 @@ pub struct ConflictOutcome {
     pub warnings: Vec<String>,
 }
 
-/// Compares the adapters module by module, in memory of one module a thread.
-pub fn run(options: &ConflictOptions, common: &Common) -> Result<ConflictOutcome> {
+/// Compares the adapters, in memory of a few modules.
+pub fn run<B: Backend>(backend: &B, options: &ConflictOptions, common: &Common) -> Result<ConflictOutcome> {
     let inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
     let bar = common.progress.bar("conflict", inputs.modules.len() as u64);
-    let modules: Vec<_> = inputs
-        .modules
-        .par_iter()
-        .map(|&module| {
-            common.check_stop("nothing was written")?;
-            let batch = inputs.batch(inputs.frame(module))?;
-            let grams = Grams::of(&batch);
-            let resolution = options.resolve.resolve(&grams, &batch.frame.weights)?;
-            let one = module_conflict(&batch, &grams, &options.resolve, &resolution);
-            bar.inc(1);
-            one
-        })
-        .collect();
+    let mut modules = Vec::with_capacity(inputs.modules.len());
+    for chunk in inputs.modules.chunks(2 * rayon::current_num_threads()) {
+        common.check_stop("nothing was written")?;
+        // Gathered before the first error is looked for, so that it is always the same one.
+        let read: Vec<_> = chunk.par_iter().map(|&module| inputs.batch(inputs.frame(module))).collect();
+        let batches = read.into_iter().collect::<Result<Vec<_>>>()?;
+        modules.extend(module_conflicts(backend, &batches, &options.resolve)?);
+        bar.inc(chunk.len() as u64);
+    }
     bar.finish_and_clear();
-    // Gathered before the first error is looked for, so that it is always the same one.
-    let modules = modules.into_iter().collect::<Result<Vec<_>>>()?;
     Ok(ConflictOutcome {
         report: ConflictReport::new(options.adapters.len(), modules),
         warnings: inputs.warnings,

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::common::Common;
+use crate::backend::Backend;
 use crate::checkpoint::adapter_config::AdapterConfig;
 use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
 use crate::checkpoint::checkpoint::Checkpoint;
@@ -22,7 +23,7 @@ use crate::fuse::certificate::{CERTIFICATE, Certificate, ModuleCertificate};
 use crate::fuse::inputs::Inputs;
 use crate::fuse::options::Method;
 use crate::fuse::weights::{Weights, renormalised};
-use crate::fuse::{Factors, Frame, Recipe};
+use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe};
 use crate::tensor::DType;
 
 /// `--profile`: the form of the adapter that is written.
@@ -79,7 +80,7 @@ pub struct FuseReport {
 }
 
 /// Fuses the adapters into a new one, a merged checkpoint, or both.
-pub fn run(options: &FuseOptions, common: &Common) -> Result<FuseReport> {
+pub fn run<B: Backend>(backend: &B, options: &FuseOptions, common: &Common) -> Result<FuseReport> {
     let plan = plan(options, common)?;
     let fingerprint = plan.fingerprint()?;
     let begin = |out: &Path| {
@@ -97,13 +98,13 @@ pub fn run(options: &FuseOptions, common: &Common) -> Result<FuseReport> {
     if let Some(out) = &options.out
         && let Begun::Work(output) = begin(out)?
     {
-        report.certificate = Some(plan.write_adapter(output.dir(), common)?);
+        report.certificate = Some(plan.write_adapter(backend, output.dir(), common)?);
         output.finish()?;
     }
     if let (Some(out), Some(base)) = (&options.merged, &plan.base)
         && let Begun::Work(output) = begin(out)?
     {
-        report.merged_certificate = Some(plan.write_merged(base, output.dir(), common)?);
+        report.merged_certificate = Some(plan.write_merged(backend, base, output.dir(), common)?);
         output.finish()?;
     }
     Ok(report)
@@ -211,7 +212,7 @@ impl FusePlan {
     /// Writes the fused adapter into the folder `dir`, which is there and empty, with `certificate.json`.
     ///
     /// A few modules are computed at once while those before them are written; results do not depend on the threads.
-    pub fn write_adapter(&self, dir: &Path, common: &Common) -> Result<Certificate> {
+    pub fn write_adapter<B: Backend>(&self, backend: &B, dir: &Path, common: &Common) -> Result<Certificate> {
         let bar = common.progress.bar("fuse", self.frames.len() as u64);
         let dtype = self.options.dtype;
         let specs: Vec<PairSpec> = iter::zip(&self.frames, &self.ranks)
@@ -226,7 +227,7 @@ impl FusePlan {
         let (send, receive) = sync_channel::<Vec<Written>>(1);
         let (writer, modules) = thread::scope(|scope| {
             let writing = scope.spawn(|| write_all(writer, receive, &bar));
-            let computed = self.compute(common, |chunk| send.send(chunk).is_ok());
+            let computed = self.compute(backend, common, |chunk| send.send(chunk).is_ok());
             drop(send);
             let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             // The writer's error first: it is why computing stopped.
@@ -240,11 +241,22 @@ impl FusePlan {
     }
 
     /// Computes the modules in order, a few at once, and hands them on until `take` says no.
-    fn compute(&self, common: &Common, mut take: impl FnMut(Vec<Written>) -> bool) -> Result<()> {
+    fn compute<B: Backend>(
+        &self,
+        backend: &B,
+        common: &Common,
+        mut take: impl FnMut(Vec<Written>) -> bool,
+    ) -> Result<()> {
         let work: Vec<_> = iter::zip(&self.frames, &self.ranks).collect();
         for chunk in work.chunks(2 * rayon::current_num_threads()) {
             common.check_stop("nothing was written")?;
-            let done: Vec<_> = chunk.par_iter().map(|(frame, rank)| self.module(frame, **rank)).collect();
+            // Gathered before the first error is looked for, so that it is always the same one.
+            let read: Vec<_> =
+                chunk.par_iter().map(|(frame, _)| self.inputs.batch((*frame).clone())).collect();
+            let batches = read.into_iter().collect::<Result<Vec<_>>>()?;
+            let outcomes = self.options.recipe.run(backend, &batches, true)?;
+            let work = (chunk, &batches, &outcomes).into_par_iter();
+            let done: Vec<_> = work.map(|((_, rank), batch, one)| self.module(batch, one, **rank)).collect();
             if !take(done.into_iter().collect::<Result<_>>()?) {
                 break;
             }
@@ -252,11 +264,9 @@ impl FusePlan {
         Ok(())
     }
 
-    /// Fuses one module and rounds it to the file's dtype; the certificate is of what the bytes say.
-    fn module(&self, frame: &Frame, rank: usize) -> Result<Written> {
-        let (recipe, dtype) = (&self.options.recipe, self.options.dtype);
-        let batch = self.inputs.batch(frame.clone())?;
-        let outcome = recipe.run(&batch, true)?;
+    /// Rounds one fused module to the file's dtype; the certificate is of what the bytes say.
+    fn module(&self, batch: &Batch, outcome: &Outcome, rank: usize) -> Result<Written> {
+        let (frame, dtype) = (&batch.frame, self.options.dtype);
         let padded = outcome.fused.factors.clone().padded(self.file_rank(rank));
         let (mut a, mut b) = (Vec::new(), Vec::new());
         convert::narrow_f64(&mut a, &padded.a_rows(), dtype);
@@ -268,7 +278,7 @@ impl FusePlan {
             )));
         }
         let got = read_back(&padded, &a, &b, dtype);
-        let certificate = ModuleCertificate::new(&batch, recipe, &outcome, &got)?;
+        let certificate = ModuleCertificate::new(batch, outcome, &got)?;
         Ok(Written { module: frame.module, a, b, certificate })
     }
 

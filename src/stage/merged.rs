@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::common::Common;
 use super::fuse::FusePlan;
+use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::digest;
 use crate::checkpoint::module::Module;
@@ -23,7 +24,13 @@ impl FusePlan {
     ///
     /// Weights without an update, and everything else that the model needs, are copied. The errors in the certificate
     /// are those of `W' − W` in the base's dtype.
-    pub fn write_merged(&self, base: &Checkpoint, dir: &Path, common: &Common) -> Result<Certificate> {
+    pub fn write_merged<B: Backend>(
+        &self,
+        backend: &B,
+        base: &Checkpoint,
+        dir: &Path,
+        common: &Common,
+    ) -> Result<Certificate> {
         let frames: BTreeMap<String, &Frame> = self.frames.iter().map(|f| (f.module.weight(), f)).collect();
         let names: Vec<String> = base.expected().into_iter().map(|(name, _)| name).collect();
         let specs = names
@@ -44,7 +51,7 @@ impl FusePlan {
                     writer.write(name, tensor.bytes())?;
                 }
                 Some(frame) => {
-                    let (merged, certificate) = self.merged(frame, &tensor)?;
+                    let (merged, certificate) = self.merged(backend, frame, &tensor)?;
                     writer.write(name, &merged.bytes)?;
                     modules.insert(frame.module, certificate);
                 }
@@ -68,14 +75,19 @@ impl FusePlan {
     }
 
     /// The merged weight of one module and its certificate.
-    fn merged(&self, frame: &Frame, weight: &TensorRef<'_>) -> Result<(Merged, ModuleCertificate)> {
+    fn merged<B: Backend>(
+        &self,
+        backend: &B,
+        frame: &Frame,
+        weight: &TensorRef<'_>,
+    ) -> Result<(Merged, ModuleCertificate)> {
         let batch = self.inputs.batch(frame.clone())?;
-        let outcome = self.recipe().run(&batch, false)?;
+        let outcome = self.recipe().run(backend, std::slice::from_ref(&batch), false)?.swap_remove(0);
         let factors = &outcome.fused.factors;
         let round = |x: &f64| f64::from(*x as f32);
         let used = Factors::new(factors.bt().map(round), factors.a().map(round))?;
         let merged = merge(weight, &used)?;
-        let mut certificate = ModuleCertificate::new(&batch, self.recipe(), &outcome, &used)?;
+        let mut certificate = ModuleCertificate::new(&batch, &outcome, &used)?;
         certificate.error = merged.error;
         Ok((merged, certificate))
     }

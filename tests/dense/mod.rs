@@ -1,9 +1,11 @@
 //! Dense f64 definitions that the factor algebra is tested against, written from the formulas alone.
 #![allow(dead_code)]
 
+use anabranch::backend::Backend;
 use anabranch::checkpoint::module::{Module, Target};
+use anabranch::cpu::Cpu;
 use anabranch::fuse::options::{Gate, SharedRank};
-use anabranch::fuse::{Batch, Factors, Frame};
+use anabranch::fuse::{Batch, Factors, Frame, Grams, LoraCr, Resolution, Stacks};
 use faer::{Mat, MatRef};
 
 /// A stream of numbers in (-1, 1) from a seed.
@@ -157,4 +159,23 @@ pub fn lora_cr(d: &[Mat<f64>], rank: SharedRank, gate: Gate) -> (Vec<Mat<f64>>, 
         directions.push(Direction { sigma: size, conflict: c, gamma });
     }
     (out, directions)
+}
+
+/// Two threads.
+pub fn cpu() -> Cpu {
+    Cpu::new(2).unwrap()
+}
+
+/// The Grams of one batch, on the CPU.
+pub fn grams(batch: &Batch) -> Grams {
+    Stacks::new(&cpu(), vec![batch]).unwrap().grams().unwrap().remove(0)
+}
+
+/// What `options` make of one batch, and the batch after it.
+pub fn resolve<B: Backend>(backend: &B, batch: &Batch, options: &LoraCr) -> (Batch, Resolution) {
+    let stacks = Stacks::new(backend, vec![batch]).unwrap();
+    let grams = stacks.grams().unwrap();
+    let resolutions = options.resolve(backend, &[(&grams[0], &batch.frame.weights)]).unwrap();
+    let mut resolved = stacks.resolved(&resolutions).unwrap();
+    (resolved.remove(0), { resolutions }.remove(0))
 }

@@ -1,11 +1,15 @@
 //! What tests of operations share: random operands, tolerances, and the cases that all back ends run.
 
 pub mod adamw;
+pub mod apply;
 pub mod attention;
 pub mod choice;
 pub mod cross_entropy;
 pub mod device;
+pub mod eigh;
 pub mod embed;
+pub mod gate;
+pub mod gram;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope;
@@ -65,4 +69,18 @@ pub fn rounding<T: Real>() -> f64 {
 /// The bits of `x`, for comparisons that tell 0 from −0.
 pub fn bits<T: Real>(x: &[T]) -> Vec<u32> {
     x.iter().map(|x| x.to_f32().to_bits()).collect()
+}
+
+/// `n` numbers of a normal distribution of standard deviation `std`.
+pub fn normal64(seed: u64, n: usize, std: f64) -> Vec<f64> {
+    normal::<f32>(seed, n, 1.0).into_iter().map(|x| f64::from(x) * std).collect()
+}
+
+/// Fails unless each element is within `relative · |want| + absolute`; NaN fails.
+pub fn close64(what: &str, got: &[f64], want: &[f64], relative: f64, absolute: f64) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let (err, tol) = ((got - want).abs(), relative * want.abs() + absolute);
+        assert!(err <= tol, "{what}[{i}] = {got}, expected {want}: off by {err:e}, allowed {tol:e}");
+    }
 }

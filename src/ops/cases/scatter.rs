@@ -47,7 +47,15 @@ pub fn conforms<B: Backend>(backends: &[B]) {
             let list = some(n as u64, kept, all);
             let part = Part { dst: large, src: small, from: from.len(), outer, places: all, kept, item };
             full.push(part);
-            pruned.push(Part { dst: small, src: large, from: back.len(), outer, places: kept, kept: all, item });
+            pruned.push(Part {
+                dst: small,
+                src: large,
+                from: back.len(),
+                outer,
+                places: kept,
+                kept: all,
+                item,
+            });
             from.extend(places(&list, all));
             back.extend(list.iter().map(|&k| k as u32));
             large += outer * all * item + gap;

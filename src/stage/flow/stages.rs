@@ -342,7 +342,8 @@ impl<B: Backend> Runner<'_, B> {
             ..fusion.options.clone()
         };
         let described = format!("{:?}", fusion.options);
-        self.stage(&name, "fuse", &described, &read, |common| fuse::run(&options, common))
+        let backend = self.backend;
+        self.stage(&name, "fuse", &described, &read, move |common| fuse::run(backend, &options, common))
     }
 
     /// The base, the task's own edges, and every fusion and joint adapter that knows all of them, in one pass.

@@ -6,9 +6,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par, Side};
 
 use crate::error::{Error, Result};
-
-/// Eigenvalues of a Gram matrix below this share of the largest one are zero.
-pub const RANK_CUT: f64 = 1e-12;
+use crate::ops::gate::RANK_CUT;
 
 /// `x y`.
 pub fn product(x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> Mat<f64> {
