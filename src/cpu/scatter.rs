@@ -6,10 +6,18 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::ops::scatter::{NONE, Scatter};
 
+/// One x of a part.
+struct Row<'a> {
+    dst: &'a mut [u8],
+    src: &'a [u8],
+    from: &'a [u32],
+    item: usize,
+}
+
 pub fn scatter(op: Scatter<'_, Host>) -> Result<()> {
     op.check()?;
     let (mut rest, mut at) = (op.dst, 0);
-    let mut rows: Vec<(&mut [u8], &[u8], &[u32], usize)> = Vec::new();
+    let mut rows = Vec::new();
     for part in op.parts {
         let (to, of) = (part.places * part.item, part.kept * part.item);
         if part.outer * to == 0 {
@@ -19,12 +27,13 @@ pub fn scatter(op: Scatter<'_, Host>) -> Result<()> {
         (rest, at) = (after, part.dst + part.outer * to);
         let from = &op.from[part.from..part.from + part.places];
         for (x, dst) in own.chunks_exact_mut(to).enumerate() {
-            rows.push((dst, &op.src[part.src + x * of..part.src + (x + 1) * of], from, part.item));
+            let begin = part.src + x * of;
+            rows.push(Row { dst, src: &op.src[begin..begin + of], from, item: part.item });
         }
     }
-    rows.into_par_iter().for_each(|(dst, src, from, item)| match item {
-        2 => row::<2>(dst, src, from),
-        4 => row::<4>(dst, src, from),
+    rows.into_par_iter().for_each(|Row { dst, src, from, item }| match item {
+        2 => elements::<2>(dst, src, from),
+        4 => elements::<4>(dst, src, from),
         _ => {
             for (to, &from) in dst.chunks_exact_mut(item).zip(from) {
                 match from {
@@ -38,7 +47,7 @@ pub fn scatter(op: Scatter<'_, Host>) -> Result<()> {
 }
 
 /// A row of items of `N` bytes, one element each.
-fn row<const N: usize>(dst: &mut [u8], src: &[u8], from: &[u32]) {
+fn elements<const N: usize>(dst: &mut [u8], src: &[u8], from: &[u32]) {
     let (to, src) = (dst.as_chunks_mut::<N>().0, src.as_chunks::<N>().0);
     for (to, &from) in to.iter_mut().zip(from) {
         *to = if from == NONE { [0; N] } else { src[from as usize] };
