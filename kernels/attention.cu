@@ -28,17 +28,17 @@ __device__ __forceinline__ void forward(Shared<WIDTH>& shared, bf16* o, float* l
     constexpr int M = Size<WIDTH>::m, KEYS = Size<WIDTH>::keys, ROWS = Size<WIDTH>::rows, N = KEYS / 8, COLUMNS = WIDTH / 8;
     const Tile tile = reinterpret_cast<const Tile*>(list)[blockIdx.x];
     const uint32_t kv = blockIdx.y, warp = threadIdx.x / 32, row_group = threadIdx.x % 32 / 4, member = threadIdx.x % 4;
-    const auto place = [&](uint32_t pair) { return size_t(tile.q + pair / group) * ld_q + (kv * group + pair % group) * dim; };
+    const auto place = [&](uint32_t pair) { return int64_t(tile.q + pair / group) * ld_q + (kv * group + pair % group) * dim; };
     const auto sees = [&](uint32_t pair) { return tile.past + min(pair, tile.pairs - 1) / group + 1; };
 
     const uint32_t keys = sees(tile.first + ROWS - 1);
     const auto copy_keys = [&](bf16(*to)[WIDTH + gap], const bf16* x, uint32_t start) {
-        copy_rows<KEYS, WIDTH>(to, dim, x, [&](int r) -> const bf16* {
-            return start + r < keys ? x + size_t(key_row(tile, list, start + r)) * ld_k + kv * dim : nullptr;
+        copy_rows<KEYS, WIDTH>({{to, x}}, dim, [&](int r) {
+            return start + r < keys ? int64_t(key_row(tile, list, start + r)) * ld_k + kv * dim : -1;
         });
     };
-    copy_rows<ROWS, WIDTH>(shared.q, dim, q, [&](int r) -> const bf16* {
-        return tile.first + r < tile.pairs ? q + place(tile.first + r) : nullptr;
+    copy_rows<ROWS, WIDTH>({{shared.q, q}}, dim, [&](int r) {
+        return tile.first + r < tile.pairs ? place(tile.first + r) : -1;
     });
     copy_keys(shared.k, k, 0);
 

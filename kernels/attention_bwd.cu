@@ -43,26 +43,18 @@ __device__ __forceinline__ void queries(Queries<WIDTH>& shared, bf16* dq, float*
     tile.first += blockIdx.x % parts * rows;
     if (tile.first >= tile.pairs) return;
     const uint32_t kv = blockIdx.y, warp = threadIdx.x / 32, row_group = threadIdx.x % 32 / 4, member = threadIdx.x % 4;
-    const auto place = [&](uint32_t pair) { return size_t(tile.q + pair / group) * ld_q + (kv * group + pair % group) * dim; };
+    const auto place = [&](uint32_t pair) { return int64_t(tile.q + pair / group) * ld_q + (kv * group + pair % group) * dim; };
     const auto sees = [&](uint32_t pair) { return min(pair, tile.pairs - 1) / group + 1; };
 
     const uint32_t keys = sees(tile.first + rows - 1);
     const auto copy_keys = [&](int stage, uint32_t start) {
-        const auto copy = [&](bf16(*to)[WIDTH + gap], const bf16* x) {
-            copy_rows<KEYS, WIDTH>(to, dim, x, [&](int r) -> const bf16* {
-                return start + r < keys ? x + size_t(tile.own + start + r) * ld_k + kv * dim : nullptr;
-            });
-        };
-        copy(shared.k[stage], k);
-        copy(shared.v[stage], v);
-    };
-    const auto copy_pairs = [&](bf16(*to)[WIDTH + gap], const bf16* x) {
-        copy_rows<rows, WIDTH>(to, dim, x, [&](int r) -> const bf16* {
-            return tile.first + r < tile.pairs ? x + place(tile.first + r) : nullptr;
+        copy_rows<KEYS, WIDTH>({{shared.k[stage], k}, {shared.v[stage], v}}, dim, [&](int r) {
+            return start + r < keys ? int64_t(tile.own + start + r) * ld_k + kv * dim : -1;
         });
     };
-    copy_pairs(shared.q, q);
-    copy_pairs(shared.do_, do_);
+    copy_rows<rows, WIDTH>({{shared.q, q}, {shared.do_, do_}}, dim, [&](int r) {
+        return tile.first + r < tile.pairs ? place(tile.first + r) : -1;
+    });
     copy_keys(0, 0);
 
     const uint32_t first = tile.first + 16 * warp;
@@ -129,22 +121,12 @@ __device__ __forceinline__ void keys(Keys<WIDTH>& shared, bf16* dk, bf16* dv, co
     const Tile tile = reinterpret_cast<const Tile*>(list)[blockIdx.x];
     const uint32_t kv = blockIdx.y, warp = threadIdx.x / 32, row_group = threadIdx.x % 32 / 4, member = threadIdx.x % 4;
     const uint32_t length = tile.pairs / group, column = blockIdx.z * HALF;
-    const auto key_place = [&](uint32_t key) { return size_t(tile.own + key) * ld_k + kv * dim; };
-    const auto copy_keys = [&](bf16(*to)[WIDTH + gap], const bf16* x) {
-        copy_rows<rows, WIDTH>(to, dim, x, [&](int r) -> const bf16* {
-            return tile.first + r < length ? x + key_place(tile.first + r) : nullptr;
-        });
-    };
+    const auto key_place = [&](uint32_t key) { return int64_t(tile.own + key) * ld_k + kv * dim; };
     const auto copy_pairs = [&](int stage, uint32_t start) {
-        const auto copy = [&](bf16(*to)[WIDTH + gap], const bf16* x) {
-            copy_rows<PAIRS, WIDTH>(to, dim, x, [&](int r) -> const bf16* {
-                const uint32_t pair = start + r;
-                if (pair >= tile.pairs) return nullptr;
-                return x + size_t(tile.q + pair / group) * ld_q + (kv * group + pair % group) * dim;
-            });
-        };
-        copy(shared.q[stage], q);
-        copy(shared.do_[stage], do_);
+        copy_rows<PAIRS, WIDTH>({{shared.q[stage], q}, {shared.do_[stage], do_}}, dim, [&](int r) {
+            const uint32_t pair = start + r;
+            return pair < tile.pairs ? int64_t(tile.q + pair / group) * ld_q + (kv * group + pair % group) * dim : -1;
+        });
         if (threadIdx.x < PAIRS) {
             const uint32_t pair = start + threadIdx.x;
             const bool there = pair < tile.pairs;
@@ -154,8 +136,9 @@ __device__ __forceinline__ void keys(Keys<WIDTH>& shared, bf16* dk, bf16* dv, co
         }
     };
     const uint32_t begin = tile.first * group; // pairs before see none of these keys
-    copy_keys(shared.k, k);
-    copy_keys(shared.v, v);
+    copy_rows<rows, WIDTH>({{shared.k, k}, {shared.v, v}}, dim, [&](int r) {
+        return tile.first + r < length ? key_place(tile.first + r) : -1;
+    });
     copy_pairs(0, begin);
 
     const uint32_t first = tile.first + 16 * warp;

@@ -38,27 +38,37 @@ __device__ __forceinline__ uint32_t key_row(const Tile& tile, const uint32_t* li
     return run[0] + u;
 }
 
-/// Starts to copy `ROWS` rows of `dim` columns to shared memory; columns from there to WIDTH become zero, as do rows for
-/// which `row(r)` is null.
-template <int ROWS, int WIDTH, class Row>
-__device__ __forceinline__ void copy_rows(bf16 (*to)[WIDTH + gap], int dim, const bf16* any, Row row) {
+/// A number of bytes as a type.
+template <int bytes>
+struct Bytes {
+    static constexpr int value = bytes;
+};
+
+/// Rows of `from` to be copied to shared memory.
+template <int WIDTH>
+struct Copy {
+    bf16 (*to)[WIDTH + gap];
+    const bf16* from;
+};
+
+/// Starts to copy `ROWS` rows of `dim` columns of each matrix; row r starts at element `offset(r)`. Columns from dim to
+/// WIDTH become zero, as do rows whose offset is negative.
+template <int ROWS, int WIDTH, int COUNT, class Offset>
+__device__ __forceinline__ void copy_rows(const Copy<WIDTH> (&copies)[COUNT], int dim, Offset offset) {
+    const auto copy = [&](auto bytes, int i) {
+        constexpr int columns = decltype(bytes)::value / 2, pieces = WIDTH / columns;
+        const int r = i / pieces, c = columns * (i % pieces);
+        const int64_t row = offset(r);
+        const bool there = row >= 0 && c < dim;
+#pragma unroll
+        for (int j = 0; j < COUNT; j++)
+            ptx::copy_async<2 * columns>(&copies[j].to[r][c], copies[j].from + (there ? row + c : 0), there ? 2 * columns : 0);
+    };
     if (dim % 8 == 0) {
-        constexpr int pieces = WIDTH / 8;
 #pragma unroll 2
-        for (int i = threadIdx.x; i < ROWS * pieces; i += threads) {
-            const int r = i / pieces, c = 8 * (i % pieces);
-            const bf16* from = row(r);
-            const bool there = from && c < dim;
-            ptx::copy_async<16>(&to[r][c], there ? from + c : any, there ? 16 : 0);
-        }
+        for (int i = threadIdx.x; i < ROWS * WIDTH / 8; i += threads) copy(Bytes<16>{}, i);
     } else {
-        constexpr int pieces = WIDTH / 2;
-        for (int i = threadIdx.x; i < ROWS * pieces; i += threads) {
-            const int r = i / pieces, c = 2 * (i % pieces);
-            const bf16* from = row(r);
-            const bool there = from && c < dim;
-            ptx::copy_async<4>(&to[r][c], there ? from + c : any, there ? 4 : 0);
-        }
+        for (int i = threadIdx.x; i < ROWS * WIDTH / 2; i += threads) copy(Bytes<4>{}, i);
     }
 }
 
