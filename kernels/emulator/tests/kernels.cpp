@@ -125,6 +125,7 @@ int main(int count, char** arguments) {
     if (only.empty() || only == "linear") products::linear();
     if (only.empty() || only == "lora") products::lora(), products::gradients();
     if (only.empty() || only == "linear_bwd") products::linear_bwd();
+    if (only.empty() || only == "importance") products::importance();
     if (only == "time") pipeline(512, 512, 512);
     check(!cuCtxSynchronize(), "synchronize");
 }

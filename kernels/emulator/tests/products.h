@@ -1,4 +1,4 @@
-// Tests of the matrix products: kernels/linear.cu, linear_bwd.cu and lora.cu against plain loops in f64.
+// Tests of the matrix products: kernels/linear.cu, linear_bwd.cu, lora.cu and importance.cu against plain loops in f64.
 #pragma once
 #include "device.h"
 #include "numbers.h"
@@ -375,6 +375,71 @@ inline void gradients() {
         gradient(n, 97, 257, 8, 64, 0, true);
         gradient(n, 130, 358, 17, 512, 0.3, false);
         gradient(n, 65, 172, 70, 32, 0, true);
+    }
+}
+
+// As in importance.cu.
+struct Scores {
+    int count, kind[7];
+};
+
+inline void importance(bool second, int out, int inner, std::vector<int> lengths) {
+    const char* kernel = second ? "importance_second" : "importance_first";
+    const int m = 128, n = second ? 64 : 128, down = up(out, m), across = up(inner, n), count = int(lengths.size());
+    const Scores scores = second ? Scores{4, {0, 1, 2, 3}} : Scores{2, {0, 1}};
+    std::vector<uint32_t> samples;
+    int tokens = 1; // one that belongs to no sample
+    for (size_t j = 0; j < lengths.size(); j++) {
+        const float weight = 1 + 0.5f * float(j);
+        uint32_t bits;
+        memcpy(&bits, &weight, 4);
+        samples.insert(samples.end(), {uint32_t(tokens), uint32_t(lengths[j]), bits});
+        tokens += lengths[j];
+    }
+    if (samples.empty()) samples.assign(3, 0);
+    const Matrix dy(1, tokens, out, 1), x(2, tokens, inner, 1), w(3, out, inner, 1);
+    Array<uint32_t> samples_(samples);
+    Array<double> row_parts(size_t(across) * scores.count * out), col_parts(size_t(down) * scores.count * inner);
+    Array<double> row_sums(size_t(scores.count) * out), col_sums(size_t(scores.count) * inner);
+    int result = launch(kernel, {unsigned(down * across), 1, 256, own_struct}, row_parts, col_parts, dy.pointer(), x.pointer(),
+                        w.pointer(), samples_, count, std::max(count, 1), out, inner, dy.ld, x.ld, w.ld, scores);
+    for (const bool rows : {true, false}) {
+        const size_t length = size_t(scores.count) * (rows ? out : inner);
+        if (!result)
+            result = launch("importance_sum", {unsigned(up(int(length), 256)), 1, 256, 0}, rows ? row_sums : col_sums,
+                            rows ? row_parts : col_parts, rows ? across : down, length);
+    }
+    const auto by_row = row_sums.read(), by_column = col_sums.read();
+    std::vector<double> rows(by_row.size()), columns(by_column.size());
+    for (int o = 0; o < out; o++)
+        for (int i = 0; i < inner; i++) {
+            double g = 0, f = 0;
+            int token = 1;
+            for (size_t j = 0; j < lengths.size(); j++) {
+                double acc = 0;
+                for (int t = 0; t < lengths[j]; t++, token++) acc += dy.at(token, o) * x.at(token, i);
+                g += acc;
+                f += pow((1 + 0.5 * double(j)) * acc, 2) / count;
+            }
+            const double weight = w.at(o, i), values[] = {fabs(weight * g), weight * g, weight * weight * f,
+                                                          fabs(weight * g - 0.5 * weight * weight * f)};
+            for (int s = 0; s < scores.count; s++) rows[size_t(s) * out + o] += values[s], columns[size_t(s) * inner + i] += values[s];
+        }
+    Worst worst;
+    for (size_t k = 0; k < rows.size(); k++) worst.add(by_row[k], rows[k]);
+    for (size_t k = 0; k < columns.size(); k++) worst.add(by_column[k], columns[k]);
+    printf("%-18s %4d x %4d, %d samples: error %.1e\n", kernel, out, inner, count, worst.error);
+    check(!result, kernel);
+    check(worst.error <= 1e-5, kernel);
+}
+
+inline void importance() {
+    for (const bool second : {false, true}) {
+        importance(second, 1, 1, {1});
+        importance(second, 7, 13, {});
+        importance(second, 127, 65, {5, 1, 33, 64, 16});
+        importance(second, 129, 172, {31, 70});
+        importance(second, 64, 358, {97});
     }
 }
 
