@@ -124,6 +124,12 @@ pub(crate) fn thin_splits(rows: usize, columns: usize, inner: usize) -> (usize, 
     (inner.div_ceil(length), length)
 }
 
+/// How many tiles of W the importance product has down and across: of 128 × 128, or 128 × 64 where F is needed.
+pub(crate) fn importance_tiles(out: usize, inner: usize, scores: &[Score]) -> (usize, usize) {
+    let columns = if scores.iter().any(|s| s.needs_second()) { TILE / 2 } else { TILE };
+    (out.div_ceil(TILE), inner.div_ceil(columns))
+}
+
 /// The most partial sums of `x Aᵀ` of up to `rows` rows: `splits · rows` is within both bounds, see [`thin_splits`].
 fn thin_partial(rows: usize, columns: usize, inner: usize) -> usize {
     let most = (rows * inner.div_ceil(THIN_DEPTH)).min(rows + THIN_BLOCKS * THIN_TILE);
@@ -169,9 +175,10 @@ impl Scratch for CudaSizes {
         HeadSizes::new(vocab, width).score(rows)
     }
 
-    /// Sums over rows and over columns of each 128 × 128 tile, in f64.
+    /// Sums over rows and over columns of each tile, in f64.
     fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize {
-        2 * scores.len() * (out * inner.div_ceil(TILE) + inner * out.div_ceil(TILE))
+        let (down, across) = importance_tiles(out, inner, scores);
+        2 * scores.len() * (out * across + inner * down)
     }
 
     /// None: every kernel is our own.

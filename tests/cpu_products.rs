@@ -7,6 +7,5 @@
 
 mod products {
     pub mod head;
-    pub mod importance;
     pub mod views;
 }

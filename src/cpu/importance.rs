@@ -181,3 +181,18 @@ impl Kernel for Sums<'_> {
         sum
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use crate::cpu::tests::on_threads;
+    use crate::ops::cases::importance::conforms;
+    use crate::tensor::DType;
+
+    #[test]
+    fn as_the_reference() {
+        conforms::<_, f32>(&on_threads(), &[DType::F32, DType::BF16]);
+        conforms::<_, bf16>(&on_threads(), &[DType::BF16, DType::F32]);
+    }
+}

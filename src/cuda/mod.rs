@@ -21,6 +21,7 @@ mod gate;
 mod gram;
 mod head;
 mod images;
+mod importance;
 mod launch;
 mod linear;
 mod linear_bwd;
@@ -334,8 +335,8 @@ impl Backend for Cuda {
         choice::choice(self, op)
     }
     fn importance<T: Real>(&self, op: Importance<'_, DeviceMemory, T>) -> Result<()> {
-        op.check()?;
-        missing("importance")
+        bf16_only::<T>("importance")?;
+        importance::importance(self, op)
     }
     fn scatter(&self, op: Scatter<'_, DeviceMemory>) -> Result<()> {
         scatter::scatter(self, op)

@@ -98,7 +98,7 @@ impl Case {
 }
 
 /// `n` numbers in (-1, 1), named by `stream`.
-fn numbers(stream: u64, n: usize) -> Vec<f32> {
+pub fn numbers(stream: u64, n: usize) -> Vec<f32> {
     let p = Philox::new(1, Purpose::Test.stream(stream));
     (0..n as u64).map(|i| 2.0 * p.uniform(i) - 1.0).collect()
 }
@@ -107,7 +107,8 @@ fn absolute<T: Real>(x: Vec<T>, yes: bool) -> Vec<T> {
     if yes { x.iter().map(|x| T::from_f32(x.to_f32().abs())).collect() } else { x }
 }
 
-fn reals<T: Real>(stream: u64, n: usize, sizes: bool) -> Vec<T> {
+/// The same, rounded to `T`; with `sizes`, their absolute values.
+pub fn reals<T: Real>(stream: u64, n: usize, sizes: bool) -> Vec<T> {
     absolute(numbers(stream, n).into_iter().map(T::from_f32).collect(), sizes)
 }
 
@@ -131,7 +132,8 @@ fn unit<T: Real>() -> f64 {
     2.0 * super::rounding::<T>()
 }
 
-fn close(what: &str, got: &[f64], want: &[f64], tolerance: impl Fn(usize) -> f64) {
+/// Fails unless each of `got` is within its tolerance of `want`.
+pub fn close(what: &str, got: &[f64], want: &[f64], tolerance: impl Fn(usize) -> f64) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         let (err, tol) = ((g - w).abs(), tolerance(i));

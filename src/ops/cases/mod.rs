@@ -10,6 +10,7 @@ pub mod eigh;
 pub mod embed;
 pub mod gate;
 pub mod gram;
+pub mod importance;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope;
