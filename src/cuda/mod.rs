@@ -6,8 +6,6 @@
 
 // Calls of the driver, each with the reason why it is sound.
 #![allow(unsafe_code)]
-// Lists and matrices wait for the operations that read them.
-#![allow(dead_code)]
 
 mod adamw;
 mod apply;
@@ -186,11 +184,6 @@ fn same_length(op: &'static str, dst: usize, src: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::Op { op, why: format!("the target holds {dst} elements, the source {src}") })
-}
-
-/// An operation whose kernel is not in this build.
-fn missing(op: &'static str) -> Result<()> {
-    Err(Error::Op { op, why: format!("the CUDA back end has no {op} yet; use --device cpu") })
 }
 
 impl Scratch for Cuda {
