@@ -293,15 +293,15 @@ fn claim(out: &Path, partial: &Path) -> Result<(File, Option<Marker>)> {
     }
     let path = partial.join(MARKER);
     let lock = lock_marker(out, &path, true)?.ok_or_else(|| busy(out))?;
-    let mut text = String::new();
-    (&lock).read_to_string(&mut text).map_err(Error::io(&path))?;
+    let mut text = Vec::new();
+    (&lock).read_to_end(&mut text).map_err(Error::io(&path))?;
     if text.is_empty() {
         return Ok((lock, None));
     }
     // A marker that cannot be read is that of no command that could go on.
     let unknown = || Marker { format: FORMAT.into(), command: "unknown".into(), fingerprint: String::new() };
     let marker =
-        serde_json::from_str(&text).ok().filter(|m: &Marker| m.format == FORMAT).unwrap_or_else(unknown);
+        serde_json::from_slice(&text).ok().filter(|m: &Marker| m.format == FORMAT).unwrap_or_else(unknown);
     Ok((lock, Some(marker)))
 }
 

@@ -257,6 +257,10 @@ impl Prepared {
                 Saved::default()
             }
         };
+        if saved.step > self.steps {
+            let why = format!("holds a checkpoint of step {}, the run has {} steps", saved.step, self.steps);
+            return Err(Error::file(output.dir(), why));
+        }
         let mut metrics = MetricsFile::open(output.dir(), saved.step)?;
         let mut schedule =
             Schedule::new(&self.data.documents, packing(&self.options, common.seed), self.options.extent)?;
