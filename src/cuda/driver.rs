@@ -83,7 +83,7 @@ impl Driver {
         }
         if ordinal >= count {
             return Err(device_error(match count {
-                0 => "the driver finds no device; use --device cpu".to_string(),
+                0 => format!("device cuda:{ordinal} does not exist: the driver finds none; use --device cpu"),
                 1 => format!("device cuda:{ordinal} does not exist: the driver finds one, cuda:0"),
                 _ => {
                     format!("device cuda:{ordinal} does not exist: the driver finds {count}, from cuda:0 on")
