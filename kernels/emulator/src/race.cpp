@@ -60,8 +60,9 @@ struct Detector {
 };
 
 Detector& detector() {
-    thread_local Detector of_this_thread;
-    return of_this_thread;
+    // Not in the thread's own storage: a library that is loaded late has little of it.
+    thread_local auto of_this_thread = std::make_unique<Detector>();
+    return *of_this_thread;
 }
 
 void merge(uint32_t* into, const uint32_t* from, unsigned count) {
@@ -157,6 +158,8 @@ void access(const void* pointer, size_t bytes, bool write, uint32_t place, uint3
     } else {
         check_bounds(d, pointer, bytes, write, place);
     }
+    // A lone byte shares its two with a neighbour, which another thread may write rightly: races of such are not seen.
+    if (bytes < granule) return;
     const Access now{d.run, time, place, uint16_t(current->linear)};
     const uint32_t* clock = d.clock(current->linear);
     for (size_t at = size_t(p) / granule, end = (size_t(p) + bytes + granule - 1) / granule; at < end;) {
