@@ -133,6 +133,10 @@ fn a_dry_run_of_every_command_writes_nothing() {
     plan(&["conflict", &full, &full], &["reads"]);
     let eval = ["eval", "--model", &base, "--adapter", &full, "--task", &task, "--predictions", &at("p")];
     plan(&eval, &["p (new)", "harbour.jsonl", "activations"]);
+    // Predictions of an earlier run may be replaced, and a dry run knows them.
+    let old = r#"{"task": "t", "adapter": null, "id": "1", "gold": 0, "predicted": 0, "logprobs": [0.0]}"#;
+    std::fs::write(at("p"), old).unwrap();
+    plan(&[&eval[..], &["--force"]].concat(), &["p (replaces what is there)"]);
     plan(&["eval", "--model", &base, "--text", &asset("calibration.jsonl")], &["logits"]);
     plan(&["generate", "--model", &base, "--prompt", "a"], &["activations"]);
     plan(&["logits", "--model", &base, "--ids", "1,2", "--out", &at("l")], &["l (new)"]);

@@ -44,8 +44,8 @@ impl OutputFile {
         Ok(file)
     }
 
-    /// Fails where [`OutputFile::begin`] would because of what is there, and makes nothing.
-    pub fn look_ahead(out: &Path, force: bool) -> Result<()> {
+    /// Fails where [`OutputFile::begin_with`] would because of what is there, and makes nothing.
+    pub fn look_ahead(out: &Path, force: bool, made_here: impl Fn(&[u8]) -> bool) -> Result<()> {
         allowed(&place::resolve(out)?, force, made_here)
     }
 
@@ -82,7 +82,7 @@ impl Drop for OutputFile {
 }
 
 /// Whether the start of a file names this program.
-fn made_here(start: &[u8]) -> bool {
+pub fn made_here(start: &[u8]) -> bool {
     start.windows(9).any(|w| w == b"anabranch")
 }
 

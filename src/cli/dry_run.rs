@@ -10,7 +10,7 @@ use super::args::{Cli, Command};
 use super::plan::on_machine;
 use super::{plan, print};
 use crate::checkpoint::output::{Output, Standing};
-use crate::checkpoint::output_file::OutputFile;
+use crate::checkpoint::output_file::{self, OutputFile};
 use crate::error::{Error, Result};
 use crate::fuse::inputs::Inputs;
 use crate::model::memory::Plan;
@@ -108,14 +108,14 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
                 o.folder(out, common)?;
             }
             if let Some(file) = &options.predictions {
-                o.file(file, common)?;
+                o.file(file, common, evaluate::write::made_here)?;
             }
             planned!(o, global, common, |b: B, T| evaluate::plan::<B, T>(b, &options, common));
         }
         Command::Logits(args) => {
             let options = plan::logits(args);
             o.reads(std::iter::once(&options.model).chain(&options.adapter));
-            o.file(&options.out, common)?;
+            o.file(&options.out, common, output_file::made_here)?;
             planned!(o, global, common, |b: B, T| logits::plan::<B, T>(b, &options, common));
         }
         Command::Generate(args) => {
@@ -158,8 +158,8 @@ impl Outline {
         Ok(())
     }
 
-    fn file(&mut self, out: &Path, common: &Common) -> Result<()> {
-        OutputFile::look_ahead(out, common.force)?;
+    fn file(&mut self, out: &Path, common: &Common, made_here: fn(&[u8]) -> bool) -> Result<()> {
+        OutputFile::look_ahead(out, common.force, made_here)?;
         let found = if out.exists() { Standing::Replaced } else { Standing::New };
         self.writes.push(Write { path: out.to_path_buf(), found });
         Ok(())

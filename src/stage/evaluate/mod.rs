@@ -171,11 +171,11 @@ pub fn plan<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Co
     let copies = read.columns.len();
     let extent = match options.text {
         Some(_) => Some(text::extent(&text::batches(&read.windows, copies, options.batch_tokens), copies)),
-        None => Extent::of(&read.items.trees, copies, options.batch_tokens),
+        None => Extent::of(&score::batches(&read.items.trees, copies, options.batch_tokens), copies),
     };
     let Some(extent) = extent else { return Ok(Plan::default()) };
     let (config, layouts) = (read.checkpoint.config(), &read.adapters.layouts);
-    let (tables, size) = extent.room(&read.checkpoint, config, layouts)?;
+    let (tables, size) = extent.room(&read.checkpoint, layouts)?;
     session::plan::<B, T>(backend, config, layouts, &tables, size)
 }
 

@@ -2,7 +2,6 @@
 
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
-use crate::checkpoint::config::ModelConfig;
 use crate::data::prefix_tree::PrefixTree;
 use crate::error::{Error, Result};
 use crate::model::adapters::{Layout, Stack};
@@ -26,27 +25,21 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Of scoring `trees` for `copies` columns; none if there is no tree.
-    pub fn of(trees: &[PrefixTree], copies: usize, batch_tokens: usize) -> Option<Extent> {
-        let batches = batches(trees, (batch_tokens / copies).max(1));
+    /// Of scoring `batches` for `copies` columns; none if there is no tree.
+    pub fn of(batches: &[&[PrefixTree]], copies: usize) -> Option<Extent> {
         let most = |of: &dyn Fn(&PrefixTree) -> usize| {
             batches.iter().map(|b| b.iter().map(of).sum::<usize>()).max().unwrap_or(0)
         };
         Some(Extent {
-            longest: trees.iter().map(|t| t.needs).max()?,
+            longest: batches.iter().flat_map(|b| b.iter()).map(|t| t.needs).max()?,
             tokens: most(&|t| t.ids.len()),
             head: Head::Choice(most(&|t| t.asked.len()) * copies),
         })
     }
 
     /// The room for it.
-    pub fn room(
-        self,
-        checkpoint: &Checkpoint,
-        config: &ModelConfig,
-        layouts: &[Option<Layout>],
-    ) -> Result<(Tables, RoomSize)> {
-        let tables = Tables::new(config, self.longest);
+    pub fn room(self, checkpoint: &Checkpoint, layouts: &[Option<Layout>]) -> Result<(Tables, RoomSize)> {
+        let tables = Tables::new(checkpoint.config(), self.longest);
         let size = RoomSize {
             tokens: self.tokens,
             copies: layouts.len(),
@@ -81,7 +74,7 @@ impl<'a, B: Backend> Columns<'a, B> {
 
     /// Buffers for batches of at most `extent`, if they fit the memory limit.
     pub fn session<T: Real>(&self, extent: Extent, common: &Common) -> Result<Session<B, T>> {
-        let (tables, size) = extent.room(self.checkpoint, &self.model.config, &self.adapters.layouts)?;
+        let (tables, size) = extent.room(self.checkpoint, &self.adapters.layouts)?;
         Session::within(self.backend, self.model, self.adapters, tables, size, common.memory_limit)
     }
 
@@ -96,13 +89,14 @@ impl<'a, B: Backend> Columns<'a, B> {
         common: &Common,
     ) -> Result<Vec<Vec<Vec<f64>>>> {
         let copies = self.count();
-        let Some(extent) = Extent::of(trees, copies, batch_tokens) else { return Ok(Vec::new()) };
+        let batches = batches(trees, copies, batch_tokens);
+        let Some(extent) = Extent::of(&batches, copies) else { return Ok(Vec::new()) };
         let mut session: Session<B, T> = self.session(extent, common)?;
         let layouts = self.adapters.layouts();
         let stack = Stack { params: &self.adapters.params, layouts: &layouts };
         let bar = common.progress.bar("evaluate", trees.len() as u64);
         let mut scores = Vec::with_capacity(trees.len());
-        for batch in batches(trees, (batch_tokens / copies).max(1)) {
+        for batch in batches {
             common.check_stop("nothing is kept of an evaluation")?;
             let joined = Joined::of(batch);
             let t = joined.ids.len();
@@ -136,8 +130,9 @@ impl<'a, B: Backend> Columns<'a, B> {
     }
 }
 
-/// Trees in their order, as many together as stay within `tokens`, at least one.
-fn batches(trees: &[PrefixTree], tokens: usize) -> Vec<&[PrefixTree]> {
+/// Trees in their order, as many together as stay within `batch_tokens` for `copies` columns, at least one.
+pub fn batches(trees: &[PrefixTree], copies: usize, batch_tokens: usize) -> Vec<&[PrefixTree]> {
+    let tokens = (batch_tokens / copies).max(1);
     let mut out = Vec::new();
     let (mut start, mut filled) = (0, 0);
     for (i, tree) in trees.iter().enumerate() {
@@ -204,8 +199,8 @@ mod tests {
         assert_eq!(joined.segments[2], Segment { q: 6..7, own: 6, past: vec![3..5] });
 
         let trees = vec![two; 5];
-        let sizes = |tokens| batches(&trees, tokens).iter().map(|b| b.len()).collect::<Vec<_>>();
+        let sizes = |tokens| batches(&trees, 1, tokens).iter().map(|b| b.len()).collect::<Vec<_>>();
         assert_eq!((sizes(8), sizes(1), sizes(99)), (vec![2, 2, 1], vec![1; 5], vec![5]));
-        assert!(batches(&[], 4).is_empty());
+        assert!(batches(&[], 1, 4).is_empty());
     }
 }

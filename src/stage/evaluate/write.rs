@@ -73,7 +73,7 @@ pub fn read(out: &Path) -> Result<EvalReport> {
 }
 
 /// Whether a file begins with a prediction.
-fn made_here(start: &[u8]) -> bool {
+pub fn made_here(start: &[u8]) -> bool {
     let first = start.split(|&b| b == b'\n').next().unwrap_or_default();
     serde_json::from_slice::<Prediction>(first).is_ok()
 }

@@ -87,21 +87,16 @@ impl Flow {
     /// What [`run`] does, in order, in words.
     pub fn steps(&self) -> Vec<String> {
         let mut steps = Vec::new();
-        let joints = match self.joint {
-            Joint::None => 0,
-            Joint::First => 1,
-            Joint::All => usize::MAX,
-        };
         for ratio in self.sweeps() {
-            let size = |edge: &Edge| match (edge.target, ratio) {
-                (Some(Target::Memory(bytes)), _) => human_bytes(bytes),
-                (Some(Target::Ratio(r)), _) | (None, Some(r)) => format!("ratio {r}"),
-                (None, None) => "no size".into(),
+            let size = |edge: &Edge| match edge.target.or(ratio.map(Target::Ratio)) {
+                Some(Target::Memory(bytes)) => human_bytes(bytes),
+                Some(Target::Ratio(r)) => format!("ratio {r}"),
+                None => "no size".into(),
             };
             for e in &self.edges {
                 steps.push(format!("prune to {}, train and recover {}", size(e), e.name));
             }
-            for set in self.sets().into_iter().take(joints) {
+            for set in self.joint_sets() {
                 steps.push(format!("train and recover {} jointly", self.names(set).join(" + ")));
             }
             for fusion in &self.fusions {
@@ -121,6 +116,16 @@ impl Flow {
             }
         }
         sets
+    }
+
+    /// Those of them that also get a joint adapter.
+    fn joint_sets(&self) -> Vec<&[usize]> {
+        let most = match self.joint {
+            Joint::None => 0,
+            Joint::First => 1,
+            Joint::All => usize::MAX,
+        };
+        self.sets().into_iter().take(most).collect()
     }
 
     fn names(&self, edges: &[usize]) -> Vec<String> {
@@ -174,12 +179,7 @@ impl<B: Backend> Runner<'_, B> {
                 done: recovered,
             });
         }
-        let wanted = match flow.joint {
-            Joint::None => 0,
-            Joint::First => 1,
-            Joint::All => usize::MAX,
-        };
-        for set in flow.sets().into_iter().take(wanted) {
+        for set in flow.joint_sets() {
             let first = &flow.edges[set[0]];
             let pooled = Edge {
                 name: flow.names(set).join("+"),
@@ -230,11 +230,10 @@ impl<B: Backend> Runner<'_, B> {
         ratio: Option<f64>,
         times: u64,
     ) -> Result<(Done, Done, EdgeResult)> {
-        let amount = match (edge.target, ratio) {
-            (Some(Target::Ratio(r)), _) => Amount::Ratio(r),
-            (Some(Target::Memory(m)), _) => Amount::Memory(m),
-            (None, Some(r)) => Amount::Ratio(r),
-            (None, None) => {
+        let amount = match edge.target.or(ratio.map(Target::Ratio)) {
+            Some(Target::Ratio(r)) => Amount::Ratio(r),
+            Some(Target::Memory(m)) => Amount::Memory(m),
+            None => {
                 return Err(Error::Usage(format!("edge {:?} has neither ratio nor memory", edge.name)));
             }
         };
