@@ -32,7 +32,8 @@ T shuffle_from(unsigned mask, T value, unsigned source, Site site) {
 
 inline void __syncthreads(EMULATOR_SITE) { emulator::block_barrier(site); }
 inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_SITE) { emulator::warp_barrier(mask, site); }
-/// These order memory between threads only together with a barrier or an atomic, which the emulator orders anyway.
+/// These order memory only together with an atomic, and to the race detector not even then: it knows load_acquire and
+/// store_release.
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 

@@ -49,8 +49,15 @@ inline uint32_t to_tf32(float x) { return (__float_as_uint(x) + 0x1000u) & 0xfff
 inline void barrier_sync(int id, int threads, EMULATOR_SITE) { emulator::named_barrier(id, threads, true, site); }
 inline void barrier_arrive(int id, int threads, EMULATOR_SITE) { emulator::named_barrier(id, threads, false, site); }
 inline float exp2_approx(float x) { return exp2f(x); }
-inline uint32_t load_acquire(const uint32_t* p) { return emulator::atomic_update(const_cast<uint32_t*>(p), [](uint32_t old) { return old; }); }
-inline void store_release(uint32_t* p, uint32_t value) { emulator::atomic_update(p, [=](uint32_t) { return value; }); }
+inline uint32_t load_acquire(const uint32_t* p, EMULATOR_SITE) {
+    const uint32_t value = emulator::atomic_update(const_cast<uint32_t*>(p), [](uint32_t old) { return old; }, site);
+    emulator::acquire_flag(p);
+    return value;
+}
+inline void store_release(uint32_t* p, uint32_t value, EMULATOR_SITE) {
+    emulator::release_flag(p);
+    emulator::atomic_update(p, [=](uint32_t) { return value; }, site);
+}
 template <class T>
 T load_once(const T* p) {
     static_assert(sizeof(T) == 16);
