@@ -1,90 +1,214 @@
-//! Conflict resolution and fusion of two LLaMA-3-8B-shaped rank-8 adapters: module by module, and files to file.
+//! Conflict resolution and fusion of LLaMA-3-8B-shaped rank-8 adapters: step by step, whole without files, files to file.
+//!
+//! Steps are printed with their share of what this machine's multiply-adds in f64 reach, measured first. The whole model
+//! of 64 adapters takes minutes and is run where `ANABRANCH_BENCH_EDGES` names its adapters: `64`, or `2,8,64`.
 
 use std::fs;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use anabranch::algebra;
 use anabranch::checkpoint::adapter_config::AdapterConfig;
 use anabranch::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
+use anabranch::checkpoint::convert;
 use anabranch::checkpoint::module::{Module, Target};
 use anabranch::checkpoint::provenance::Provenance;
 use anabranch::checkpoint::sizes::LayerSizes;
 use anabranch::cpu::Cpu;
-use anabranch::fuse::Recipe;
+use anabranch::fuse::certificate::ModuleCertificate;
+use anabranch::fuse::compare::compare;
 use anabranch::fuse::measure::measure;
-use anabranch::fuse::options::Method;
+use anabranch::fuse::options::{Fedsa, Method};
 use anabranch::fuse::weights::Weights;
-use anabranch::fuse::{Batch, Factors, Frame, Fusion, LoraCr, Stacks};
+use anabranch::fuse::{Batch, Factors, Frame, Fusion, LoraCr, Recipe, Stacks};
 use anabranch::stage::common::Common;
 use anabranch::stage::conflict::{self, ConflictOptions};
 use anabranch::stage::fuse::{FuseOptions, Profile, plan};
 use anabranch::tensor::DType;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use faer::Mat;
+use rayon::prelude::*;
+
+const RANK: usize = 8;
+const LAYERS: usize = 32;
 
 fn num_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
-/// Two adapters of rank 8 on one module.
-fn two(o: usize, i: usize) -> Batch {
-    let value = |s: usize| {
-        move |r: usize, c: usize| (((r * 7919 + c * 104_729 + s) % 10_007) as f64 / 5003.5 - 1.0) * 0.01
-    };
-    let stack =
-        Factors::new(Mat::from_fn(16, o, value(1)), Mat::from_fn(16, i, value(5))).expect("equal ranks");
-    Batch::new(Frame::new(Module { layer: 0, target: Target::Q }, (o, i), &[8, 8]), stack)
-        .expect("the ranks add up")
+/// O and I of the seven linears.
+fn dims(target: Target) -> (usize, usize) {
+    LayerSizes { heads: 32, kv_heads: 8, mlp: 14336 }.dims(target, 4096, 128)
 }
 
-fn modules(c: &mut Criterion) {
-    let cpu = Cpu::new(num_threads()).expect("threads");
+/// Numbers that no two adapters share.
+fn random(seed: u64) -> impl FnMut() -> f64 {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        f64::from(((state >> 40) as f32 / (1u32 << 23) as f32 - 1.0) * 0.02)
+    }
+}
+
+/// `edges` adapters on one module.
+fn batch(module: Module, edges: usize) -> Batch {
+    let ((o, i), p) = (dims(module.target), RANK * edges);
+    let mut next = random(module.layer as u64 * 7 + o as u64 + 3 * i as u64);
+    let mut factor = |n: usize| Mat::from_fn(p, n, |_, _| next());
+    let stack = Factors::new(factor(o), factor(i)).expect("equal ranks");
+    Batch::new(Frame::new(module, (o, i), &vec![RANK; edges]), stack).expect("the ranks add up")
+}
+
+/// Multiply-adds of one thread per second, twice counted: the product of two matrices that fit the cache.
+fn roof() -> f64 {
+    let x = Mat::from_fn(512, 512, |i, j| ((i * 31 + j * 17) % 101) as f64 - 50.0);
+    let mut best = Duration::MAX;
+    for _ in 0..20 {
+        let start = Instant::now();
+        black_box(algebra::product(black_box(x.as_ref()), x.as_ref()));
+        best = best.min(start.elapsed());
+    }
+    2.0 * 512f64.powi(3) / best.as_secs_f64()
+}
+
+/// The median seconds of a step, and its share of the roof.
+fn share(name: &str, flops: f64, roof: f64, mut step: impl FnMut()) {
+    let mut times: Vec<f64> = (0..9)
+        .map(|_| {
+            let start = Instant::now();
+            step();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    let rate = flops / times[4];
+    println!(
+        "{name:<24} {:>9.3} ms {:>7.1} GFLOP/s {:>4.0} % of the roof",
+        1e3 * times[4],
+        rate / 1e9,
+        100.0 * rate / roof
+    );
+}
+
+fn steps(c: &mut Criterion) {
+    let one = Cpu::new(1).expect("a thread");
+    let roof = roof();
+    println!("roof: {:.1} GFLOP/s in f64 on one thread", roof / 1e9);
     let fusion = Fusion::new(Method::Fedavg, None).expect("needs no choice");
-    for (name, o, i) in [("q", 4096, 4096), ("k", 1024, 4096), ("gate", 14336, 4096), ("down", 4096, 14336)] {
-        let mut group = c.benchmark_group(name);
-        group.throughput(Throughput::Bytes((16 * (o + i) * 4) as u64)).sample_size(20);
-        let batch = two(o, i);
-        let stacks = Stacks::new(&cpu, vec![&batch]).expect("room");
+    for edges in [2, 8, 64] {
+        let module = Module { layer: 0, target: Target::Gate };
+        let batch = batch(module, edges);
+        let ((o, i), p) = (batch.frame.size, batch.frame.rank());
+        let (n, rank) = ((o + i) as f64, p as f64);
+        let stacks = Stacks::new(&one, vec![&batch]).expect("room");
         let grams = stacks.grams().expect("room");
-        let module = [(&grams[0], &batch.frame.weights[..])];
-        let resolutions = LoraCr::default().resolve(&cpu, &module).expect("finite");
-        let resolved = stacks.resolved(&resolutions).expect("room").remove(0);
+        let modules = [(&grams[0], &batch.frame.weights[..])];
+        let resolutions = LoraCr::default().resolve(&one, &modules).expect("finite");
+        let compared = compare(&one, std::slice::from_ref(&batch), Some(&LoraCr::default()), true)
+            .expect("finite")
+            .remove(0);
+        let resolved = compared.resolved.as_ref().and_then(|r| r.batch.clone()).expect("was asked for");
         let fused = fusion.fuse(&resolved, true).expect("equal ranks").factors;
-        group.bench_function("grams", |b| b.iter(|| black_box(&stacks).grams()));
-        group.bench_function("resolve", |b| b.iter(|| LoraCr::default().resolve(&cpu, black_box(&module))));
+        let named = |step: &str| format!("gate of {edges}: {step}");
+        // One triangle of the Grams; an eigenproblem is counted as 9 P³.
+        share(&named("gram"), rank * rank * n, roof, || drop(black_box(stacks.grams())));
+        share(&named("eigh"), 9.0 * rank.powi(3), roof, || {
+            drop(black_box(algebra::eigen(grams[0].a.as_ref())))
+        });
+        share(&named("resolve"), 19.0 * rank.powi(3), roof, || {
+            drop(black_box(LoraCr::default().resolve(&one, &modules)));
+        });
+        share(&named("apply"), 2.0 * rank * rank * o as f64, roof, || {
+            drop(black_box(stacks.resolved(&resolutions)))
+        });
+        share(&named("certify"), 2.0 * rank * RANK as f64 * n, roof, || {
+            drop(black_box(measure(&fused, &fused, &batch, &compared)));
+        });
+        if edges > 8 {
+            continue;
+        }
+        let mut group = c.benchmark_group(format!("gate of {edges}"));
+        group.throughput(Throughput::Bytes((p * (o + i) * 4) as u64)).sample_size(20);
+        group.bench_function("gram", |b| b.iter(|| black_box(&stacks).grams()));
+        group.bench_function("eigh", |b| b.iter(|| algebra::eigen(black_box(grams[0].a.as_ref()))));
+        group.bench_function("resolve", |b| b.iter(|| LoraCr::default().resolve(&one, black_box(&modules))));
         group.bench_function("apply", |b| b.iter(|| stacks.resolved(black_box(&resolutions))));
         group.bench_function("fedavg", |b| b.iter(|| fusion.fuse(black_box(&resolved), true)));
-        group.bench_function("certify", |b| {
-            b.iter(|| measure(black_box(&fused), &fused, &batch, &grams[0], Some(&resolutions[0])))
-        });
+        group.bench_function("certify", |b| b.iter(|| measure(black_box(&fused), &fused, &batch, &compared)));
+    }
+}
+
+/// Everything but reading and writing: resolution, method, rounding, certificate of all modules of the model.
+fn model(cpu: &Cpu, batches: &[Batch], recipe: &Recipe) {
+    let modules: Vec<&Batch> = (0..LAYERS).flat_map(|_| batches).collect();
+    modules.into_par_iter().for_each(|batch| {
+        let outcome = recipe.run(cpu, std::slice::from_ref(batch), true).expect("finite").remove(0);
+        let fused = &outcome.fused.factors;
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        convert::narrow_f64(&mut a, &fused.a_rows(), DType::F32);
+        convert::narrow_f64(&mut b, fused.b_rows(), DType::F32);
+        let round = |x: &f64| f64::from(*x as f32);
+        let got = Factors::new(fused.bt().map(round), fused.a().map(round)).expect("equal ranks");
+        black_box(ModuleCertificate::new(batch, &outcome, &got).expect("finite"));
+        black_box((a, b));
+    });
+}
+
+fn whole(c: &mut Criterion) {
+    let cpu = Cpu::new(num_threads()).expect("threads");
+    let recipe = |method, fedsa| Recipe {
+        resolve: Some(LoraCr::default()),
+        fusion: Fusion::new(method, fedsa).expect("good options"),
+    };
+    let methods = [
+        recipe(Method::Fedavg, None),
+        recipe(Method::Mean, None),
+        recipe(Method::Ffa, None),
+        recipe(Method::Fedsa, Some(Fedsa::Client(0))),
+    ];
+    let of = |edges| Target::ALL.map(|target| batch(Module { layer: 0, target }, edges));
+    if let Ok(asked) = std::env::var("ANABRANCH_BENCH_EDGES") {
+        for edges in asked.split(',').map(|e| e.parse().expect("numbers of adapters")) {
+            let batches = of(edges);
+            for recipe in &methods {
+                let start = Instant::now();
+                model(&cpu, &batches, recipe);
+                println!("{edges} adapters, lora-cr, {}: {:.2?}", recipe.fusion.method, start.elapsed());
+            }
+        }
+        return;
+    }
+    for edges in [2, 8] {
+        let batches = of(edges);
+        let mut group = c.benchmark_group(format!("model of {edges}"));
+        group.sample_size(10);
+        for recipe in &methods {
+            group.bench_function(format!("lora-cr, {}", recipe.fusion.method), |b| {
+                b.iter(|| model(&cpu, &batches, recipe));
+            });
+        }
     }
 }
 
 /// Writes an adapter of rank 8 on the seven linears of every layer of LLaMA-3-8B.
 fn write(dir: &Path, seed: u64) {
     fs::create_dir(dir).expect("a new folder");
-    let sizes = LayerSizes { heads: 32, kv_heads: 8, mlp: 14336 };
-    let specs: Vec<PairSpec> = (0..32)
+    let specs: Vec<PairSpec> = (0..LAYERS)
         .flat_map(|layer| Target::ALL.map(|target| Module { layer, target }))
         .map(|module| PairSpec {
             module,
-            rank: 8,
-            dims: sizes.dims(module.target, 4096, 128),
+            rank: RANK,
+            dims: dims(module.target),
             dtypes: (DType::F32, DType::F32),
         })
         .collect();
-    let config = AdapterConfig::peft(8, 16.0, 0.0, &Target::ALL, Some("llama-3-8b"));
-    let mut state = seed;
-    let mut random = |n: usize| -> Vec<f32> {
-        let next = |_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1u32 << 23) as f32 - 1.0) * 0.02
-        };
-        (0..n).map(next).collect()
-    };
+    let config = AdapterConfig::peft(RANK, 16.0, 0.0, &Target::ALL, Some("llama-3-8b"));
+    let mut next = random(seed);
+    let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| next() as f32).collect() };
     let mut writer = AdapterWriter::create(dir, config, specs.clone()).expect("a new file");
     for s in specs {
-        let (a, b) = (random(8 * s.dims.1), random(8 * s.dims.0));
+        let (a, b) = (random(RANK * s.dims.1), random(RANK * s.dims.0));
         writer.write_f32(s.module, &a, &b).expect("room for 84 MB");
     }
     writer.finish(None, Provenance::new("bench")).expect("room for 84 MB");
@@ -107,6 +231,7 @@ fn files(c: &mut Criterion) {
         out: Some(dir.path().join("out")),
         model: None,
         merged: None,
+        layers: None,
     };
     let bytes = plan(&ask, &common).expect("equal ranks").bytes();
     println!("llama-3-8b, rank 8: {bytes} bytes an adapter, two read, one written");
@@ -128,5 +253,5 @@ fn files(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, modules, files);
+criterion_group!(benches, steps, whole, files);
 criterion_main!(benches);

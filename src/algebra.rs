@@ -1,23 +1,93 @@
-//! Small dense algebra in f64, on one thread: products, Grams, symmetric eigenpairs, pseudo-inverses.
+//! Dense algebra in f64: products, Grams, symmetric eigenpairs, pseudo-inverses.
 //!
-//! Modules are worked on in parallel, so nothing here starts a thread, and every sum has one order.
+//! Modules are worked on in parallel, so nothing here starts a thread unless it is told to, and every sum has one order.
+
+pub mod root;
+pub mod subspace;
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef, Par, Side};
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::ops::gate::RANK_CUT;
 
+/// Columns of a product that one task of [`Spread::Pool`] makes: a fixed number, so that results do not depend on the
+/// threads.
+const PANEL: usize = 256;
+
+/// Who works on a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// The calling thread, as others work on other modules.
+    Thread,
+    /// All threads: the module is too large for several at once.
+    Pool,
+}
+
+impl Spread {
+    /// `x y`.
+    pub fn product(self, x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> Mat<f64> {
+        let mut out = Mat::zeros(x.nrows(), y.ncols());
+        self.product_into(out.as_mut(), x, y);
+        out
+    }
+
+    /// `out = x y`.
+    pub fn product_into(self, out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>) {
+        match self {
+            Spread::Thread => matmul(out, Accum::Replace, x, y, 1.0, Par::Seq),
+            Spread::Pool => panels(out).for_each(|(j, panel)| {
+                let columns = y.subcols(j, panel.ncols());
+                Spread::Thread.product_into(panel, x, columns);
+            }),
+        }
+    }
+}
+
+/// Panels of columns with the index of their first one.
+fn panels(x: MatMut<'_, f64>) -> impl ParallelIterator<Item = (usize, MatMut<'_, f64>)> {
+    let (mut rest, mut panels, mut at) = (x, Vec::new(), 0);
+    while rest.ncols() > 0 {
+        let columns = PANEL.min(rest.ncols());
+        let (panel, after) = rest.split_at_col_mut(columns);
+        panels.push((at, panel));
+        (rest, at) = (after, at + columns);
+    }
+    panels.into_par_iter()
+}
+
 /// `x y`.
 pub fn product(x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> Mat<f64> {
-    let mut out = Mat::zeros(x.nrows(), y.ncols());
-    matmul(&mut out, Accum::Replace, x, y, 1.0, Par::Seq);
-    out
+    Spread::Thread.product(x, y)
+}
+
+/// `x y` where that is symmetric: one triangle is computed, the other is its mirror image.
+pub fn symmetric_product(x: MatRef<'_, f64>, y: MatRef<'_, f64>, spread: Spread) -> Mat<f64> {
+    let n = x.nrows();
+    let mut out = Mat::zeros(n, n);
+    let lower = |out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>| {
+        let (half, whole) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+        triangular::matmul(out, half, Accum::Replace, x, whole, y, whole, 1.0, Par::Seq);
+    };
+    match spread {
+        Spread::Thread => lower(out.as_mut(), x, y),
+        Spread::Pool => panels(out.as_mut()).for_each(|(j, panel)| {
+            let width = panel.ncols();
+            let (_, below) = panel.split_at_row_mut(j);
+            let (square, rest) = below.split_at_row_mut(width);
+            let columns = y.subcols(j, width);
+            lower(square, x.subrows(j, width), columns);
+            Spread::Thread.product_into(rest, x.subrows(j + width, n - j - width), columns);
+        }),
+    }
+    symmetric(out)
 }
 
 /// `x xᵀ`, exactly symmetric.
 pub fn gram(x: MatRef<'_, f64>) -> Mat<f64> {
-    symmetric(product(x, x.transpose()))
+    symmetric_product(x, x.transpose(), Spread::Thread)
 }
 
 /// `wᵀ g w` of a symmetric `g`, exactly symmetric.

@@ -78,6 +78,10 @@ pub trait Backend: Scratch {
         let _ = bytes;
         Ok(())
     }
+    /// Whether several small problems are best given to it at once by several threads, one each, rather than in one call.
+    fn side_by_side(&self) -> bool {
+        false
+    }
     /// A buffer of `len` zeros. Called while a run is set up, never inside an operation.
     fn alloc<T: Elem>(&self, name: &str, len: usize) -> Result<<Self::Store as Store>::Buf<T>>;
     /// Host to device.

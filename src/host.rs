@@ -49,6 +49,13 @@ impl Store for Host {
     fn len<T: Elem>(buf: &Vec<T>) -> usize {
         buf.len()
     }
+    const HOST: bool = true;
+    fn view_of<'a, T: Elem>(own: &'a [T], _: &'a Vec<T>) -> &'a [T] {
+        own
+    }
+    fn view_mut_of<'a, T: Elem>(own: &'a mut [T], _: &'a mut Vec<T>) -> &'a mut [T] {
+        own
+    }
 }
 
 /// A weight as a file holds it: `size.0 × size.1` elements of `dtype`, row-major, at `range` of `bytes`.

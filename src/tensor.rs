@@ -163,6 +163,19 @@ pub trait Store: MemoryLayout + Sized + Send + Sync + 'static {
     fn view_mut<T: Elem>(buf: &mut Self::Buf<T>, range: Range<usize>) -> Self::ViewMut<'_, T>;
     /// Elements of the buffer.
     fn len<T: Elem>(buf: &Self::Buf<T>) -> usize;
+    /// Whether the device computes in the process's memory, so that nothing need be copied to it.
+    const HOST: bool = false;
+    /// All of `own`, to read, or of `copy`, which is then its copy on the device.
+    fn view_of<'a, T: Elem>(own: &'a [T], copy: &'a Self::Buf<T>) -> Self::View<'a, T> {
+        let _ = own;
+        Self::view(copy, 0..Self::len(copy))
+    }
+    /// All of `own`, to write, or of `copy`, which then must be brought to it.
+    fn view_mut_of<'a, T: Elem>(own: &'a mut [T], copy: &'a mut Self::Buf<T>) -> Self::ViewMut<'a, T> {
+        let _ = own;
+        let len = Self::len(copy);
+        Self::view_mut(copy, 0..len)
+    }
 
     /// The rows in `range` of a matrix of activations `width` wide, to read.
     fn rows<T: Real>(buf: &Self::Buf<T>, range: Range<usize>, width: usize) -> Self::View<'_, T> {

@@ -144,6 +144,7 @@ fn options(adapters: &[PathBuf], method: Method) -> FuseOptions {
         out: Some("out".into()),
         model: None,
         merged: None,
+        layers: None,
     }
 }
 

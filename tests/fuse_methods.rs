@@ -9,7 +9,7 @@ use anabranch::fuse::measure::measure;
 use anabranch::fuse::options::{Coverage, Fedsa, Gate, Method, SharedRank};
 use anabranch::fuse::truncate::truncate;
 use anabranch::fuse::{Batch, Factors, Fusion, Kept, LoraCr};
-use dense::{Pair, adapters, batch, cpu, dense as product, distance, grams, updates, weighted};
+use dense::{Pair, adapters, batch, compared, cpu, dense as product, distance, updates, weighted};
 use faer::Mat;
 use proptest::prelude::*;
 
@@ -219,13 +219,13 @@ fn rounded(f: &Factors) -> Factors {
 #[test]
 fn the_certificate_measures_what_dense_norms_measure() {
     let x = three();
-    let grams = grams(&x);
+    let known = compared(&x);
     let d = updates(&x);
     let mean = weighted(&d, &WEIGHTS);
     for method in [Method::Fedavg, Method::Mean, Method::MeanSvd, Method::Ffa] {
         let expected = fuse(plain(method), &x);
         let got = rounded(&expected);
-        let m = measure(&got, &expected, &x, &grams, None).unwrap();
+        let m = measure(&got, &expected, &x, &known).unwrap();
         let want = distance(product(&got).as_ref(), product(&expected).as_ref());
         assert!(want > 1e-9 && (m.error / want - 1.0).abs() <= 1e-6, "{method}: {} {want}", m.error);
         let want = distance(product(&got).as_ref(), mean.as_ref());
@@ -237,8 +237,7 @@ fn the_certificate_measures_what_dense_norms_measure() {
             assert!(dot.abs() <= 1e-9 * d.squared_norm_l2(), "{method}: not the least-squares shares");
         }
     }
-    let m =
-        measure(&fuse(plain(Method::Mean), &x), &fuse(plain(Method::Mean), &x), &x, &grams, None).unwrap();
+    let m = measure(&fuse(plain(Method::Mean), &x), &fuse(plain(Method::Mean), &x), &x, &known).unwrap();
     assert_eq!(m.error, 0.0);
     for (got, want) in m.effective_scale.iter().zip(WEIGHTS) {
         assert!((got - want).abs() <= 1e-10);
@@ -246,19 +245,18 @@ fn the_certificate_measures_what_dense_norms_measure() {
     // A wrong scale is seen, and so are rows beyond the expected rank.
     let expected = fuse(plain(Method::Fedavg), &x);
     let double = expected.scaled(Some(&[2.0; 24]), None);
-    assert!((measure(&double, &expected, &x, &grams, None).unwrap().error - 1.0).abs() <= 1e-12);
+    assert!((measure(&double, &expected, &x, &known).unwrap().error - 1.0).abs() <= 1e-12);
     let more = fuse(plain(Method::Mean), &x);
     let want = distance(product(&more).as_ref(), product(&expected).as_ref());
-    assert!((measure(&more, &expected, &x, &grams, None).unwrap().error - want).abs() <= 1e-10);
+    assert!((measure(&more, &expected, &x, &known).unwrap().error - want).abs() <= 1e-10);
 }
 
 #[test]
 fn the_certificate_after_resolution_compares_with_the_resolved_mean() {
     let x = three();
-    let grams = grams(&x);
-    let (resolved, resolution) = dense::resolve(&cpu(), &x, &LoraCr::default());
+    let (resolved, known) = dense::resolve(&cpu(), &x, &LoraCr::default());
     let expected = fuse(plain(Method::Fedavg), &resolved);
-    let m = measure(&expected, &expected, &x, &grams, Some(&resolution)).unwrap();
+    let m = measure(&expected, &expected, &x, &known).unwrap();
     let mean = weighted(&updates(&resolved), &WEIGHTS);
     let want = distance(product(&expected).as_ref(), mean.as_ref());
     assert!((m.distance_to_mean - want).abs() <= 1e-10);

@@ -7,8 +7,9 @@ mod on_cpu {
 
     const CASES: u32 = 200;
 
-    fn resolve(batch: &Batch, options: LoraCr) -> (Batch, Resolution) {
-        dense::resolve(&dense::cpu(), batch, &options)
+    fn resolve(batch: &Batch, options: LoraCr) -> (Batch, Resolved) {
+        let (out, compared) = dense::resolve(&dense::cpu(), batch, &options);
+        (out, compared.resolved.unwrap())
     }
 
     include!("lora_cr/identities.rs");
@@ -30,14 +31,15 @@ mod on_cuda {
         there.then(|| Cuda::new(0, None).unwrap())
     });
 
-    fn resolve(batch: &Batch, options: LoraCr) -> (Batch, Resolution) {
-        match &*DEVICE {
+    fn resolve(batch: &Batch, options: LoraCr) -> (Batch, Resolved) {
+        let (out, compared) = match &*DEVICE {
             Some(cuda) => dense::resolve(cuda, batch, &options),
             None => {
                 eprintln!("skipped, no CUDA device or no kernels: on the CPU again");
                 dense::resolve(&dense::cpu(), batch, &options)
             }
-        }
+        };
+        (out, compared.resolved.unwrap())
     }
 
     include!("lora_cr/identities.rs");

@@ -15,6 +15,8 @@ use crate::tensor::DType;
 
 /// The file with the tensors.
 pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";
+/// What says that a folder is a part of a fusion, and no adapter.
+pub const PART: &str = "part.json";
 /// What PEFT puts before every name.
 const PREFIX: &str = "base_model.model.";
 
@@ -57,6 +59,12 @@ impl Adapter {
     pub fn open(dir: &Path, options: OpenOptions) -> Result<Adapter> {
         if !std::fs::metadata(dir).map_err(Error::io(dir))?.is_dir() {
             return Err(Error::file(dir, "is a file, expected an adapter's folder"));
+        }
+        if dir.join(PART).exists() {
+            return Err(Error::file(
+                dir,
+                "is a part of a fusion: put it together with the others by `anabranch join`",
+            ));
         }
         if !dir.join(ADAPTER_CONFIG).exists() {
             return Err(Error::file(dir, format!("has no {ADAPTER_CONFIG}: no adapter's folder")));

@@ -26,30 +26,29 @@ pub struct PairSpec {
     pub dtypes: (DType, DType),
 }
 
-/// An adapter's folder being written.
+/// A safetensors file of pairs being written.
 #[derive(Debug)]
-pub struct AdapterWriter {
-    dir: PathBuf,
-    config: AdapterConfig,
+pub struct PairWriter {
+    path: PathBuf,
     file: SafetensorsWriter,
     pending: VecDeque<PairSpec>,
 }
 
-impl AdapterWriter {
-    /// Begins `adapter_model.safetensors` in the folder `dir`, which is there: `modules` in the order in which they will
-    /// come. The config is written by [`AdapterWriter::finish`].
-    pub fn create(dir: &Path, config: AdapterConfig, modules: Vec<PairSpec>) -> Result<AdapterWriter> {
-        let specs = modules
-            .iter()
-            .flat_map(|p| {
-                [
-                    TensorSpec::new(name_a(p.module), p.dtypes.0, [p.rank, p.dims.1]),
-                    TensorSpec::new(name_b(p.module), p.dtypes.1, [p.dims.0, p.rank]),
-                ]
-            })
-            .collect();
-        let file = SafetensorsWriter::create(&dir.join(ADAPTER_MODEL), specs, &[])?;
-        Ok(AdapterWriter { dir: dir.to_path_buf(), config, file, pending: modules.into() })
+impl PairWriter {
+    /// Begins the file at `path`: `modules` in the order in which they will come.
+    pub fn create(path: &Path, modules: Vec<PairSpec>) -> Result<PairWriter> {
+        let file = SafetensorsWriter::create(path, tensors(&modules), &[])?;
+        Ok(PairWriter { path: path.to_path_buf(), file, pending: modules.into() })
+    }
+
+    /// Goes on with a file that was begun for these `modules`, of whose first ones the bytes of A and B together have
+    /// these SHA-256; gives how many of them are there.
+    pub fn resume(path: &Path, modules: Vec<PairSpec>, written: &[&str]) -> Result<(PairWriter, usize)> {
+        let sound =
+            |n: usize, bytes: &[u8]| written.get(n).is_some_and(|hash| digest::sha256(bytes) == *hash);
+        let (file, kept) = SafetensorsWriter::resume(path, tensors(&modules), 2, sound)?;
+        let pending = modules.into_iter().skip(kept).collect();
+        Ok((PairWriter { path: path.to_path_buf(), file, pending }, kept))
     }
 
     /// Takes the next module, which must be `module`.
@@ -57,28 +56,82 @@ impl AdapterWriter {
         match self.pending.pop_front() {
             Some(p) if p.module == module => Ok(p),
             Some(p) => {
-                Err(Error::file(&self.dir, format!("{module} came to be written, expected {}", p.module)))
+                Err(Error::file(&self.path, format!("{module} came to be written, expected {}", p.module)))
             }
-            None => Err(Error::file(&self.dir, format!("{module} came to be written, expected no more"))),
+            None => Err(Error::file(&self.path, format!("{module} came to be written, expected no more"))),
         }
     }
 
     /// Writes `A[R, I]` and `B[O, R]` of the next module as these bytes.
-    pub fn write_bytes(&mut self, module: Module, a: &[u8], b: &[u8]) -> Result<()> {
+    pub fn write(&mut self, module: Module, a: &[u8], b: &[u8]) -> Result<()> {
         self.next(module)?;
         self.file.write(&name_a(module), a)?;
         self.file.write(&name_b(module), b)
     }
 
+    /// Makes the file durable; gives its SHA-256.
+    pub fn finish(self) -> Result<String> {
+        self.file.finish()
+    }
+}
+
+/// A and B of each module.
+fn tensors(modules: &[PairSpec]) -> Vec<TensorSpec> {
+    let both = |p: &PairSpec| {
+        [
+            TensorSpec::new(name_a(p.module), p.dtypes.0, [p.rank, p.dims.1]),
+            TensorSpec::new(name_b(p.module), p.dtypes.1, [p.dims.0, p.rank]),
+        ]
+    };
+    modules.iter().flat_map(both).collect()
+}
+
+/// `bytes`, rows of `row` bytes, each followed by zeros so that it has `padded`.
+pub fn pad_rows(bytes: Vec<u8>, row: usize, padded: usize) -> Vec<u8> {
+    if row >= padded {
+        return bytes;
+    }
+    let mut out = vec![0; bytes.len() / row.max(1) * padded];
+    for (to, from) in out.chunks_exact_mut(padded).zip(bytes.chunks_exact(row)) {
+        to[..row].copy_from_slice(from);
+    }
+    out
+}
+
+/// An adapter's folder being written.
+#[derive(Debug)]
+pub struct AdapterWriter {
+    dir: PathBuf,
+    config: AdapterConfig,
+    pairs: PairWriter,
+}
+
+impl AdapterWriter {
+    /// Begins `adapter_model.safetensors` in the folder `dir`, which is there: `modules` in the order in which they will
+    /// come. The config is written by [`AdapterWriter::finish`].
+    pub fn create(dir: &Path, config: AdapterConfig, modules: Vec<PairSpec>) -> Result<AdapterWriter> {
+        Ok(AdapterWriter::of(dir, config, PairWriter::create(&dir.join(ADAPTER_MODEL), modules)?))
+    }
+
+    /// Around the `adapter_model.safetensors` of `dir` that is being written.
+    pub fn of(dir: &Path, config: AdapterConfig, pairs: PairWriter) -> AdapterWriter {
+        AdapterWriter { dir: dir.to_path_buf(), config, pairs }
+    }
+
+    /// Writes `A[R, I]` and `B[O, R]` of the next module as these bytes.
+    pub fn write_bytes(&mut self, module: Module, a: &[u8], b: &[u8]) -> Result<()> {
+        self.pairs.write(module, a, b)
+    }
+
     /// Writes `A[R, I]` and `B[O, R]` of the next module, each number rounded once to the file's dtype.
     pub fn write_f32(&mut self, module: Module, a: &[f32], b: &[f32]) -> Result<()> {
-        let p = self.next(module)?;
+        let p = self.pairs.next(module)?;
         let mut bytes = Vec::new();
         convert::narrow(&mut bytes, a, p.dtypes.0);
-        self.file.write(&name_a(module), &bytes)?;
+        self.pairs.file.write(&name_a(module), &bytes)?;
         bytes.clear();
         convert::narrow(&mut bytes, b, p.dtypes.1);
-        self.file.write(&name_b(module), &bytes)
+        self.pairs.file.write(&name_b(module), &bytes)
     }
 
     /// Writes `A[rank, I]` and `scale · B[O, rank]` of the next module, each number rounded once to the file's dtype.
@@ -92,7 +145,7 @@ impl AdapterWriter {
         rank: usize,
         scale: f64,
     ) -> Result<()> {
-        let p = self.next(module)?;
+        let p = self.pairs.next(module)?;
         let (o, i) = p.dims;
         let fits = rank > 0 && rank <= p.rank && a.len() == rank * i && b.len() == o * rank;
         if !fits {
@@ -109,13 +162,10 @@ impl AdapterWriter {
         bytes.resize(p.rank * i * p.dtypes.0.size(), 0);
         self.put(name_a(module), &bytes, p.dtypes.0)?;
         bytes.clear();
-        let mut padded = vec![0.0; o * p.rank];
-        for (row, b) in padded.chunks_exact_mut(p.rank).zip(b.chunks_exact(rank)) {
-            for (r, &x) in row.iter_mut().zip(b) {
-                *r = scale * x;
-            }
-        }
-        convert::narrow_f64(&mut bytes, &padded, p.dtypes.1);
+        let scaled: Vec<f64> = b.iter().map(|x| scale * x).collect();
+        convert::narrow_f64(&mut bytes, &scaled, p.dtypes.1);
+        let size = p.dtypes.1.size();
+        let bytes = pad_rows(bytes, rank * size, p.rank * size);
         self.put(name_b(module), &bytes, p.dtypes.1)
     }
 
@@ -124,13 +174,13 @@ impl AdapterWriter {
             let why = format!("would hold NaN or infinity at element {i} in {dtype}");
             return Err(Error::tensor(self.dir.join(ADAPTER_MODEL), name, why));
         }
-        self.file.write(&name, bytes)
+        self.pairs.file.write(&name, bytes)
     }
 
     /// Writes `adapter_config.json`, a copy of `pruning`, and last `anabranch.json` with the hashes of all files.
     pub fn finish(self, pruning: Option<&Pruning>, provenance: Provenance) -> Result<()> {
         let mut known = BTreeMap::new();
-        known.insert(ADAPTER_MODEL.to_string(), self.file.finish()?);
+        known.insert(ADAPTER_MODEL.to_string(), self.pairs.finish()?);
         let hash = digest::write_json(&self.dir.join(ADAPTER_CONFIG), self.config.to_json())?;
         known.insert(ADAPTER_CONFIG.to_string(), hash);
         if let Some(pruning) = pruning {

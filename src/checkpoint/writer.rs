@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -68,6 +68,43 @@ impl SafetensorsWriter {
         Ok(w)
     }
 
+    /// Goes on with a file that was begun with the same header, its tensors in groups of `group`: keeps whole groups as
+    /// long as `sound` says of each, by its number, that its bytes are those that were written, and takes away what comes
+    /// after them. Gives how many it kept; a file that is not there, or has another header, is begun anew.
+    pub fn resume(
+        path: &Path,
+        tensors: Vec<TensorSpec>,
+        group: usize,
+        mut sound: impl FnMut(usize, &[u8]) -> bool,
+    ) -> Result<(SafetensorsWriter, usize)> {
+        let header = header(path, &tensors, &[])?;
+        let mut file = match File::options().read(true).write(true).open(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Ok((SafetensorsWriter::create(path, tensors, &[])?, 0));
+            }
+            other => other.map_err(Error::io(path))?,
+        };
+        let mut bytes = vec![0; header.len()];
+        if !fill(&mut file, &mut bytes).map_err(Error::io(path))? || bytes != header {
+            return Ok((SafetensorsWriter::create(path, tensors, &[])?, 0));
+        }
+        let mut hasher = Hasher::default();
+        hasher.update(&header);
+        let (mut kept, mut end) = (0, header.len() as u64);
+        for next in tensors.chunks_exact(group) {
+            let len: u64 = next.iter().filter_map(TensorSpec::bytes).sum();
+            bytes.resize(usize::try_from(len).map_err(|_| Error::file(path, "has a tensor too large"))?, 0);
+            if !fill(&mut file, &mut bytes).map_err(Error::io(path))? || !sound(kept, &bytes) {
+                break;
+            }
+            hasher.update(&bytes);
+            (kept, end) = (kept + 1, end + len);
+        }
+        file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end))).map_err(Error::io(path))?;
+        let pending = tensors.into_iter().skip(kept * group).collect();
+        Ok((SafetensorsWriter { path: path.to_path_buf(), file, hasher, pending }, kept))
+    }
+
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(Error::io(&self.path))?;
         self.hasher.update(bytes);
@@ -99,6 +136,15 @@ impl SafetensorsWriter {
         }
         self.file.sync_all().map_err(Error::io(&self.path))?;
         Ok(self.hasher.finish())
+    }
+}
+
+/// Reads as many bytes as `out` has; false where the file ends before.
+fn fill(file: &mut File, out: &mut [u8]) -> std::io::Result<bool> {
+    match file.read_exact(out) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::UnexpectedEof => Ok(false),
+        Err(e) => Err(e),
     }
 }
 

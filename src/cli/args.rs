@@ -116,6 +116,10 @@ pub enum Command {
     ///
     /// Example: anabranch fuse hum-full sc-full --method fedavg --resolve lora-cr --out fused
     Fuse(FuseArgs),
+    /// The parts of a fusion (fuse --layers A..B) put together
+    ///
+    /// Example: anabranch join part-0 part-1 part-2 --out fused
+    Join(JoinArgs),
     /// Accuracy on multiple-choice tasks, or perplexity on a text
     ///
     /// Example: anabranch eval --model llama-3-8b --adapter fused --base --task hum_sc.jsonl
@@ -448,9 +452,23 @@ pub struct FuseArgs {
     /// A whole checkpoint with the update added, one rounding
     #[arg(long, value_name = "DIR", requires = "model")]
     pub merged: Option<PathBuf>,
+    /// Only these layers, end exclusive, e.g. 0..16: a part, which join puts together with the others
+    #[arg(long, value_name = "A..B", conflicts_with = "merged")]
+    pub layers: Option<LayerRange>,
     /// How they are fused
     #[command(flatten)]
     pub how: FuseHow,
+}
+
+/// `join`.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// The parts, in any order
+    #[arg(required = true, num_args = 1.., value_name = "PART")]
+    pub parts: Vec<PathBuf>,
+    /// The fused adapter's folder
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 /// How adapters are fused.

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::fuse::inputs::Inputs;
 use crate::model::memory::Plan;
 use crate::stage::common::Common;
+use crate::stage::join::Parts;
 use crate::stage::{evaluate, fuse, generate, logits, prune, recover, train};
 
 /// What a command would do.
@@ -96,7 +97,14 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
                 o.folder(out, common)?;
             }
             let ready = fuse::plan(&options, common)?;
-            o.steps.push(format!("fuse {} modules, largest rank {}", ready.frames.len(), ready.rank()));
+            o.steps.push(format!("fuse {} modules, largest rank {}", ready.asked().len(), ready.rank()));
+        }
+        Command::Join(args) => {
+            let options = plan::join(args);
+            o.reads(&options.parts);
+            o.folder(&options.out, common)?;
+            let parts = Parts::open(&options.parts)?;
+            o.steps.push(format!("join {} modules of {} parts", parts.modules(), options.parts.len()));
         }
         Command::Eval(args) => {
             let options = plan::eval(args)?;

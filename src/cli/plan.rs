@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::args::{
-    BudgetArgs, ConflictArgs, EvalArgs, FuseArgs, FuseHow, GenerateArgs, Global, LogitsArgs, PrecisionArg,
-    PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs, TrainCommand, TrainHow,
+    BudgetArgs, ConflictArgs, EvalArgs, FuseArgs, FuseHow, GenerateArgs, Global, JoinArgs, LogitsArgs,
+    PrecisionArg, PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs, TrainCommand, TrainHow,
 };
 use crate::cpu::Cpu;
 use crate::cuda::Cuda;
@@ -21,6 +21,7 @@ use crate::stage::doctor::{self, Doctor};
 use crate::stage::evaluate::EvalOptions;
 use crate::stage::fuse::{FuseOptions, Profile};
 use crate::stage::generate::GenerateOptions;
+use crate::stage::join::JoinOptions;
 use crate::stage::logits::LogitsOptions;
 use crate::stage::measure::StepSize;
 use crate::stage::progress::Progress;
@@ -429,6 +430,7 @@ pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
         out: None,
         model: None,
         merged: None,
+        layers: None,
     })
 }
 
@@ -439,8 +441,14 @@ pub fn fuse(args: &FuseArgs) -> Result<FuseOptions> {
         out: args.out.clone(),
         model: args.model.clone(),
         merged: args.merged.clone(),
+        layers: args.layers.map(|l| l.start..l.end),
         ..fuse_template(&args.how)?
     })
+}
+
+/// `join`'s options.
+pub fn join(args: &JoinArgs) -> JoinOptions {
+    JoinOptions { parts: args.parts.clone(), out: args.out.clone() }
 }
 
 /// `conflict`'s options.

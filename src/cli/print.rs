@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::fuse::certificate::{Certificate, Spread};
 use crate::fuse::conflict::{ConflictReport, Score};
 use crate::model::memory::{Part, Plan, human_bytes};
 use crate::stage::budget::grouped;
@@ -13,6 +14,7 @@ use crate::stage::evaluate::EvalReport;
 use crate::stage::evaluate::accuracy::{Accuracy, percent};
 use crate::stage::flow::results::{Column, Results};
 use crate::stage::fuse::FuseReport;
+use crate::stage::join::JoinReport;
 use crate::stage::measure::Measured;
 use crate::stage::prune::PruneReport;
 use crate::stage::recover::RecoverReport;
@@ -281,35 +283,51 @@ pub fn conflict(r: &ConflictReport, adapters: &[PathBuf]) -> String {
 
 /// What was fused, and what the certificate says.
 pub fn fuse(r: &FuseReport) -> String {
-    let mut text = String::new();
-    for (out, certificate) in [(&r.out, &r.certificate), (&r.merged, &r.merged_certificate)] {
-        let Some(out) = out else { continue };
-        let Some(c) = certificate else {
-            text += &format!("{}: already finished\n", out.display());
-            continue;
-        };
-        text += &format!("{}: {} modules", out.display(), r.modules);
-        if let Some(rank) = r.rank.filter(|_| Some(out) == r.out.as_ref()) {
-            text += &format!(" of rank {rank}");
-        }
-        let mut rows = vec![["", "mean", "largest"].map(String::from).to_vec()];
-        for (name, s) in [
-            ("error to the method's definition", &c.error),
-            ("distance to the mean of products", &c.distance_to_mean),
-        ] {
-            rows.push(vec![name.into(), format!("{:.2e}", s.mean), format!("{:.2e}", s.max)]);
-        }
-        text += &format!("\n{}", table(&rows));
-        let scales: Vec<String> = c.effective_scale.iter().map(|s| format!("{s:.3}")).collect();
-        text += &format!("effective scale of each adapter: {}\n", scales.join(", "));
-        text += &match &c.after {
-            Some(after) => format!(
-                "conflict: {:.4} before, {:.4} after LoRA-CR\n",
-                c.before.conflict_mean, after.conflict_mean
-            ),
-            None => format!("conflict: {:.4}\n", c.before.conflict_mean),
-        };
+    let of_rank = r.rank.map(|rank| format!(" of rank {rank}")).unwrap_or_default();
+    let both = [(&r.out, &r.certificate, of_rank), (&r.merged, &r.merged_certificate, String::new())];
+    let one = |(out, c, of_rank): (&Option<PathBuf>, &Option<Certificate>, String)| {
+        Some(certified(out.as_ref()?, &format!("{} modules{of_rank}", r.modules), c.as_ref()))
+    };
+    both.into_iter().filter_map(one).collect()
+}
+
+/// What was put together, and what the certificate says.
+pub fn join(r: &JoinReport) -> String {
+    let what = format!("{} modules of {} parts", r.modules, r.parts);
+    certified(&r.out, &what, r.certificate.as_ref())
+}
+
+/// An output and its certificate; none where it was there already.
+fn certified(out: &Path, what: &str, certificate: Option<&Certificate>) -> String {
+    let Some(c) = certificate else { return format!("{}: already finished\n", out.display()) };
+    let mut text = format!("{}: {what}", out.display());
+    let mut rows = vec![["", "mean", "largest"].map(String::from).to_vec()];
+    for (name, s) in [
+        ("error to the method's definition", &c.error),
+        ("distance to the mean of products", &c.distance_to_mean),
+    ] {
+        rows.push(vec![name.into(), format!("{:.2e}", s.mean), format!("{:.2e}", s.max)]);
     }
+    text += &format!("\n{}", table(&rows));
+    let number = |s: f64| format!("{s:.3}");
+    let scales = &c.effective_scale;
+    text += &match scales.len() {
+        ..=16 => {
+            let scales: Vec<String> = scales.iter().copied().map(number).collect();
+            format!("effective scale of each adapter: {}\n", scales.join(", "))
+        }
+        _ => {
+            let s = Spread::of(scales.iter().copied());
+            format!("effective scales from {} to {}, mean {}\n", number(s.min), number(s.max), number(s.mean))
+        }
+    };
+    text += &match &c.after {
+        Some(after) => format!(
+            "conflict: {:.4} before, {:.4} after LoRA-CR\n",
+            c.before.conflict_mean, after.conflict_mean
+        ),
+        None => format!("conflict: {:.4}\n", c.before.conflict_mean),
+    };
     text
 }
 

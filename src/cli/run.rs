@@ -15,8 +15,8 @@ use crate::checkpoint::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::stage::{
-    budget, conflict, demo, evaluate, flow, fuse, generate, inspect, logits, measure, prune, recover, report,
-    train,
+    budget, conflict, demo, evaluate, flow, fuse, generate, inspect, join, logits, measure, prune, recover,
+    report, train,
 };
 use crate::tensor::Real;
 
@@ -96,6 +96,10 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             let report = on_device!(machine, |b| in_pool(global, || fuse::run(b, &options, &common)))?;
             print::warnings(&report.warnings);
             out.report(&report, || print::fuse(&report))
+        }
+        Command::Join(args) => {
+            let report = join::run(&plan::join(args), &common)?;
+            out.report(&report, || print::join(&report))
         }
         Command::Run(args) => {
             let machine = plan::machine(global)?;

@@ -106,6 +106,10 @@ impl Scratch for Cpu {
 impl Backend for Cpu {
     type Store = Host;
 
+    fn side_by_side(&self) -> bool {
+        true
+    }
+
     fn alloc<T: Elem>(&self, name: &str, len: usize) -> Result<Vec<T>> {
         let mut buf = Vec::new();
         buf.try_reserve_exact(len).map_err(|_| {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::fuse::conflict::Score;
+use crate::fuse::conflict::{Score, trace};
 use crate::fuse::factors::{Batch, Factors};
 use crate::fuse::measure::measure;
 use crate::fuse::pipeline::{Outcome, Recipe};
@@ -16,7 +16,7 @@ pub const CERTIFICATE: &str = "certificate.json";
 const FORMAT: &str = "anabranch-certificate/1";
 
 /// The certificate of one module.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModuleCertificate {
     /// Counted from 0.
     pub layer: usize,
@@ -90,15 +90,11 @@ pub struct Certificate {
 impl ModuleCertificate {
     /// Measures `got`, the factors as written, of a batch's way through `recipe`.
     pub fn new(batch: &Batch, outcome: &Outcome, got: &Factors) -> Result<ModuleCertificate> {
-        let (grams, fused) = (&outcome.grams, &outcome.fused);
-        let measured = measure(got, &fused.factors, batch, grams, outcome.resolution.as_ref())?;
-        let energy = |g: &crate::fuse::Grams| {
-            let p = g.products();
-            (0..p.nrows()).map(|e| p[(e, e)].max(0.0)).sum::<f64>()
-        };
-        let energy_resolved = outcome.resolution.as_ref().map(|r| {
-            let total = energy(grams);
-            if total > 0.0 { energy(&r.grams(grams)) / total } else { 1.0 }
+        let (compared, fused) = (&outcome.compared, &outcome.fused);
+        let measured = measure(got, &fused.factors, batch, compared)?;
+        let energy_resolved = compared.resolved.as_ref().map(|r| {
+            let total = trace(&compared.products);
+            if total > 0.0 { trace(&r.products) / total } else { 1.0 }
         });
         Ok(ModuleCertificate {
             layer: batch.frame.module.layer,
@@ -110,8 +106,8 @@ impl ModuleCertificate {
             distance_to_mean: measured.distance_to_mean,
             energy_kept: fused.energy_kept,
             effective_scale: measured.effective_scale,
-            before: outcome.before,
-            after: outcome.after,
+            before: compared.score,
+            after: compared.resolved.as_ref().map(|r| r.score),
             energy_resolved,
         })
     }
@@ -119,7 +115,7 @@ impl ModuleCertificate {
 
 impl Spread {
     /// Of these numbers; zeros of none.
-    fn of(x: impl Iterator<Item = f64> + Clone) -> Spread {
+    pub fn of(x: impl Iterator<Item = f64> + Clone) -> Spread {
         let n = x.clone().count();
         if n == 0 {
             return Spread::default();

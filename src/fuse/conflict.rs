@@ -1,19 +1,19 @@
 //! Conflict scores: how far the updates of several adapters disagree, per module, per layer and in all.
 
 use faer::Mat;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::error::Result;
+use crate::fuse::compare::{Compared, Resolved, compare};
 use crate::fuse::direction::Direction;
 use crate::fuse::factors::Batch;
 use crate::fuse::grams::Grams;
-use crate::fuse::lora_cr::{LoraCr, Resolution};
+use crate::fuse::lora_cr::LoraCr;
 use crate::fuse::options::{Restore, Side};
-use crate::fuse::stacks::Stacks;
 
 /// The conflict score c̄ of one module: two means of `cₖ` over the directions of the shared subspace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// `Σ cₖ / K`.
     pub conflict_mean: f64,
@@ -24,13 +24,18 @@ pub struct Score {
 impl Score {
     /// Of these directions; 0 where there are none.
     pub fn of(directions: &[Direction]) -> Score {
-        if directions.is_empty() {
+        Score::of_pairs(directions.iter().map(|d| (d.sigma, d.conflict)))
+    }
+
+    /// Of directions with these `(σₖ, cₖ)`; 0 where there are none.
+    pub(super) fn of_pairs(directions: impl ExactSizeIterator<Item = (f64, f64)> + Clone) -> Score {
+        if directions.len() == 0 {
             return Score::default();
         }
-        let sigma: f64 = directions.iter().map(|d| d.sigma).sum();
+        let sigma: f64 = directions.clone().map(|(sigma, _)| sigma).sum();
         Score {
-            conflict_mean: directions.iter().map(|d| d.conflict).sum::<f64>() / directions.len() as f64,
-            conflict_weighted: directions.iter().map(|d| d.sigma * d.conflict).sum::<f64>() / sigma,
+            conflict_mean: directions.clone().map(|(_, c)| c).sum::<f64>() / directions.len() as f64,
+            conflict_weighted: directions.map(|(sigma, c)| sigma * c).sum::<f64>() / sigma,
         }
     }
 
@@ -127,41 +132,30 @@ pub fn module_conflicts<B: Backend>(
     batches: &[Batch],
     options: &LoraCr,
 ) -> Result<Vec<ModuleConflict>> {
-    let grams = Stacks::new(backend, batches.iter().collect())?.grams()?;
-    let modules: Vec<(&Grams, &[f64])> =
-        grams.iter().zip(batches).map(|(g, b)| (g, &b.frame.weights[..])).collect();
-    let resolutions = options.resolve(backend, &modules)?;
-    let resolved: Vec<Grams> = resolutions.iter().zip(&grams).map(|(r, g)| r.grams(g)).collect();
-    let after = scores(backend, &resolved, options)?;
-    let one = |n: usize| module_conflict(&batches[n], &grams[n], &resolutions[n], &resolved[n], after[n]);
-    Ok((0..batches.len()).map(one).collect())
+    let compared = compare(backend, batches, Some(options), false)?;
+    let both = batches.iter().zip(&compared);
+    Ok(both.filter_map(|(b, c)| Some(module_conflict(b, c, c.resolved.as_ref()?))).collect())
 }
 
-fn module_conflict(
-    batch: &Batch,
-    grams: &Grams,
-    resolution: &Resolution,
-    resolved: &Grams,
-    score: Score,
-) -> ModuleConflict {
-    let (before, after) = (grams.products(), resolved.products());
-    let norms = norms(&before);
-    let energy = trace(&before);
+fn module_conflict(batch: &Batch, compared: &Compared, resolved: &Resolved) -> ModuleConflict {
+    let (before, after) = (&compared.products, &resolved.products);
+    let norms = norms(before);
+    let energy = trace(before);
     ModuleConflict {
         layer: batch.frame.module.layer,
         target: batch.frame.module.target.short().to_owned(),
         shape: [batch.frame.size.0, batch.frame.size.1],
         adapters: batch.frame.members.clone(),
         ranks: batch.frame.ranks(),
-        directions: resolution.directions.len(),
-        subspace_energy: resolution.subspace_energy,
-        before: Score::of(&resolution.directions),
-        after: score,
-        cosines: cosines(&before),
-        norms_after: self::norms(&after),
+        directions: resolved.directions.len(),
+        subspace_energy: resolved.subspace_energy,
+        before: compared.score,
+        after: resolved.score,
+        cosines: cosines(before),
+        norms_after: self::norms(after),
         norms,
         energy,
-        energy_kept: if energy > 0.0 { trace(&after) / energy } else { 1.0 },
+        energy_kept: if energy > 0.0 { trace(after) / energy } else { 1.0 },
     }
 }
 
@@ -205,7 +199,7 @@ impl ConflictReport {
     }
 }
 
-fn trace(products: &Mat<f64>) -> f64 {
+pub(super) fn trace(products: &Mat<f64>) -> f64 {
     (0..products.nrows()).map(|i| products[(i, i)].max(0.0)).sum()
 }
 

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::algebra::subspace::Found;
 use crate::ops::gate::Layout;
 
 /// One direction uₖ of the shared subspace and what every adapter has along it.
@@ -25,5 +26,12 @@ impl Direction {
         let (sigma, conflict, tables) = layout.direction(numbers, k);
         let [norm, cos, gamma] = tables.map(<[f64]>::to_vec);
         Direction { sigma, norm, cos, conflict, gamma }
+    }
+}
+
+impl From<Found> for Direction {
+    fn from(found: Found) -> Direction {
+        let [norm, cos, gamma] = found.tables;
+        Direction { sigma: found.sigma, norm, cos, conflict: found.conflict, gamma }
     }
 }

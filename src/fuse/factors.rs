@@ -1,34 +1,87 @@
 //! The factors of low-rank updates: one update, and the stacked updates of one module.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use faer::{Mat, MatRef, unzip, zip};
 
+use crate::algebra::Spread;
 use crate::checkpoint::module::Module;
 use crate::error::{Error, Result};
 
-/// A product `ΔW = B A` with `B[O, R]` and `A[R, I]`, the scale folded into B.
-///
-/// B is held transposed, so that both factors are R rows of a long matrix and B's layout in memory is its file's.
+/// Numbers of a module's stacked factors above which it is worked on alone: 256 MiB of f64.
+const ALONE: usize = 1 << 25;
+
+/// A factor: R rows of n numbers, column after column, so that the numbers lie as those of B do in its file. A copy
+/// shares them.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    numbers: Arc<Vec<f64>>,
+    rank: usize,
+}
+
+impl Rows {
+    /// R rows of `numbers`, column after column; as many columns as there are.
+    pub fn new(numbers: Vec<f64>, rank: usize) -> Rows {
+        Rows { numbers: Arc::new(numbers), rank }
+    }
+
+    /// `[R, n]`.
+    pub fn get(&self) -> MatRef<'_, f64> {
+        MatRef::from_column_major_slice(&self.numbers, self.rank, self.columns())
+    }
+
+    /// Column after column.
+    pub fn numbers(&self) -> &[f64] {
+        &self.numbers
+    }
+
+    /// Column after column, to write; copied where they are shared.
+    pub fn numbers_mut(&mut self) -> &mut [f64] {
+        Arc::<Vec<f64>>::make_mut(&mut self.numbers)
+    }
+
+    /// R.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// n.
+    pub fn columns(&self) -> usize {
+        self.numbers.len().checked_div(self.rank).unwrap_or(0)
+    }
+
+    /// Whether the two share their numbers.
+    pub fn is(&self, other: &Rows) -> bool {
+        Arc::ptr_eq(&self.numbers, &other.numbers)
+    }
+}
+
+impl From<Mat<f64>> for Rows {
+    fn from(x: Mat<f64>) -> Rows {
+        let mut numbers = Vec::with_capacity(x.nrows() * x.ncols());
+        (0..x.ncols()).for_each(|j| numbers.extend_from_slice(x.col_as_slice(j)));
+        Rows::new(numbers, x.nrows())
+    }
+}
+
+/// A product `ΔW = B A` with `B[O, R]` and `A[R, I]`, the scale folded into B; B is held transposed.
 #[derive(Clone, Debug)]
 pub struct Factors {
     /// `Bᵀ[R, O]`.
-    bt: Mat<f64>,
+    bt: Rows,
     /// `A[R, I]`.
-    a: Mat<f64>,
+    a: Rows,
 }
 
 impl Factors {
     /// From `Bᵀ[R, O]` and `A[R, I]`; fails where the ranks differ.
-    pub fn new(bt: Mat<f64>, a: Mat<f64>) -> Result<Factors> {
-        if bt.nrows() != a.nrows() {
+    pub fn new(bt: impl Into<Rows>, a: impl Into<Rows>) -> Result<Factors> {
+        let (bt, a) = (bt.into(), a.into());
+        if bt.rank != a.rank {
             return Err(Error::Op {
                 op: "fuse",
-                why: format!(
-                    "lora_B has rank {}, lora_A has rank {}: they must be equal",
-                    bt.nrows(),
-                    a.nrows()
-                ),
+                why: format!("lora_B has rank {}, lora_A has rank {}: they must be equal", bt.rank, a.rank),
             });
         }
         Ok(Factors { bt, a })
@@ -36,89 +89,95 @@ impl Factors {
 
     /// `R` zero columns of B and rows of A, of a module of `size` `(O, I)`.
     pub fn zeros(rank: usize, size: (usize, usize)) -> Factors {
-        Factors { bt: Mat::zeros(rank, size.0), a: Mat::zeros(rank, size.1) }
+        let zeros = |n: usize| Rows::new(vec![0.0; rank * n], rank);
+        Factors { bt: zeros(size.0), a: zeros(size.1) }
     }
 
     /// Puts `scale · b` and `a`, row by row as in a file (`b[O, R]`, `a[R, I]`), at the rows `at` of the stack.
     pub(crate) fn place(&mut self, at: Range<usize>, b: &[f64], a: &[f64], scale: f64) {
-        let (r, i) = (at.len(), self.a.ncols());
+        let (r, i, rank) = (at.len(), self.a.columns(), self.rank());
         // B lies in the file as the columns of Bᵀ do in memory, A across them.
-        for (o, b) in b.chunks_exact(r).enumerate() {
-            for (out, b) in self.bt.col_as_slice_mut(o)[at.clone()].iter_mut().zip(b) {
-                *out = scale * b;
-            }
+        let columns = self.bt.numbers_mut().chunks_exact_mut(rank);
+        for (column, b) in columns.zip(b.chunks_exact(r)) {
+            column[at.clone()].iter_mut().zip(b).for_each(|(out, b)| *out = scale * b);
         }
-        for x in 0..i {
-            for (k, out) in self.a.col_as_slice_mut(x)[at.clone()].iter_mut().enumerate() {
-                *out = a[k * i + x];
-            }
+        for (x, column) in self.a.numbers_mut().chunks_exact_mut(rank).enumerate() {
+            column[at.clone()].iter_mut().enumerate().for_each(|(k, out)| *out = a[k * i + x]);
         }
     }
 
     /// `B[O, R]` row by row, as in a file.
-    pub fn b_rows(&self) -> Vec<f64> {
-        (0..self.bt.ncols()).flat_map(|o| self.bt.col_as_slice(o)).copied().collect()
+    pub fn b_rows(&self) -> &[f64] {
+        self.bt.numbers()
     }
 
     /// `A[R, I]` row by row, as in a file.
     pub fn a_rows(&self) -> Vec<f64> {
-        let (r, i) = (self.a.nrows(), self.a.ncols());
+        let (r, i) = (self.rank(), self.a.columns());
         let mut out = vec![0.0; r * i];
-        for x in 0..i {
-            for (k, a) in self.a.col_as_slice(x).iter().enumerate() {
-                out[k * i + x] = *a;
-            }
+        for (x, column) in self.a.numbers().chunks_exact(r.max(1)).enumerate() {
+            column.iter().enumerate().for_each(|(k, a)| out[k * i + x] = *a);
         }
         out
     }
 
+    /// `Bᵀ[R, O]`, shared.
+    pub fn rows_bt(&self) -> &Rows {
+        &self.bt
+    }
+
+    /// `A[R, I]`, shared.
+    pub fn rows_a(&self) -> &Rows {
+        &self.a
+    }
+
     /// Whether no number is NaN or infinite.
     pub fn is_finite(&self) -> bool {
-        self.bt.is_all_finite() && self.a.is_all_finite()
+        let finite = |x: &Rows| x.numbers.iter().all(|x| x.is_finite());
+        finite(&self.bt) && finite(&self.a)
     }
 
     /// `B[O, R]`.
     pub fn b(&self) -> MatRef<'_, f64> {
-        self.bt.transpose()
+        self.bt().transpose()
     }
 
     /// `Bᵀ[R, O]`.
     pub fn bt(&self) -> MatRef<'_, f64> {
-        self.bt.as_ref()
+        self.bt.get()
     }
 
     /// `A[R, I]`.
     pub fn a(&self) -> MatRef<'_, f64> {
-        self.a.as_ref()
+        self.a.get()
     }
 
     /// R.
     pub fn rank(&self) -> usize {
-        self.a.nrows()
+        self.a.rank
     }
 
     /// `(O, I)`.
     pub fn size(&self) -> (usize, usize) {
-        (self.bt.ncols(), self.a.ncols())
+        (self.bt.columns(), self.a.columns())
+    }
+
+    /// Whether all threads share work on such a product.
+    pub(crate) fn is_large(&self) -> bool {
+        self.bt.numbers.len().saturating_add(self.a.numbers.len()) > ALONE
     }
 
     /// Row o of B times `rows[o]`, column i of A times `columns[i]`, where given.
     pub fn scaled(&self, rows: Option<&[f64]>, columns: Option<&[f64]>) -> Factors {
-        let scale = |x: &Mat<f64>, by: Option<&[f64]>| match by {
-            Some(s) => Mat::from_fn(x.nrows(), x.ncols(), |r, j| x[(r, j)] * s[j]),
-            None => x.clone(),
+        let scale = |x: &Rows, by: Option<&[f64]>| {
+            let mut out = x.clone();
+            if let Some(by) = by {
+                let columns = out.numbers_mut().chunks_exact_mut(x.rank.max(1));
+                columns.zip(by).for_each(|(column, c)| column.iter_mut().for_each(|x| *x *= c));
+            }
+            out
         };
         Factors { bt: scale(&self.bt, rows), a: scale(&self.a, columns) }
-    }
-
-    /// The same product at a larger rank: zero rows are added to `Bᵀ` and A. A smaller `rank` changes nothing.
-    pub fn padded(mut self, rank: usize) -> Factors {
-        if rank > self.rank() {
-            let (o, i) = self.size();
-            self.bt.resize_with(rank, o, |_, _| 0.0);
-            self.a.resize_with(rank, i, |_, _| 0.0);
-        }
-        self
     }
 }
 
@@ -177,6 +236,17 @@ impl Frame {
     /// P.
     pub fn rank(&self) -> usize {
         self.bounds[self.edges()]
+    }
+
+    /// Whether modules of this size are worked on side by side, a thread each, or one after the other by all threads.
+    pub(crate) fn spread(&self) -> Spread {
+        let numbers = self.rank().saturating_mul(self.size.0.saturating_add(self.size.1));
+        if numbers > ALONE { Spread::Pool } else { Spread::Thread }
+    }
+
+    /// Whether all threads share one such module.
+    pub fn is_large(&self) -> bool {
+        self.spread() == Spread::Pool
     }
 
     /// The rank of each adapter.

@@ -44,11 +44,6 @@ impl Grams {
         &self.bounds
     }
 
-    /// The Grams of the transposed updates `ΔWᵀ = Aᵀ Bᵀ`.
-    pub fn transposed(&self) -> Grams {
-        Grams { b: self.a.clone(), a: self.b.clone(), bounds: self.bounds.clone() }
-    }
-
     /// The Grams after B became `B left` and A became `right A`, where given.
     pub fn mapped(&self, left: Option<MatRef<'_, f64>>, right: Option<MatRef<'_, f64>>) -> Grams {
         Grams {
@@ -60,15 +55,13 @@ impl Grams {
 
     /// `⟨Dᵢ, Dⱼ⟩`, the Frobenius products of the updates, `[E, E]`.
     pub fn products(&self) -> Mat<f64> {
-        let sub = |x: &Mat<f64>, i: usize, j: usize| {
-            let (r, c) = (self.block(i), self.block(j));
-            x.submatrix(r.start, c.start, r.len(), c.len()).to_owned()
-        };
         let e = self.edges();
         let mut out = Mat::zeros(e, e);
         for i in 0..e {
             for j in 0..=i {
-                let p = inner(sub(&self.b, i, j).as_ref(), sub(&self.a, i, j).as_ref());
+                let (r, c) = (self.block(i), self.block(j));
+                let [b, a] = [&self.b, &self.a].map(|x| x.submatrix(r.start, c.start, r.len(), c.len()));
+                let p = inner(b, a);
                 out[(i, j)] = p;
                 out[(j, i)] = p;
             }

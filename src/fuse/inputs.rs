@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use rayon::prelude::*;
+
 use crate::checkpoint::adapter::{Adapter, Coordinates};
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::factor::Pair;
@@ -116,6 +118,13 @@ impl Inputs {
             return Err(Error::Numeric(why));
         }
         Batch::new(frame, stack)
+    }
+
+    /// [`Inputs::batch`] of each frame.
+    pub fn batches(&self, frames: &[Frame]) -> Result<Vec<Batch>> {
+        // Gathered before the first error is looked for, so that it is always the same one.
+        let read: Vec<_> = frames.par_iter().map(|frame| self.batch(frame.clone())).collect();
+        read.into_iter().collect()
     }
 
     fn pairs(&self, module: Module) -> Vec<&Pair> {

@@ -117,7 +117,7 @@ impl LoraCr {
         layouts.into_iter().map(one).collect()
     }
 
-    fn rule(&self) -> Rule {
+    pub(super) fn rule(&self) -> Rule {
         let (top, share) = match self.shared_rank {
             SharedRank::All => (usize::MAX, 0.0),
             SharedRank::Top(n) => (n, 0.0),
@@ -131,20 +131,9 @@ impl LoraCr {
         if self.restore == Restore::None || (resolution.left.is_none() && resolution.right.is_none()) {
             return;
         }
-        let before = grams.products();
-        let after = resolution.grams(grams).products();
-        let edges = grams.edges();
-        let mixed = |m: &Mat<f64>| {
-            (0..edges)
-                .map(|i| (0..edges).map(|j| weights[i] * weights[j] * m[(i, j)]).sum::<f64>())
-                .sum::<f64>()
-        };
-        let factors: Vec<f64> = match self.restore {
-            Restore::None => vec![1.0; edges],
-            Restore::Client => (0..edges).map(|e| restored(before[(e, e)], after[(e, e)])).collect(),
-            Restore::Global => vec![restored(mixed(&before), mixed(&after)); edges],
-        };
-        for (e, factor) in factors.into_iter().enumerate() {
+        let (before, after) = (grams.products(), resolution.grams(grams).products());
+        let factors = restore_factors(self.restore, &before, &after, weights).into_iter().flatten();
+        for (e, factor) in factors.enumerate() {
             for p in grams.block(e) {
                 if let Some(w) = &mut resolution.left {
                     w.col_as_slice_mut(p).iter_mut().for_each(|x| *x *= factor);
@@ -153,6 +142,25 @@ impl LoraCr {
                 }
             }
         }
+    }
+}
+
+/// What each resolved update is multiplied by so that norms are as `restore` says, from the products `⟨Dᵢ, Dⱼ⟩` before and
+/// after; none where they stay.
+pub(super) fn restore_factors(
+    restore: Restore,
+    before: &Mat<f64>,
+    after: &Mat<f64>,
+    weights: &[f64],
+) -> Option<Vec<f64>> {
+    let edges = before.nrows();
+    let mixed = |m: &Mat<f64>| {
+        (0..edges).map(|i| (0..edges).map(|j| weights[i] * weights[j] * m[(i, j)]).sum::<f64>()).sum::<f64>()
+    };
+    match restore {
+        Restore::None => None,
+        Restore::Client => Some((0..edges).map(|e| restored(before[(e, e)], after[(e, e)])).collect()),
+        Restore::Global => Some(vec![restored(mixed(before), mixed(after)); edges]),
     }
 }
 

@@ -1,6 +1,5 @@
 //! `mean`: `ΔW = Σ wᵢBᵢAᵢ`, exact: the factors are stacked, the rank is their sum.
 
-use crate::algebra::scale_columns;
 use crate::error::Result;
 use crate::fuse::factors::{Batch, Factors};
 
@@ -11,6 +10,10 @@ pub fn fuse(batch: &Batch) -> Result<Factors> {
 
 /// `B = [c₁B₁ … c_EB_E]`, `A = [A₁; …; A_E]`, rank P.
 pub fn stack(batch: &Batch, c: &[f64]) -> Result<Factors> {
-    let b = scale_columns(batch.stack.b(), &batch.frame.along_rank(c));
-    Factors::new(b.transpose().to_owned(), batch.stack.a().to_owned())
+    let along = batch.frame.along_rank(c);
+    let mut bt = batch.stack.rows_bt().clone();
+    for column in bt.numbers_mut().chunks_exact_mut(along.len()) {
+        column.iter_mut().zip(&along).for_each(|(b, c)| *b *= c);
+    }
+    Factors::new(bt, batch.stack.rows_a().clone())
 }

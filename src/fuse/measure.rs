@@ -2,11 +2,10 @@
 
 use faer::{Mat, MatRef};
 
-use crate::algebra::{gram, inner, product, pseudo_inverse};
+use crate::algebra::{Spread, inner, product, pseudo_inverse, symmetric_product};
 use crate::error::Result;
+use crate::fuse::compare::Compared;
 use crate::fuse::factors::{Batch, Factors};
-use crate::fuse::grams::Grams;
-use crate::fuse::lora_cr::Resolution;
 
 /// How a written update compares with what it should be.
 #[derive(Clone, Debug)]
@@ -19,37 +18,33 @@ pub struct Measured {
     pub effective_scale: Vec<f64>,
 }
 
-/// Measures `got`, the factors as written, against the `expected` ones and the updates `inputs` with Grams `grams`.
+/// Measures `got`, the factors as written, against the `expected` ones and the updates `inputs`, of which `compared` is
+/// known.
 ///
-/// `resolution` is what was done to the updates before they were fused. The difference to `expected` is taken factor by
-/// factor, `δB A + B δA`, so that it is exact however small; the distance to the mean comes from Grams and cannot tell
-/// less than about 1e-8 from 0.
-pub fn measure(
-    got: &Factors,
-    expected: &Factors,
-    inputs: &Batch,
-    grams: &Grams,
-    resolution: Option<&Resolution>,
-) -> Result<Measured> {
-    let size = norm_squared(got.bt(), got.a());
-    let error = ratio(difference_squared(got, expected), norm_squared(expected.bt(), expected.a()), size);
+/// The difference to `expected` is taken factor by factor, `δB A + B δA`, so that it is exact however small; the distance
+/// to the mean comes from Grams and cannot tell less than about 1e-8 from 0.
+pub fn measure(got: &Factors, expected: &Factors, inputs: &Batch, compared: &Compared) -> Result<Measured> {
+    let spread = inputs.frame.spread();
+    let b = Change::new(got.bt(), expected.bt(), spread);
+    let a = Change::new(got.a(), expected.a(), spread);
+    let size = inner(b.got().as_ref(), a.got().as_ref()).max(0.0);
+    let error = ratio(difference_squared(&b, &a), inner(b.was.as_ref(), a.was.as_ref()).max(0.0), size);
 
-    let (gb, ga) = (product(got.bt(), inputs.stack.b()), product(got.a(), inputs.stack.a().transpose()));
-    let along = along(inputs, gb.as_ref(), ga.as_ref());
-    let scale = product(pseudo_inverse(grams.products().as_ref())?.as_ref(), along.as_ref());
-
-    let (products, along) = match resolution {
-        None => (grams.products(), along),
-        Some(r) => {
-            let gb = r.left.as_ref().map_or_else(|| gb.clone(), |w| product(gb.as_ref(), w.as_ref()));
-            let ga = r.right.as_ref().map_or_else(|| ga.clone(), |w| product(ga.as_ref(), w.transpose()));
-            (r.grams(grams).products(), self::along(inputs, gb.as_ref(), ga.as_ref()))
-        }
+    let gb = spread.product(got.bt(), inputs.stack.b());
+    // The stacked A of a mean is the inputs' own.
+    let ga = match expected.rows_a().is(inputs.stack.rows_a()) && a.by.is_none() {
+        true => a.was,
+        false => spread.product(got.a(), inputs.stack.a().transpose()),
     };
+    let before = along(inputs, gb.as_ref(), ga.as_ref());
+    let scale = product(pseudo_inverse(compared.products.as_ref())?.as_ref(), before.as_ref());
+
+    let resolved = compared.along_resolved(inputs, (got.bt(), got.a()), &gb, &ga);
+    let products = compared.resolved.as_ref().map_or(&compared.products, |r| &r.products);
     let w = mean_weights(&inputs.frame.weights);
     let w = Mat::from_fn(w.len(), 1, |e, _| w[e]);
     let mean = product(w.transpose(), product(products.as_ref(), w.as_ref()).as_ref())[(0, 0)];
-    let cross = product(w.transpose(), along.as_ref())[(0, 0)];
+    let cross = product(w.transpose(), resolved.unwrap_or(before).as_ref())[(0, 0)];
     Ok(Measured {
         error,
         distance_to_mean: ratio(size - 2.0 * cross + mean, mean, size),
@@ -68,31 +63,59 @@ fn mean_weights(weights: &[f64]) -> Vec<f64> {
 }
 
 /// `⟨got, Dₑ⟩` for each e, `[E, 1]`, from `gb = Bᵀ [B₁ …]` and `ga = A [A₁; …]ᵀ`, both `[R, P]`.
-fn along(inputs: &Batch, gb: MatRef<'_, f64>, ga: MatRef<'_, f64>) -> Mat<f64> {
+pub(super) fn along(inputs: &Batch, gb: MatRef<'_, f64>, ga: MatRef<'_, f64>) -> Mat<f64> {
     Mat::from_fn(inputs.frame.edges(), 1, |e, _| {
         let at = inputs.frame.block(e);
         inner(gb.subcols(at.start, at.len()), ga.subcols(at.start, at.len()))
     })
 }
 
-/// `‖B A‖²` from `Bᵀ` and A.
-fn norm_squared(bt: MatRef<'_, f64>, a: MatRef<'_, f64>) -> f64 {
-    inner(gram(bt).as_ref(), gram(a).as_ref()).max(0.0)
+/// A factor x as it should be and as it was written, by Grams: all that norms of products need.
+struct Change {
+    /// `x xᵀ`, `[R, R]`.
+    was: Mat<f64>,
+    /// `δ xᵀ` and `δ δᵀ` of the change; none where there is none.
+    by: Option<(Mat<f64>, Mat<f64>)>,
 }
 
-/// `‖B A − B' A'‖²` as `‖[B − B', B'] [A; A − A']‖²`; missing rows of the smaller rank are zero.
-fn difference_squared(got: &Factors, expected: &Factors) -> f64 {
-    let r = got.rank().max(expected.rank());
-    let at = |x: MatRef<'_, f64>, k: usize, j: usize| if k < x.nrows() { x[(k, j)] } else { 0.0 };
-    let bt = Mat::from_fn(2 * r, got.bt().ncols(), |k, j| match k.checked_sub(r) {
-        None => at(got.bt(), k, j) - at(expected.bt(), k, j),
-        Some(k) => at(expected.bt(), k, j),
-    });
-    let a = Mat::from_fn(2 * r, got.a().ncols(), |k, j| match k.checked_sub(r) {
-        None => at(got.a(), k, j),
-        Some(k) => at(got.a(), k, j) - at(expected.a(), k, j),
-    });
-    norm_squared(bt.as_ref(), a.as_ref())
+impl Change {
+    /// Missing rows of the smaller rank are zero.
+    fn new(got: MatRef<'_, f64>, expected: MatRef<'_, f64>, spread: Spread) -> Change {
+        if got.nrows() != expected.nrows() {
+            let rank = got.nrows().max(expected.nrows());
+            let padded = |x: MatRef<'_, f64>| {
+                Mat::from_fn(rank, x.ncols(), |k, j| if k < x.nrows() { x[(k, j)] } else { 0.0 })
+            };
+            return Change::new(padded(got).as_ref(), padded(expected).as_ref(), spread);
+        }
+        let was = symmetric_product(expected, expected.transpose(), spread);
+        let by = (got != expected).then(|| {
+            let delta = got - expected;
+            let cross = spread.product(delta.as_ref(), expected.transpose());
+            (cross, symmetric_product(delta.as_ref(), delta.transpose(), spread))
+        });
+        Change { was, by }
+    }
+
+    /// `(x + δ)(x + δ)ᵀ`.
+    fn got(&self) -> Mat<f64> {
+        match &self.by {
+            None => self.was.clone(),
+            Some((cross, square)) => &self.was + cross + cross.transpose() + square,
+        }
+    }
+}
+
+/// `‖(B + δB)(A + δA) − B A‖² = ‖δB (A + δA) + B δA‖²`.
+fn difference_squared(b: &Change, a: &Change) -> f64 {
+    let left = b.by.as_ref().map_or(0.0, |(_, square)| inner(square.as_ref(), a.got().as_ref()));
+    let right = a.by.as_ref().map_or(0.0, |(_, square)| inner(b.was.as_ref(), square.as_ref()));
+    let both = match (&b.by, &a.by) {
+        // ⟨δB (A + δA), B δA⟩ = ⟨δBᵀ B, (A + δA) δAᵀ⟩
+        (Some((db, _)), Some((da, square))) => inner(db.as_ref(), (da.transpose() + square).as_ref()),
+        _ => 0.0,
+    };
+    left + 2.0 * both + right
 }
 
 /// `√(difference / reference)`, or `√size` where the reference is 0.

@@ -1,10 +1,12 @@
 //! Fusing the updates of several adapters: conflict resolution, one file a method, and the certificate.
 //!
 //! Everything works on the factors of `ΔWₑ = Bₑ Aₑ` (the scale folded into B) in f64; no `[O, I]` update is formed.
-//! For a few modules at once: [`Batch`] → [`Stacks`] → [`Grams`] → [`LoraCr::resolve`] → [`Fusion::fuse`] →
-//! [`measure::measure`]; the passes over the factors and the eigenproblems are a back end's.
+//! For a few modules at once: [`Batch`] → [`compare::compare`] → [`Fusion::fuse`] → [`measure::measure`]. Comparing goes
+//! [`Stacks`] → [`Grams`] → [`LoraCr::resolve`]; the passes over the factors and the eigenproblems are a back end's, but
+//! for modules whose Grams would be larger than the factors.
 
 pub mod certificate;
+pub mod compare;
 pub mod conflict;
 mod coverage;
 mod direction;
@@ -27,9 +29,10 @@ mod stacks;
 mod task_arithmetic;
 pub mod truncate;
 pub mod weights;
+mod wide;
 
 pub use direction::Direction;
-pub use factors::{Batch, Factors, Frame, Kept};
+pub use factors::{Batch, Factors, Frame, Kept, Rows};
 pub use grams::Grams;
 pub use lora_cr::{LoraCr, Resolution};
 pub use method::{Fused, Fusion};

@@ -1,18 +1,16 @@
-//! A few modules from the updates as read to the fused updates: Grams, conflict resolution, method.
+//! A few modules from the updates as read to the fused updates: conflict resolution, method.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::fuse::conflict::{Score, scores};
+use crate::fuse::compare::{Compared, compare};
 use crate::fuse::factors::Batch;
 use crate::fuse::ffa::check_frozen;
-use crate::fuse::grams::Grams;
-use crate::fuse::lora_cr::{LoraCr, Resolution};
+use crate::fuse::lora_cr::LoraCr;
 use crate::fuse::method::{Fused, Fusion};
 use crate::fuse::options::Method;
-use crate::fuse::stacks::Stacks;
 
 /// What is done to every module.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,14 +25,8 @@ pub struct Recipe {
 /// One module's way through a recipe.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Of the updates as read.
-    pub grams: Grams,
-    /// What resolution made of them.
-    pub resolution: Option<Resolution>,
-    /// c̄ of the updates as read, compared as resolution does, or by default where there was none.
-    pub before: Score,
-    /// c̄ of the resolved updates.
-    pub after: Option<Score>,
+    /// The updates as read, and as resolution left them.
+    pub compared: Compared,
     /// The result.
     pub fused: Fused,
 }
@@ -50,31 +42,14 @@ impl Recipe {
                 check_frozen(batch)?;
             }
         }
-        let stacks = Stacks::new(backend, batches.iter().collect())?;
-        let grams = stacks.grams()?;
-        let Some(options) = &self.resolve else {
-            let before = scores(backend, &grams, &LoraCr::default())?;
-            let fused = self.fuse(batches, as_adapter)?;
-            let one =
-                |((grams, before), fused)| Outcome { grams, resolution: None, before, after: None, fused };
-            return Ok(grams.into_iter().zip(before).zip(fused).map(one).collect());
-        };
-        let modules: Vec<(&Grams, &[f64])> =
-            grams.iter().zip(batches).map(|(g, b)| (g, &b.frame.weights[..])).collect();
-        let resolutions = options.resolve(backend, &modules)?;
-        let resolved: Vec<Grams> = resolutions.iter().zip(&grams).map(|(r, g)| r.grams(g)).collect();
-        let after = scores(backend, &resolved, options)?;
-        let fused = self.fuse(&stacks.resolved(&resolutions)?, as_adapter)?;
-        let one = |(((grams, resolution), after), fused): (((Grams, Resolution), Score), Fused)| {
-            let before = Score::of(&resolution.directions);
-            Outcome { grams, resolution: Some(resolution), before, after: Some(after), fused }
-        };
-        Ok(grams.into_iter().zip(resolutions).zip(after).zip(fused).map(one).collect())
-    }
-
-    fn fuse(&self, batches: &[Batch], as_adapter: bool) -> Result<Vec<Fused>> {
+        let compared = compare(backend, batches, self.resolve.as_ref(), true)?;
         // Gathered before the first error is looked for, so that it is always the same one.
-        let fused: Vec<_> = batches.par_iter().map(|b| self.fusion.fuse(b, as_adapter)).collect();
+        let one = |(batch, compared): (&Batch, Compared)| {
+            let resolved = compared.resolved.as_ref().and_then(|r| r.batch.as_ref());
+            let fused = self.fusion.fuse(resolved.unwrap_or(batch), as_adapter)?;
+            Ok(Outcome { compared, fused })
+        };
+        let fused: Vec<_> = batches.par_iter().zip(compared).map(one).collect();
         fused.into_iter().collect()
     }
 }

@@ -152,7 +152,8 @@ fn one(map: &mut [f64], directions: &mut [f64], b: &[f64], a: &[f64], bounds: &[
     let (p, edges) = (layout.rank, layout.edges);
     directions.fill(0.0);
     map.fill(0.0);
-    let d = balance(b, a, p);
+    let diagonal = |x: &[f64]| (0..p).map(|j| x[j * p + j]).collect::<Vec<f64>>();
+    let d = balance(&diagonal(b), &diagonal(a));
     let balanced: Vec<f64> = (0..p * p).map(|i| b[i] / (d[i / p] * d[i % p])).collect();
     let (lambda, v) = jacobi(&balanced, p);
     if !lambda.iter().chain(a).all(|x| x.is_finite()) {
@@ -194,14 +195,14 @@ fn one(map: &mut [f64], directions: &mut [f64], b: &[f64], a: &[f64], bounds: &[
     }
 }
 
-/// dⱼ such that column j of B over dⱼ and row j of A times dⱼ have equal norms.
+/// dⱼ such that column j of B over dⱼ and row j of A times dⱼ have equal norms, from the squares of their norms.
 ///
 /// A column of B whose row of A is zero takes part in no update; it gets the norm of the largest balanced column.
-pub fn balance(b: &[f64], a: &[f64], p: usize) -> Vec<f64> {
-    let norm = |x: &[f64], j: usize| x[j * p + j].max(0.0).sqrt();
-    let largest = (0..p).map(|j| (norm(b, j) * norm(a, j)).sqrt()).fold(0.0, f64::max);
-    (0..p)
-        .map(|j| match (norm(b, j), norm(a, j)) {
+pub fn balance(b: &[f64], a: &[f64]) -> Vec<f64> {
+    let norms = || b.iter().zip(a).map(|(b, a)| (b.max(0.0).sqrt(), a.max(0.0).sqrt()));
+    let largest = norms().map(|(b, a)| (b * a).sqrt()).fold(0.0, f64::max);
+    norms()
+        .map(|(b, a)| match (b, a) {
             (b, a) if b > 0.0 && a > 0.0 => (b / a).sqrt(),
             (b, _) if b > 0.0 && largest > 0.0 => b / largest,
             _ => 1.0,
@@ -209,45 +210,54 @@ pub fn balance(b: &[f64], a: &[f64], p: usize) -> Vec<f64> {
         .collect()
 }
 
-/// `‖zᵢ‖`, `cos(zᵢ, z̄)`, `c = Σ a (1 − cos) / (2 Σ a)` and `γᵢ` of one direction from `h[i, j] = ⟨zᵢ, zⱼ⟩`.
-///
-/// `z̄ = Σ a z / Σ a`; the cosine of a row that is zero is 0, and all are where z̄ is.
-pub fn direction(
-    sigma: f64,
-    h: &[f64],
-    edges: usize,
-    opposition: bool,
-) -> (Vec<f64>, Vec<f64>, f64, Vec<f64>) {
+/// `‖zᵢ‖`, `cos(zᵢ, z̄)`, `c` and `γᵢ` of one direction from `h[i, j] = ⟨zᵢ, zⱼ⟩`.
+fn direction(sigma: f64, h: &[f64], edges: usize, opposed: bool) -> (Vec<f64>, Vec<f64>, f64, Vec<f64>) {
     let h = |i: usize, j: usize| h[i * edges + j];
     let norm: Vec<f64> = (0..edges).map(|i| h(i, i).max(0.0).sqrt()).collect();
-    let weight: Vec<f64> = norm.iter().map(|&a| if a > NULL_CUT * sigma { a } else { 0.0 }).collect();
-    let total: f64 = weight.iter().sum();
-    let share: Vec<f64> = weight.iter().map(|w| if total > 0.0 { w / total } else { 0.0 }).collect();
-
-    // ⟨zᵢ, z̄⟩ and ‖z̄‖
+    let share = shares(sigma, &norm);
     let along: Vec<f64> = (0..edges).map(|i| (0..edges).map(|j| h(i, j) * share[j]).sum()).collect();
-    let consensus = (0..edges).map(|i| share[i] * along[i]).sum::<f64>().max(0.0).sqrt();
-    let largest = weight.iter().copied().fold(0.0, f64::max);
+    let (cos, conflict) = agreement(&norm, &share, &along);
+    let gamma = if opposed { opposition(&norm, &share, h) } else { paper(&cos, conflict) };
+    (norm, cos, conflict, gamma)
+}
+
+/// `aᵢ / Σ a` with `aᵢ = ‖zᵢ‖`, 0 for a row that is zero: `z̄ = Σ shareᵢ zᵢ`.
+pub fn shares(sigma: f64, norm: &[f64]) -> Vec<f64> {
+    let weight = |a: f64| if a > NULL_CUT * sigma { a } else { 0.0 };
+    let total: f64 = norm.iter().map(|&a| weight(a)).sum();
+    norm.iter().map(|&a| if total > 0.0 { weight(a) / total } else { 0.0 }).collect()
+}
+
+/// `cos(zᵢ, z̄)` and `c = Σ a (1 − cos) / (2 Σ a)` from `along[i] = ⟨zᵢ, z̄⟩`.
+///
+/// The cosine of a row that is zero is 0, and all are where z̄ is.
+pub fn agreement(norm: &[f64], share: &[f64], along: &[f64]) -> (Vec<f64>, f64) {
+    let consensus = share.iter().zip(along).map(|(s, x)| s * x).sum::<f64>().max(0.0).sqrt();
+    let counted = || norm.iter().zip(share).filter(|(_, share)| **share > 0.0);
+    let largest = counted().map(|(norm, _)| *norm).fold(0.0, f64::max);
     let agreed = consensus > NULL_CUT * largest;
     let cosine = |i: usize| (along[i] / (norm[i] * consensus)).clamp(-1.0, 1.0);
-    let cos: Vec<f64> = (0..edges).map(|i| if agreed && weight[i] > 0.0 { cosine(i) } else { 0.0 }).collect();
-    let conflict = (0..edges).map(|i| share[i] * (1.0 - cos[i])).sum::<f64>() / 2.0;
-    let conflict = conflict.clamp(0.0, 1.0);
+    let cos: Vec<f64> =
+        (0..norm.len()).map(|i| if agreed && share[i] > 0.0 { cosine(i) } else { 0.0 }).collect();
+    let conflict = share.iter().zip(&cos).map(|(share, cos)| share * (1.0 - cos)).sum::<f64>() / 2.0;
+    (cos, conflict.clamp(0.0, 1.0))
+}
 
-    // Σ_{j≠i} aⱼ / (Σ_{l≠i} aₗ) max(0, −cos(zᵢ, zⱼ)); rows that are zero count 0.
+/// `(1 − c) max(0, cos(zᵢ, z̄))`.
+pub fn paper(cos: &[f64], conflict: f64) -> Vec<f64> {
+    cos.iter().map(|c| (1.0 - conflict) * c.max(0.0)).collect()
+}
+
+/// `1 − Σ_{j≠i} aⱼ / (Σ_{l≠i} aₗ) max(0, −cos(zᵢ, zⱼ))` from `h(i, j) = ⟨zᵢ, zⱼ⟩`; rows that are zero count 0.
+pub fn opposition(norm: &[f64], share: &[f64], h: impl Fn(usize, usize) -> f64) -> Vec<f64> {
     let opposed = |i: usize| {
-        let others = |j: &usize| *j != i;
-        let total: f64 = (0..edges).filter(others).map(|j| weight[j]).sum();
-        if total == 0.0 || weight[i] == 0.0 {
+        let others = || (0..norm.len()).filter(move |&j| j != i);
+        let total: f64 = others().map(|j| share[j]).sum();
+        if total == 0.0 || share[i] == 0.0 {
             return 0.0;
         }
         let against = |j: usize| (-h(i, j) / (norm[i] * norm[j])).clamp(0.0, 1.0);
-        let counted = (0..edges).filter(others).filter(|&j| weight[j] > 0.0);
-        counted.map(|j| weight[j] / total * against(j)).sum::<f64>()
+        others().filter(|&j| share[j] > 0.0).map(|j| share[j] / total * against(j)).sum::<f64>()
     };
-    let gamma = match opposition {
-        false => cos.iter().map(|c| (1.0 - conflict) * c.max(0.0)).collect(),
-        true => (0..edges).map(|i| 1.0 - opposed(i)).collect(),
-    };
-    (norm, cos, conflict, gamma)
+    (0..norm.len()).map(|i| 1.0 - opposed(i)).collect()
 }

@@ -2,14 +2,13 @@
 
 use std::path::PathBuf;
 
-use rayon::prelude::*;
-
 use super::common::Common;
+use super::modules::in_order;
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::fuse::LoraCr;
 use crate::fuse::conflict::{ConflictReport, module_conflicts};
 use crate::fuse::inputs::Inputs;
+use crate::fuse::{Frame, LoraCr};
 
 /// What `conflict` is asked.
 #[derive(Clone, Debug)]
@@ -34,16 +33,22 @@ pub struct ConflictOutcome {
 /// Compares the adapters, in memory of a few modules.
 pub fn run<B: Backend>(backend: &B, options: &ConflictOptions, common: &Common) -> Result<ConflictOutcome> {
     let inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
-    let bar = common.progress.bar("conflict", inputs.modules.len() as u64);
-    let mut modules = Vec::with_capacity(inputs.modules.len());
-    for chunk in inputs.modules.chunks(2 * rayon::current_num_threads()) {
-        common.check_stop("nothing was written")?;
-        // Gathered before the first error is looked for, so that it is always the same one.
-        let read: Vec<_> = chunk.par_iter().map(|&module| inputs.batch(inputs.frame(module))).collect();
-        let batches = read.into_iter().collect::<Result<Vec<_>>>()?;
-        modules.extend(module_conflicts(backend, &batches, &options.resolve)?);
-        bar.inc(chunk.len() as u64);
-    }
+    let frames: Vec<Frame> = inputs.modules.iter().map(|&module| inputs.frame(module)).collect();
+    let bar = common.progress.bar("conflict", frames.len() as u64);
+    let mut modules = Vec::with_capacity(frames.len());
+    let one = |frames: &[Frame]| module_conflicts(backend, &inputs.batches(frames)?, &options.resolve);
+    in_order(
+        backend,
+        &frames,
+        |_| 0,
+        (common, "nothing was written"),
+        one,
+        |done| {
+            bar.inc(done.len() as u64);
+            modules.extend(done);
+            true
+        },
+    )?;
     bar.finish_and_clear();
     Ok(ConflictOutcome {
         report: ConflictReport::new(options.adapters.len(), modules),

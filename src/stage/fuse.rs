@@ -1,17 +1,22 @@
 //! `fuse`: several adapters become one, module by module, in memory of a few modules.
 
+use std::iter;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::{iter, thread};
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
-use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::common::Common;
+use super::join::{PART_MODEL, Part, Whole};
+use super::journal::{self, Line};
+use super::modules::in_order;
 use crate::backend::Backend;
+use crate::checkpoint::adapter::ADAPTER_MODEL;
 use crate::checkpoint::adapter_config::AdapterConfig;
-use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
+use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec, PairWriter, pad_rows};
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::convert;
 use crate::checkpoint::digest::{self, Hasher};
@@ -58,6 +63,8 @@ pub struct FuseOptions {
     pub model: Option<PathBuf>,
     /// Where to write the base with the fused update in its weights.
     pub merged: Option<PathBuf>,
+    /// Fuse these layers only, end exclusive, into a part that `join` takes.
+    pub layers: Option<Range<usize>>,
 }
 
 /// What was fused.
@@ -82,23 +89,35 @@ pub struct FuseReport {
 /// Fuses the adapters into a new one, a merged checkpoint, or both.
 pub fn run<B: Backend>(backend: &B, options: &FuseOptions, common: &Common) -> Result<FuseReport> {
     let plan = plan(options, common)?;
-    let fingerprint = plan.fingerprint()?;
+    let whole = plan.fingerprint()?;
+    let fingerprint = match &options.layers {
+        Some(layers) => format!("{whole} {}..{}", layers.start, layers.end),
+        None => whole.clone(),
+    };
     let begin = |out: &Path| {
         Output::begin(out, "fuse", &fingerprint, OutputOptions { force: common.force, resume: common.resume })
     };
     let mut report = FuseReport {
         out: options.out.clone(),
         merged: options.merged.clone(),
-        modules: plan.frames.len(),
+        modules: plan.asked().len(),
         rank: options.out.as_ref().map(|_| plan.rank()),
         certificate: None,
         merged_certificate: None,
         warnings: plan.inputs.warnings.clone(),
     };
     if let Some(out) = &options.out
-        && let Begun::Work(output) = begin(out)?
+        && let Begun::Work(mut output) = begin(out)?
     {
-        report.certificate = Some(plan.write_adapter(backend, output.dir(), common)?);
+        let written = match &options.layers {
+            Some(layers) => plan.write_part(backend, output.dir(), layers, whole, common),
+            None => plan.write_adapter(backend, output.dir(), common),
+        };
+        // What the adapters hold stays wrong; a full disk and a signal pass.
+        if matches!(written, Err(Error::Interrupted(_) | Error::Io { .. })) {
+            output.keep();
+        }
+        report.certificate = Some(written?);
         output.finish()?;
     }
     if let (Some(out), Some(base)) = (&options.merged, &plan.base)
@@ -132,6 +151,11 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
     match (&options.out, &options.model, &options.merged) {
         (None, _, None) => return Err(Error::Usage("nowhere to write: give --out, --merged or both".into())),
         (_, None, Some(_)) => return Err(Error::Usage("--merged needs the base: give --model".into())),
+        (_, _, Some(_)) if options.layers.is_some() => {
+            return Err(Error::Usage(
+                "--layers makes a part of an adapter, not of a merged checkpoint: give --out alone".into(),
+            ));
+        }
         _ => {}
     }
     let inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
@@ -158,6 +182,15 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
             Some(base)
         }
     };
+    let end = frames.last().map_or(0, |f| f.module.layer + 1);
+    if let Some(layers) = &options.layers {
+        let (start, stop) = (layers.start, layers.end);
+        if start >= stop || stop > end {
+            return Err(Error::Usage(format!(
+                "--layers {start}..{stop}: expected a range that is not empty of the layers 0..{end}"
+            )));
+        }
+    }
     Ok(FusePlan { inputs, frames, ranks, weights, base, options: options.clone() })
 }
 
@@ -166,13 +199,22 @@ struct Written {
     module: Module,
     a: Vec<u8>,
     b: Vec<u8>,
-    certificate: ModuleCertificate,
+    line: Line,
 }
 
 impl FusePlan {
     /// The largest rank of a module's result.
     pub fn rank(&self) -> usize {
         self.ranks.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The modules that were asked for: those of `--layers`, or all.
+    pub fn asked(&self) -> &[Frame] {
+        let before = |layer: usize| self.frames.partition_point(|f| f.module.layer < layer);
+        match &self.options.layers {
+            Some(layers) => &self.frames[before(layers.start)..before(layers.end)],
+            None => &self.frames,
+        }
     }
 
     /// What the result follows from.
@@ -194,92 +236,141 @@ impl FusePlan {
         Ok(hasher.finish())
     }
 
-    /// The rank in the file of a module whose result has rank `rank`.
-    fn file_rank(&self, rank: usize) -> usize {
+    /// The rank in the file of a module with this frame.
+    fn file_rank(&self, frame: &Frame) -> usize {
         match self.options.profile {
             Profile::Portable => self.rank(),
-            Profile::Peft => rank,
+            Profile::Peft => {
+                let at = self.frames.partition_point(|f| f.module < frame.module);
+                self.ranks.get(at).copied().unwrap_or(0)
+            }
         }
+    }
+
+    /// Bytes of a module's factors that will be written.
+    fn bytes_of(&self, frame: &Frame) -> u64 {
+        let numbers = self.file_rank(frame) as u64 * (frame.size.0 as u64 + frame.size.1 as u64);
+        numbers * self.options.dtype.size() as u64
     }
 
     /// Bytes of the factors that will be written.
     pub fn bytes(&self) -> u64 {
-        let numbers =
-            |(f, &r): (&Frame, &usize)| self.file_rank(r) as u64 * (f.size.0 as u64 + f.size.1 as u64);
-        self.frames.iter().zip(&self.ranks).map(numbers).sum::<u64>() * self.options.dtype.size() as u64
+        self.asked().iter().map(|f| self.bytes_of(f)).sum()
     }
 
-    /// Writes the fused adapter into the folder `dir`, which is there and empty, with `certificate.json`.
-    ///
-    /// A few modules are computed at once while those before them are written; results do not depend on the threads.
+    /// Writes the fused adapter into the folder `dir`, which is there, with `certificate.json`; goes on behind the modules
+    /// that are there already.
     pub fn write_adapter<B: Backend>(&self, backend: &B, dir: &Path, common: &Common) -> Result<Certificate> {
-        let bar = common.progress.bar("fuse", self.frames.len() as u64);
-        let dtype = self.options.dtype;
-        let specs: Vec<PairSpec> = iter::zip(&self.frames, &self.ranks)
-            .map(|(f, &r)| PairSpec {
-                module: f.module,
-                rank: self.file_rank(r),
-                dims: f.size,
-                dtypes: (dtype, dtype),
-            })
-            .collect();
-        let writer = AdapterWriter::create(dir, self.config()?, specs)?;
-        let (send, receive) = sync_channel::<Vec<Written>>(1);
-        let (writer, modules) = thread::scope(|scope| {
-            let writing = scope.spawn(|| write_all(writer, receive, &bar));
-            let computed = self.compute(backend, common, |chunk| send.send(chunk).is_ok());
-            drop(send);
-            let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            // The writer's error first: it is why computing stopped.
-            written.and_then(|w| computed.map(|()| w))
-        })?;
-        bar.finish_and_clear();
-        let certificate = self.certificate(dtype, modules);
+        let (pairs, modules) = self.write_modules(backend, dir, ADAPTER_MODEL, common)?;
+        let certificate = self.certificate(self.options.dtype, modules);
         digest::write_json(&dir.join(CERTIFICATE), &certificate)?;
-        writer.finish(None, self.provenance())?;
+        AdapterWriter::of(dir, self.config()?, pairs).finish(None, self.provenance())?;
         Ok(certificate)
     }
 
-    /// Computes the modules in order, a few at once, and hands them on until `take` says no.
-    fn compute<B: Backend>(
+    /// Writes the modules of `layers` into the folder `dir`, which is there, as a part of the fusion with this
+    /// fingerprint.
+    fn write_part<B: Backend>(
         &self,
         backend: &B,
+        dir: &Path,
+        layers: &Range<usize>,
+        fingerprint: String,
         common: &Common,
-        mut take: impl FnMut(Vec<Written>) -> bool,
-    ) -> Result<()> {
-        let work: Vec<_> = iter::zip(&self.frames, &self.ranks).collect();
-        for chunk in work.chunks(2 * rayon::current_num_threads()) {
-            common.check_stop("nothing was written")?;
-            // Gathered before the first error is looked for, so that it is always the same one.
-            let read: Vec<_> =
-                chunk.par_iter().map(|(frame, _)| self.inputs.batch((*frame).clone())).collect();
-            let batches = read.into_iter().collect::<Result<Vec<_>>>()?;
-            let outcomes = self.options.recipe.run(backend, &batches, true)?;
-            let work = (chunk, &batches, &outcomes).into_par_iter();
-            let done: Vec<_> = work.map(|((_, rank), batch, one)| self.module(batch, one, **rank)).collect();
-            if !take(done.into_iter().collect::<Result<_>>()?) {
-                break;
-            }
-        }
-        Ok(())
+    ) -> Result<Certificate> {
+        let (pairs, modules) = self.write_modules(backend, dir, PART_MODEL, common)?;
+        let whole = Whole {
+            fingerprint,
+            layers: self.frames.last().map_or(0, |f| f.module.layer + 1),
+            modules: self.frames.len(),
+            recipe: self.options.recipe,
+            weights: self.weights.clone(),
+            dtype: self.options.dtype.name().into(),
+            config: self.config()?.to_json().clone(),
+            provenance: self.provenance(),
+        };
+        let certificate = whole.certificate(modules.clone());
+        Part::new(whole, [layers.start, layers.end], modules).seal(dir, pairs.finish()?)?;
+        Ok(certificate)
+    }
+
+    /// Writes the factors of the modules asked for into the file `name` in `dir`, behind those that an earlier run left
+    /// there.
+    ///
+    /// Modules are computed while those before them are written; results do not depend on the threads.
+    fn write_modules<B: Backend>(
+        &self,
+        backend: &B,
+        dir: &Path,
+        name: &str,
+        common: &Common,
+    ) -> Result<(PairWriter, Vec<ModuleCertificate>)> {
+        let (asked, dtype) = (self.asked(), self.options.dtype);
+        let spec = |f: &Frame| {
+            let rank = self.file_rank(f);
+            PairSpec { module: f.module, rank, dims: f.size, dtypes: (dtype, dtype) }
+        };
+        let (mut pairs, mut journal, mut certificates) =
+            journal::open(dir, name, asked.iter().map(spec).collect())?;
+        let bar = common.progress.bar("fuse", asked.len() as u64);
+        bar.inc(certificates.len() as u64);
+        let rest = &asked[certificates.len()..];
+        let (send, receive) = sync_channel::<Vec<Written>>(1);
+        thread::scope(|scope| {
+            let writing = scope.spawn(|| -> Result<()> {
+                for done in receive.into_iter().flatten() {
+                    pairs.write(done.module, &done.a, &done.b)?;
+                    journal.append(&done.line)?;
+                    certificates.push(done.line.certificate);
+                    bar.inc(1);
+                }
+                Ok(())
+            });
+            let kept = "the modules so far are kept, --resume goes on from them";
+            let bytes = |f: &Frame| self.bytes_of(f);
+            let one = |frames: &[Frame]| self.compute(backend, frames);
+            let computed =
+                in_order(backend, rest, bytes, (common, kept), one, |done| send.send(done).is_ok());
+            drop(send);
+            // The writer's error first: it is why computing stopped.
+            writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            computed
+        })?;
+        bar.finish_and_clear();
+        journal.remove()?;
+        Ok((pairs, certificates))
+    }
+
+    /// Reads and fuses a few modules.
+    fn compute<B: Backend>(&self, backend: &B, frames: &[Frame]) -> Result<Vec<Written>> {
+        let batches = self.inputs.batches(frames)?;
+        let outcomes = self.options.recipe.run(backend, &batches, true)?;
+        let work = (&batches, outcomes).into_par_iter();
+        let done: Vec<_> = work.map(|(batch, one)| self.module(batch, one)).collect();
+        done.into_iter().collect()
     }
 
     /// Rounds one fused module to the file's dtype; the certificate is of what the bytes say.
-    fn module(&self, batch: &Batch, outcome: &Outcome, rank: usize) -> Result<Written> {
-        let (frame, dtype) = (&batch.frame, self.options.dtype);
-        let padded = outcome.fused.factors.clone().padded(self.file_rank(rank));
+    fn module(&self, batch: &Batch, outcome: Outcome) -> Result<Written> {
+        let (frame, dtype, fused) = (&batch.frame, self.options.dtype, &outcome.fused.factors);
         let (mut a, mut b) = (Vec::new(), Vec::new());
-        convert::narrow_f64(&mut a, &padded.a_rows(), dtype);
-        convert::narrow_f64(&mut b, &padded.b_rows(), dtype);
+        convert::narrow_f64(&mut a, &fused.a_rows(), dtype);
+        convert::narrow_f64(&mut b, fused.b_rows(), dtype);
         if convert::first_non_finite(&a, dtype).or(convert::first_non_finite(&b, dtype)).is_some() {
             return Err(Error::Numeric(format!(
                 "{}: a factor of the result is no number, or too large for {dtype} (--dtype f32 has the widest range)",
                 frame.module
             )));
         }
-        let got = read_back(&padded, &a, &b, dtype);
-        let certificate = ModuleCertificate::new(batch, outcome, &got)?;
-        Ok(Written { module: frame.module, a, b, certificate })
+        let got = read_back(fused, &a, &b, dtype);
+        let certificate = ModuleCertificate::new(batch, &outcome, &got)?;
+        let (rank, file_rank) = (fused.rank() * dtype.size(), self.file_rank(frame));
+        a.resize(file_rank * frame.size.1 * dtype.size(), 0);
+        let b = pad_rows(b, rank, file_rank * dtype.size());
+        let mut hasher = Hasher::default();
+        hasher.update(&a);
+        hasher.update(&b);
+        Ok(Written { module: frame.module, a, b, line: Line { sha256: hasher.finish(), certificate } })
     }
 
     /// `adapter_config.json`.
@@ -335,19 +426,4 @@ fn read_back(shape: &Factors, a: &[u8], b: &[u8], dtype: DType) -> Factors {
     let mut out = Factors::zeros(shape.rank(), shape.size());
     out.place(0..shape.rank(), &wide_b, &wide_a, 1.0);
     out
-}
-
-/// Writes modules as they come.
-fn write_all(
-    mut writer: AdapterWriter,
-    receive: Receiver<Vec<Written>>,
-    bar: &ProgressBar,
-) -> Result<(AdapterWriter, Vec<ModuleCertificate>)> {
-    let mut certificates = Vec::new();
-    for done in receive.into_iter().flatten() {
-        writer.write_bytes(done.module, &done.a, &done.b)?;
-        certificates.push(done.certificate);
-        bar.inc(1);
-    }
-    Ok((writer, certificates))
 }

@@ -4,8 +4,9 @@
 use anabranch::backend::Backend;
 use anabranch::checkpoint::module::{Module, Target};
 use anabranch::cpu::Cpu;
+use anabranch::fuse::compare::{Compared, compare};
 use anabranch::fuse::options::{Gate, SharedRank};
-use anabranch::fuse::{Batch, Factors, Frame, Grams, LoraCr, Resolution, Stacks};
+use anabranch::fuse::{Batch, Factors, Frame, LoraCr};
 use faer::{Mat, MatRef};
 
 /// A stream of numbers in (-1, 1) from a seed.
@@ -166,16 +167,13 @@ pub fn cpu() -> Cpu {
     Cpu::new(2).unwrap()
 }
 
-/// The Grams of one batch, on the CPU.
-pub fn grams(batch: &Batch) -> Grams {
-    Stacks::new(&cpu(), vec![batch]).unwrap().grams().unwrap().remove(0)
+/// What is known of one batch that nothing resolved, on the CPU.
+pub fn compared(batch: &Batch) -> Compared {
+    compare(&cpu(), std::slice::from_ref(batch), None, false).unwrap().remove(0)
 }
 
 /// What `options` make of one batch, and the batch after it.
-pub fn resolve<B: Backend>(backend: &B, batch: &Batch, options: &LoraCr) -> (Batch, Resolution) {
-    let stacks = Stacks::new(backend, vec![batch]).unwrap();
-    let grams = stacks.grams().unwrap();
-    let resolutions = options.resolve(backend, &[(&grams[0], &batch.frame.weights)]).unwrap();
-    let mut resolved = stacks.resolved(&resolutions).unwrap();
-    (resolved.remove(0), { resolutions }.remove(0))
+pub fn resolve<B: Backend>(backend: &B, batch: &Batch, options: &LoraCr) -> (Batch, Compared) {
+    let compared = compare(backend, std::slice::from_ref(batch), Some(options), true).unwrap().remove(0);
+    (compared.resolved.as_ref().and_then(|r| r.batch.clone()).unwrap(), compared)
 }

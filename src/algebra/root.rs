@@ -1,0 +1,69 @@
+//! A square root of a Gram matrix, and its inverse: the shape of a factor without its long side.
+
+use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
+use faer::{Mat, MatMut, MatRef, Par, Side};
+use rayon::prelude::*;
+
+use super::{Spread, eigen, panels, scale_columns};
+use crate::error::Result;
+use crate::ops::gate::{RANK_CUT, balance};
+
+/// A Cholesky pivot up to this share of its diagonal is too small: the eigenvectors tell the rank then.
+const PIVOT_CUT: f64 = 1e-7;
+
+/// R of `[B₁ … B_E] = Q R` with orthonormal columns of Q, from `RᵀR = [B₁ … B_E]ᵀ [B₁ … B_E]`.
+pub struct Root {
+    /// `[q, P]`.
+    pub r: Mat<f64>,
+    /// The right inverse of R, `[P, q]`; none where R is upper triangular.
+    inverse: Option<Mat<f64>>,
+}
+
+impl Root {
+    /// Of the Gram of B, `[P, P]`, and the squared norms of the rows of A; none where B is zero.
+    ///
+    /// A column of B and its row of A are first given equal norms, so that the cut on eigenvalues does not depend on how
+    /// a product is split into factors. Fails where a number is not finite.
+    pub fn of(b: MatRef<'_, f64>, a: &[f64]) -> Result<Option<Root>> {
+        let p = b.nrows();
+        let squares: Vec<f64> = (0..p).map(|j| b[(j, j)]).collect();
+        let d = balance(&squares, a);
+        let back: Vec<f64> = d.iter().map(|d| 1.0 / d).collect();
+        let g = Mat::from_fn(p, p, |i, j| b[(i, j)] * back[i] * back[j]);
+        if let Some(l) = cholesky(g.as_ref()) {
+            return Ok(Some(Root { r: scale_columns(l.transpose(), &d), inverse: None }));
+        }
+        let (lambda, v) = eigen(g.as_ref())?;
+        let cut = RANK_CUT * lambda[0];
+        let q = lambda.iter().take_while(|&&l| l > cut && l > 0.0).count();
+        if q == 0 {
+            return Ok(None);
+        }
+        let root: Vec<f64> = lambda[..q].iter().map(|l| l.sqrt()).collect();
+        let r = Mat::from_fn(q, p, |k, j| root[k] * v[(j, k)] * d[j]);
+        let inverse = Mat::from_fn(p, q, |j, k| v[(j, k)] / root[k] * back[j]);
+        Ok(Some(Root { r, inverse: Some(inverse) }))
+    }
+
+    /// `[P, n]`: the W with `[B₁ … B_E] W = Q x`, from `x[q, n]`.
+    pub fn map(&self, mut x: Mat<f64>, spread: Spread) -> Mat<f64> {
+        let solve = |x: MatMut<'_, f64>| solve_upper_triangular_in_place(self.r.as_ref(), x, Par::Seq);
+        match (&self.inverse, spread) {
+            (Some(inverse), _) => return spread.product(inverse.as_ref(), x.as_ref()),
+            (None, Spread::Thread) => solve(x.as_mut()),
+            (None, Spread::Pool) => panels(x.as_mut()).for_each(|(_, panel)| solve(panel)),
+        }
+        x
+    }
+}
+
+/// L with `g = L Lᵀ`; none where g is not positive definite by far.
+fn cholesky(g: MatRef<'_, f64>) -> Option<Mat<f64>> {
+    let l = g.llt(Side::Lower).ok()?.L().to_owned();
+    let largest = (0..g.nrows()).map(|j| g[(j, j)]).fold(0.0, f64::max);
+    let sound = |j: usize| {
+        let pivot = l[(j, j)] * l[(j, j)];
+        pivot > PIVOT_CUT * g[(j, j)] && pivot > 10.0 * RANK_CUT * largest
+    };
+    (0..g.nrows()).all(sound).then_some(l)
+}
