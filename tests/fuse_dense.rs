@@ -50,6 +50,7 @@ fn fused(fusion: Fusion, x: &Batch) -> Factors {
 #[track_caller]
 fn same(got: &Factors, want: &Mat<f64>, what: &str) {
     let err = distance(product(got).as_ref(), want.as_ref());
+    println!("{what}: {err:.1e}");
     assert!(err <= BOUND, "{what}: {err:e}");
 }
 
