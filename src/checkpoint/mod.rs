@@ -12,6 +12,7 @@ pub mod digest;
 pub mod factor;
 pub mod fields;
 pub mod header;
+pub mod input_grams;
 pub mod json;
 pub mod module;
 pub mod output;

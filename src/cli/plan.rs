@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::args::{
-    BudgetArgs, ConflictArgs, EvalArgs, FuseArgs, FuseHow, GenerateArgs, Global, LogitsArgs, PrecisionArg,
-    PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs, TrainCommand, TrainHow,
+    BudgetArgs, ConflictArgs, EvalArgs, FuseArgs, FuseHow, GenerateArgs, Global, GramsArgs, LogitsArgs,
+    PrecisionArg, PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs, TrainCommand, TrainHow,
 };
 use crate::cpu::Cpu;
 use crate::cuda::Cuda;
@@ -21,6 +21,7 @@ use crate::stage::doctor::{self, Doctor};
 use crate::stage::evaluate::EvalOptions;
 use crate::stage::fuse::{FuseOptions, Profile};
 use crate::stage::generate::GenerateOptions;
+use crate::stage::grams::GramsOptions;
 use crate::stage::logits::LogitsOptions;
 use crate::stage::measure::StepSize;
 use crate::stage::progress::Progress;
@@ -345,6 +346,20 @@ pub fn generate(args: &GenerateArgs) -> GenerateOptions {
     }
 }
 
+/// `grams`' options.
+pub fn grams(args: &GramsArgs) -> GramsOptions {
+    GramsOptions {
+        model: args.model.clone(),
+        adapter: args.adapter.clone(),
+        data: args.data.clone(),
+        out: args.out.clone(),
+        tokens: args.tokens,
+        seq: args.seq,
+        batch_tokens: args.batch_tokens,
+        skip_bad: args.skip_bad,
+    }
+}
+
 /// `logits`' options.
 pub fn logits(args: &LogitsArgs) -> LogitsOptions {
     LogitsOptions {
@@ -410,6 +425,9 @@ pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
         lambda: how.lambda,
         rank: how.rank,
         coverage: how.coverage,
+        density: how.density,
+        clusters: how.clusters,
+        seed: 0,
     };
     fusion.check()?;
     let dtype = DType::from_name(&how.dtype.to_uppercase())
@@ -423,6 +441,7 @@ pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
         adapters: Vec::new(),
         recipe: Recipe { resolve, fusion },
         weights: how.weights.clone(),
+        grams: Vec::new(),
         allow_missing: how.conflict.allow_missing,
         dtype,
         profile,
@@ -439,6 +458,7 @@ pub fn fuse(args: &FuseArgs) -> Result<FuseOptions> {
         out: args.out.clone(),
         model: args.model.clone(),
         merged: args.merged.clone(),
+        grams: args.grams.clone(),
         ..fuse_template(&args.how)?
     })
 }

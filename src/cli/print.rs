@@ -13,6 +13,7 @@ use crate::stage::evaluate::EvalReport;
 use crate::stage::evaluate::accuracy::{Accuracy, percent};
 use crate::stage::flow::results::{Column, Results};
 use crate::stage::fuse::FuseReport;
+use crate::stage::grams::GramsReport;
 use crate::stage::measure::Measured;
 use crate::stage::prune::PruneReport;
 use crate::stage::recover::RecoverReport;
@@ -309,6 +310,25 @@ pub fn fuse(r: &FuseReport) -> String {
             ),
             None => format!("conflict: {:.4}\n", c.before.conflict_mean),
         };
+    }
+    text
+}
+
+/// What was collected.
+pub fn grams(r: &GramsReport) -> String {
+    if r.already_finished {
+        return format!("{}: already finished", r.out.display());
+    }
+    let mut text = format!(
+        "{}: Grams of {} inputs over {} tokens of {} documents, {}",
+        r.out.display(),
+        r.inputs,
+        grouped(r.tokens as u64),
+        grouped(r.documents as u64),
+        human_bytes(r.bytes)
+    );
+    if r.skipped > 0 {
+        text += &format!("\n{} bad lines were left out", r.skipped);
     }
     text
 }

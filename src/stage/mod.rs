@@ -13,6 +13,7 @@ pub mod evaluate;
 pub mod flow;
 pub mod fuse;
 pub mod generate;
+pub mod grams;
 pub mod inspect;
 pub mod logits;
 pub mod measure;
