@@ -39,43 +39,43 @@ impl TensorSpec {
     }
 }
 
-/// One safetensors file being written, with its SHA-256.
+/// A file of tensors being written, with its SHA-256: a header, then the data in the order of the header.
 #[derive(Debug)]
-pub struct SafetensorsWriter {
+pub(super) struct TensorFile {
     path: PathBuf,
     file: File,
     hasher: Hasher,
     pending: VecDeque<TensorSpec>,
+    /// What the header and each tensor are padded with zeros to a multiple of.
+    alignment: usize,
 }
 
-impl SafetensorsWriter {
-    /// Creates the file at `path` and writes the header: `tensors` in the order in which their data will come, the
-    /// strings of `metadata` beside `format: pt`, padded so that the data start at a multiple of 8.
-    pub fn create(
+impl TensorFile {
+    /// Creates the file at `path` and writes `header`; `tensors` in the order in which their data will come.
+    pub(super) fn create(
         path: &Path,
+        header: &[u8],
         tensors: Vec<TensorSpec>,
-        metadata: &[(&str, &str)],
-    ) -> Result<SafetensorsWriter> {
-        let header = header(path, &tensors, metadata)?;
+        alignment: usize,
+    ) -> Result<TensorFile> {
         let file = File::create(path).map_err(Error::io(path))?;
-        let mut w = SafetensorsWriter {
-            path: path.to_path_buf(),
-            file,
-            hasher: Hasher::default(),
-            pending: tensors.into(),
-        };
-        w.put(&header)?;
+        let hasher = Hasher::default();
+        let mut w = TensorFile { path: path.to_path_buf(), file, hasher, pending: tensors.into(), alignment };
+        w.put(header)?;
         Ok(w)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(Error::io(&self.path))?;
-        self.hasher.update(bytes);
+        let padding = vec![0; bytes.len().next_multiple_of(self.alignment) - bytes.len()];
+        for bytes in [bytes, &padding] {
+            self.file.write_all(bytes).map_err(Error::io(&self.path))?;
+            self.hasher.update(bytes);
+        }
         Ok(())
     }
 
     /// Writes the whole of the next tensor. It is an error if that is not `name` or `bytes` has another length.
-    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let Some(next) = self.pending.pop_front() else {
             return Err(Error::tensor(&self.path, name, "was not announced"));
         };
@@ -93,12 +93,39 @@ impl SafetensorsWriter {
     }
 
     /// Makes the file durable; gives its SHA-256 in hexadecimal. It is an error if a tensor has not come.
-    pub fn finish(self) -> Result<String> {
+    pub(super) fn finish(self) -> Result<String> {
         if let Some(t) = self.pending.front() {
             return Err(Error::tensor(&self.path, t.name.as_str(), "was announced and has not come"));
         }
         self.file.sync_all().map_err(Error::io(&self.path))?;
         Ok(self.hasher.finish())
+    }
+}
+
+/// One safetensors file being written, with its SHA-256.
+#[derive(Debug)]
+pub struct SafetensorsWriter(TensorFile);
+
+impl SafetensorsWriter {
+    /// Creates the file at `path` and writes the header: `tensors` in the order in which their data will come, the
+    /// strings of `metadata` beside `format: pt`, padded so that the data start at a multiple of 8.
+    pub fn create(
+        path: &Path,
+        tensors: Vec<TensorSpec>,
+        metadata: &[(&str, &str)],
+    ) -> Result<SafetensorsWriter> {
+        let header = header(path, &tensors, metadata)?;
+        Ok(SafetensorsWriter(TensorFile::create(path, &header, tensors, 1)?))
+    }
+
+    /// Writes the whole of the next tensor. It is an error if that is not `name` or `bytes` has another length.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.0.write(name, bytes)
+    }
+
+    /// Makes the file durable; gives its SHA-256 in hexadecimal. It is an error if a tensor has not come.
+    pub fn finish(self) -> Result<String> {
+        self.0.finish()
     }
 }
 
@@ -199,7 +226,7 @@ impl ModelWriter {
 
     /// Writes the whole of the next tensor. It is an error if that is not `name` or `bytes` has another length.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        if self.current.as_ref().is_some_and(|(_, w)| w.pending.is_empty()) {
+        if self.current.as_ref().is_some_and(|(_, w)| w.0.pending.is_empty()) {
             self.advance()?;
         }
         match &mut self.current {

@@ -22,6 +22,7 @@ pub mod measure;
 pub mod merge;
 mod method;
 pub mod options;
+pub mod outliers;
 mod pipeline;
 mod stacks;
 mod task_arithmetic;
