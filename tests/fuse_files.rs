@@ -176,6 +176,8 @@ fn options(adapters: &[PathBuf], method: Method) -> FuseOptions {
         out: Some("out".into()),
         model: None,
         merged: None,
+        screen: Default::default(),
+        trust: Default::default(),
     }
 }
 

@@ -138,14 +138,7 @@ impl Pruning {
 
     /// Reads and checks `text`; `path` is for the errors' text.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Pruning> {
-        let value = json::parse(path, text)?;
-        match value.get("format").and_then(Value::as_str) {
-            Some(FORMAT) => {}
-            Some(other) => {
-                return Err(Error::file(path, format!("format is {other:?}, expected {FORMAT:?}")));
-            }
-            None => return Err(Error::file(path, format!("has no format, expected {FORMAT:?}"))),
-        }
+        let value = json::parse_format(path, text, FORMAT)?;
         let plan: Pruning = json::typed(path, value)?;
         plan.check().map_err(|why| Error::file(path, why))?;
         Ok(plan)

@@ -11,6 +11,7 @@ use crate::fuse::options::{Coverage, Fedsa, Gate, Method, Restore, SharedRank, S
 use crate::fuse::weights::Weights;
 use crate::prune::groups::{Gqa, Reduce};
 use crate::prune::scores::Importance;
+use crate::stage::export::Format;
 use crate::stage::measure::Of;
 
 /// Prune a large model to an edge device's memory, train LoRA adapters there, recover them, resolve their conflicts,
@@ -139,6 +140,29 @@ pub enum Command {
     ///
     /// Example: anabranch generate --model llama-3-8b --adapter fused --prompt "Question: …"
     Generate(GenerateArgs),
+    /// Keys for signatures
+    ///
+    /// Example: anabranch keys new hum.key
+    Keys {
+        /// What to do
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
+    /// Sign a folder: manifest.json with the SHA-256 of every file, and manifest.sig
+    ///
+    /// Example: anabranch sign hum --key hum.key --run winter --round 3
+    Sign(SignArgs),
+    /// Check that a folder is what trusted keys signed
+    ///
+    /// FOLDER holds public keys: NAME.pub counts for everything, edges/NAME.pub for edges only, recoverers/NAME.pub for
+    /// recoverers only.
+    ///
+    /// Example: anabranch verify hum --trusted keys --run winter --round 3
+    Verify(VerifyArgs),
+    /// An adapter in another format: a GGUF file for llama.cpp, or a folder in PEFT's own form
+    ///
+    /// Example: anabranch export fused --to gguf --model llama-3-8b --out fused.gguf
+    Export(ExportArgs),
     /// report.html of a finished run: one file, no network
     ///
     /// Example: anabranch report runs/first
@@ -329,6 +353,15 @@ pub struct TrainCommand {
     /// Store the data's fingerprint, keyed by this file so that it cannot be guessed
     #[arg(long, value_name = "KEYFILE")]
     pub data_fingerprint: Option<PathBuf>,
+    /// Sign the adapter with this secret key
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// The run that it is signed for: what was signed for one is not taken for another
+    #[arg(long, value_name = "NAME", requires = "key")]
+    pub run: Option<String>,
+    /// The round of the run
+    #[arg(long, value_name = "N", requires = "key")]
+    pub round: Option<u64>,
     /// The run's shape
     #[command(flatten)]
     pub shape: ShapeArgs,
@@ -399,6 +432,86 @@ pub struct TrainHow {
     pub skip_bad: bool,
 }
 
+/// `keys`.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// A new ed25519 key in FILE, for its owner alone, and the public one in FILE.pub
+    ///
+    /// Example: anabranch keys new hum.key
+    New {
+        /// Where to write; nothing is ever replaced
+        #[arg(value_name = "FILE")]
+        path: PathBuf,
+    },
+}
+
+/// The run and the round that a signature is for.
+#[derive(Clone, Debug, Args)]
+pub struct OccasionArgs {
+    /// The run: what was signed for one is not taken for another
+    #[arg(long, value_name = "NAME")]
+    pub run: Option<String>,
+    /// The round of the run
+    #[arg(long, value_name = "N")]
+    pub round: Option<u64>,
+}
+
+/// Whose folders are taken.
+#[derive(Clone, Debug, Args)]
+pub struct TrustArgs {
+    /// Take only what these public keys signed; NAME.pub, edges/NAME.pub, recoverers/NAME.pub
+    #[arg(long, value_name = "FOLDER")]
+    pub trusted: Option<PathBuf>,
+    /// Which run and round are expected
+    #[command(flatten)]
+    pub expected: OccasionArgs,
+}
+
+/// `sign`.
+#[derive(Debug, Args)]
+pub struct SignArgs {
+    /// The folder
+    pub dir: PathBuf,
+    /// The secret key
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// What it is signed for
+    #[command(flatten)]
+    pub occasion: OccasionArgs,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The folder
+    pub dir: PathBuf,
+    /// The public keys that are trusted; NAME.pub, edges/NAME.pub, recoverers/NAME.pub
+    #[arg(long, value_name = "FOLDER")]
+    pub trusted: PathBuf,
+    /// What it should be signed for
+    #[command(flatten)]
+    pub expected: OccasionArgs,
+}
+
+/// `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The adapter
+    pub adapter: PathBuf,
+    /// gguf: a file that llama.cpp loads; peft: a folder with a rank by module, as PEFT's patterns
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Format,
+    /// The model that the adapter is for; GGUF needs its head counts, where the adapter has no pruning.json
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_name = "DTYPE")]
+    pub dtype: String,
+    /// Where to write
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+}
+
 /// `recover`.
 #[derive(Debug, Args)]
 pub struct RecoverArgs {
@@ -408,6 +521,12 @@ pub struct RecoverArgs {
     /// The full model, to check the adapter against
     #[arg(long, value_name = "BASE")]
     pub model: Option<PathBuf>,
+    /// Sign the result with this secret key, for the run and round that the edge's signature names
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Whose adapters are taken
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// Where to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -462,6 +581,9 @@ pub struct FuseArgs {
     /// What `anabranch grams` made of each adapter's data, in the adapters' order: for regmean and cat-merging
     #[arg(long, value_delimiter = ',', value_name = "DIR,…")]
     pub grams: Vec<PathBuf>,
+    /// Whose adapters are taken
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// How they are fused
     #[command(flatten)]
     pub how: FuseHow,
@@ -504,6 +626,12 @@ pub struct FuseHow {
     /// Clusters of lora-lego, the rank of its result [default: the largest rank]
     #[arg(long, value_name = "N")]
     pub clusters: Option<usize>,
+    /// The most that the norm of an adapter's update may be
+    #[arg(long, value_name = "X")]
+    pub max_norm: Option<f64>,
+    /// Leave out adapters whose update is far from the others', or above --max-norm
+    #[arg(long)]
+    pub reject_outliers: bool,
     /// f32, bf16 or f16
     #[arg(long, default_value = "f32", value_name = "DTYPE")]
     pub dtype: String,

@@ -15,7 +15,8 @@ use crate::error::{Error, Result, human_bytes};
 use crate::fuse::inputs::Inputs;
 use crate::model::memory::Plan;
 use crate::stage::common::Common;
-use crate::stage::{evaluate, fuse, generate, grams, logits, prune, recover, train};
+use crate::stage::export::Format;
+use crate::stage::{evaluate, export, fuse, generate, grams, logits, prune, recover, train};
 
 /// What a command would do.
 #[derive(Debug, Default, Serialize)]
@@ -141,6 +142,15 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
             o.reads(std::iter::once(&options.model).chain(&options.adapter));
             planned!(o, global, common, |b: B, T| generate::plan::<B, T>(b, &options, common));
         }
+        Command::Export(args) => {
+            let options = plan::export(args)?;
+            o.reads(std::iter::once(&options.adapter).chain(&options.model));
+            match options.to {
+                Format::Gguf => o.file(&options.out, common, output_file::made_here)?,
+                Format::Peft => o.folder(&options.out, common)?,
+            }
+            export::Ready::new(&options, common)?;
+        }
         Command::Run(args) => {
             let flow = super::flow::read(&args.flow, global.seed)?;
             let data = flow.edges.iter().flat_map(|e| e.data.iter().chain(&e.val));
@@ -153,10 +163,19 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
         }
         Command::Demo(_) | Command::Report(_) => {
             return Err(Error::Usage(
-                "--dry-run goes with run, prune, train, recover, conflict, fuse, grams, eval, logits and generate; demo and report only write a folder of their own".into(),
+                "--dry-run goes with run, prune, train, recover, conflict, fuse, grams, eval, logits, generate and export; demo and report only write a folder of their own".into(),
             ));
         }
-        Command::Budget(_) | Command::Inspect(_) | Command::Doctor | Command::Completions { .. } => {
+        Command::Keys { .. } | Command::Sign(_) => {
+            return Err(Error::Usage(
+                "--dry-run goes with commands that plan a work; keys and sign take a moment".into(),
+            ));
+        }
+        Command::Budget(_)
+        | Command::Inspect(_)
+        | Command::Verify(_)
+        | Command::Doctor
+        | Command::Completions { .. } => {
             return Err(Error::Usage(
                 "--dry-run goes with commands that compute or write; this one only prints".into(),
             ));

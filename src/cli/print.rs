@@ -8,16 +8,22 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::fuse::conflict::{ConflictReport, Score};
 use crate::model::memory::{Part, Plan, human_bytes};
+use crate::stage::admit::Admission;
 use crate::stage::budget::grouped;
 use crate::stage::evaluate::EvalReport;
 use crate::stage::evaluate::accuracy::{Accuracy, percent};
+use crate::stage::export::ExportReport;
 use crate::stage::flow::results::{Column, Results};
 use crate::stage::fuse::FuseReport;
 use crate::stage::grams::GramsReport;
+use crate::stage::keys::KeysReport;
 use crate::stage::measure::Measured;
 use crate::stage::prune::PruneReport;
 use crate::stage::recover::RecoverReport;
+use crate::stage::sign::SignReport;
 use crate::stage::train::TrainReport;
+use crate::stage::trust::Signatory;
+use crate::stage::verify::VerifyReport;
 
 /// How results are written.
 #[derive(Clone, Copy, Debug)]
@@ -232,13 +238,17 @@ pub fn recover(r: &RecoverReport) -> String {
     }
     let checked =
         if r.base_checked { "checked against the base" } else { "not checked against a base: --model does" };
+    let from = r.from.signer.as_ref().map(|s| format!(", from the adapter that {} signed", name(s)));
+    let signed = r.signed.map(|key| format!(", signed by key {} for {}", key.short(), r.from.occasion));
     format!(
-        "{}: {} modules of rank {}, {} → {} numbers, {checked}",
+        "{}: {} modules of rank {}, {} → {} numbers, {checked}{}{}",
         r.out.display(),
         r.modules,
         r.rank,
         grouped(r.parameters_pruned),
-        grouped(r.parameters_full)
+        grouped(r.parameters_full),
+        from.unwrap_or_default(),
+        signed.unwrap_or_default()
     )
 }
 
@@ -280,9 +290,20 @@ pub fn conflict(r: &ConflictReport, adapters: &[PathBuf]) -> String {
     )
 }
 
+/// `‖ΔW‖` of each adapter, or of the smallest and the largest of many.
+fn norms(admission: &Admission) -> String {
+    let norm = |x: f64| format!("{x:.3e}");
+    let all = admission.adapters.iter().map(|a| a.norm);
+    if admission.adapters.len() > 8 {
+        let (least, most) = (all.clone().fold(f64::INFINITY, f64::min), all.fold(0.0, f64::max));
+        return format!("norm of each adapter's update: {} to {}\n", norm(least), norm(most));
+    }
+    format!("norm of each adapter's update: {}\n", all.map(norm).collect::<Vec<_>>().join(", "))
+}
+
 /// What was fused, and what the certificate says.
 pub fn fuse(r: &FuseReport) -> String {
-    let mut text = String::new();
+    let mut text = norms(&r.admission);
     for (out, certificate) in [(&r.out, &r.certificate), (&r.merged, &r.merged_certificate)] {
         let Some(out) = out else { continue };
         let Some(c) = certificate else {
@@ -331,6 +352,41 @@ pub fn grams(r: &GramsReport) -> String {
         text += &format!("\n{} bad lines were left out", r.skipped);
     }
     text
+}
+
+/// A new pair of keys.
+pub fn keys(r: &KeysReport) -> String {
+    format!(
+        "{}: the secret key, for you alone\n{}: the public key, {}\n",
+        r.secret.display(),
+        r.public.display(),
+        r.key
+    )
+}
+
+/// What was signed.
+pub fn sign(r: &SignReport) -> String {
+    let (dir, key) = (r.dir.display(), r.key.short());
+    format!("{dir}: {} files signed by key {key} for {}", r.files, r.occasion)
+}
+
+/// Whose a folder is.
+pub fn verify(r: &VerifyReport) -> String {
+    let (dir, a) = (r.dir.display(), &r.admitted);
+    let signer = a.signer.as_ref().map(name).unwrap_or_default();
+    let from =
+        a.edge.as_ref().map(|e| format!(", recovered from the adapter of {}", name(e))).unwrap_or_default();
+    format!("{dir}: {} files as signed by {signer} for {}{from}", a.files, a.occasion)
+}
+
+/// What the trusted folder calls a signer, else the start of the key.
+fn name(s: &Signatory) -> String {
+    s.name.clone().unwrap_or_else(|| format!("key {}", s.key.short()))
+}
+
+/// What was exported.
+pub fn export(r: &ExportReport) -> String {
+    format!("{}: {} modules of rank {} in {}", r.out.display(), r.modules, r.rank, r.dtype)
 }
 
 /// The results of a flow: a table for each set of edges.

@@ -7,7 +7,7 @@ use clap::CommandFactory;
 
 use rayon::ThreadPoolBuilder;
 
-use super::args::{Cli, Command, Global};
+use super::args::{Cli, Command, Global, KeysCommand};
 use super::plan::{on_device, on_machine};
 use super::{dry_run, plan, print};
 use crate::backend::Backend;
@@ -15,8 +15,8 @@ use crate::checkpoint::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::stage::{
-    budget, conflict, demo, evaluate, flow, fuse, generate, grams, inspect, logits, measure, prune, recover,
-    report, train,
+    budget, conflict, demo, evaluate, export, flow, fuse, generate, grams, inspect, keys, logits, measure, prune,
+    recover, report, sign, train, verify,
 };
 use crate::tensor::Real;
 
@@ -135,6 +135,23 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             let report = inspect::inspect(&args.path, args.verify, common.open_options())?;
             out.report(&report, || report.to_string())?;
             report.check()
+        }
+        Command::Keys { command: KeysCommand::New { path } } => {
+            let report = keys::new(path)?;
+            out.report(&report, || print::keys(&report))
+        }
+        Command::Sign(args) => {
+            let report = sign::run(&args.dir, &plan::sign(args), &common)?;
+            out.report(&report, || print::sign(&report))
+        }
+        Command::Verify(args) => {
+            let report = verify::run(&args.dir, &plan::verify(args))?;
+            out.report(&report, || print::verify(&report))
+        }
+        Command::Export(args) => {
+            let report = export::run(&plan::export(args)?, &common)?;
+            print::warnings(&report.warnings);
+            out.report(&report, || print::export(&report))
         }
         Command::Report(args) => {
             let path = report::run(&args.dir)?;

@@ -32,6 +32,7 @@ pub mod options;
 mod peft_cat;
 mod peft_linear;
 mod peft_svd;
+pub mod outliers;
 mod pipeline;
 mod regmean;
 pub mod spd;

@@ -8,7 +8,9 @@ use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::admit::{Admission, Screen, admit};
 use super::common::Common;
+use super::trust::TrustOptions;
 use crate::backend::Backend;
 use crate::checkpoint::adapter_config::AdapterConfig;
 use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
@@ -61,6 +63,10 @@ pub struct FuseOptions {
     pub model: Option<PathBuf>,
     /// Where to write the base with the fused update in its weights.
     pub merged: Option<PathBuf>,
+    /// How large an update may be.
+    pub screen: Screen,
+    /// Whose adapters are taken.
+    pub trust: TrustOptions,
 }
 
 /// What was fused.
@@ -78,6 +84,8 @@ pub struct FuseReport {
     pub certificate: Option<Certificate>,
     /// Of the merged checkpoint: its errors are those of the weights in the base's dtype.
     pub merged_certificate: Option<Certificate>,
+    /// Whose adapters were given, how large they are, and which were left out.
+    pub admission: Admission,
     /// What a user should know and what is no error.
     pub warnings: Vec<String>,
 }
@@ -96,6 +104,7 @@ pub fn run<B: Backend>(backend: &B, options: &FuseOptions, common: &Common) -> R
         rank: options.out.as_ref().map(|_| plan.rank()),
         certificate: None,
         merged_certificate: None,
+        admission: plan.admission.clone(),
         warnings: plan.inputs.warnings.clone(),
     };
     if let Some(out) = &options.out
@@ -126,10 +135,13 @@ pub struct FusePlan {
     pub weights: Vec<f64>,
     /// The base, where one was given.
     pub base: Option<Checkpoint>,
+    /// Whose adapters were given, and which were left out.
+    pub admission: Admission,
+    /// Of the adapters that were not left out.
     options: FuseOptions,
 }
 
-/// Opens and checks the adapters and everything that can be known without reading their values.
+/// Opens and checks the adapters, measures them, and checks everything that can be known before they are fused.
 pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
     options.recipe.fusion.check()?;
     match (&options.out, &options.model, &options.merged) {
@@ -156,7 +168,7 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
         }
         _ => {}
     }
-    let mut inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
+    let (mut inputs, admission) = admit(&mut options, common)?;
     if !options.grams.is_empty() {
         inputs = inputs.with_grams(&options.grams, common.open_options())?;
     }
@@ -183,7 +195,7 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
             Some(base)
         }
     };
-    let plan = FusePlan { inputs, frames, ranks, weights, base, options };
+    let plan = FusePlan { inputs, frames, ranks, weights, base, admission, options };
     if let Some(limit) = common.memory_limit {
         plan.memory().fit(limit)?;
     }
@@ -369,6 +381,10 @@ impl FusePlan {
         }
         p.options.insert("weights".into(), self.options.weights.to_string().into());
         p.options.insert("adapters".into(), self.inputs.adapters.len().into());
+        let left_out = self.admission.left_out();
+        if left_out > 0 {
+            p.options.insert("left_out".into(), left_out.into());
+        }
         p
     }
 }

@@ -278,6 +278,7 @@ impl<B: Backend> Runner<'_, B> {
             adapter: trained.dir.clone(),
             model: Some(self.flow.base.clone()),
             out: self.flow.output.join(&name),
+            ..RecoverOptions::default()
         };
         let read = [trained.print.clone(), self.base_print.clone()];
         let recovered = self.stage(&name, "recover", "", &read, |common| recover::run(&options, common))?;
