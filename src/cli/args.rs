@@ -558,6 +558,9 @@ pub struct ConflictArgs {
     /// Two or more adapters
     #[arg(required = true, num_args = 1.., value_name = "ADAPTER")]
     pub adapters: Vec<PathBuf>,
+    /// A page of drawings: by layer and module, by direction, adapter against adapter
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// How they would be resolved
     #[command(flatten)]
     pub resolve: ResolveArgs,

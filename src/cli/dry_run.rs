@@ -88,6 +88,9 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
         Command::Conflict(args) => {
             let options = plan::conflict(args);
             o.reads(&options.adapters);
+            if let Some(file) = &options.html {
+                o.file(file, common, output_file::made_here)?;
+            }
             Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
         }
         Command::Fuse(args) => {

@@ -524,5 +524,7 @@ pub fn conflict(args: &ConflictArgs) -> ConflictOptions {
         adapters: args.adapters.clone(),
         resolve: lora_cr(&args.resolve),
         allow_missing: args.resolve.allow_missing,
+        names: Vec::new(),
+        html: args.html.clone(),
     }
 }
