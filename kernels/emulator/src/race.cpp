@@ -34,7 +34,7 @@ struct Access {
     uint16_t thread = 0;
 };
 
-/// What few cells need: reads that found no room in the cell, all of one block, and atomic accesses.
+/// What few cells need: reads that found no room in the cell, and atomic accesses.
 struct More {
     std::vector<Access> reads, atomics;
 };
@@ -129,9 +129,12 @@ void check(const Detector& d, const uint32_t* clock, const Cell& cell, const voi
         for (const Access& atomic : cell.more->atomics) check_one(atomic, true);
 }
 
-/// Adds an access to `list`, without those that it knows of if there are many: who knows of this one knows of them.
+/// Adds an access to `list`, which keeps one of other blocks. What this one knows of goes when there is much of it: who
+/// knows of this one knows of that one.
 void add(const Detector& d, const uint32_t* clock, std::vector<Access>& list, const Access& now) {
-    if (list.size() >= 2 * max_threads)
+    if (!list.empty() && list.back().run != now.run) list.erase(list.begin(), list.end() - 1);
+    else if (!list.empty() && list.back().thread == now.thread) list.pop_back();
+    if (list.size() > 2 * d.threads)
         list.erase(std::remove_if(list.begin(), list.end(), [&](const Access& one) { return knows(d, clock, one); }), list.end());
     list.push_back(now);
 }
@@ -163,10 +166,7 @@ void remember(const Detector& d, const uint32_t* clock, Cell& cell, Kind kind, c
         }
     }
     if (!cell.more) cell.more = std::make_unique<More>();
-    if (kind == Kind::atomic) return add(d, clock, cell.more->atomics, now);
-    auto& reads = cell.more->reads;
-    if (!reads.empty() && reads.back().run != now.run) reads.clear();
-    add(d, clock, reads, now);
+    add(d, clock, kind == Kind::atomic ? cell.more->atomics : cell.more->reads, now);
 }
 
 Page& page(Detector& d, size_t number) {
