@@ -706,7 +706,13 @@ fn a_declared_frozen_a_is_believed_only_where_it_is_common() {
 #[test]
 fn conflict_of_real_adapters() {
     let Some(paths) = real_adapters() else { return };
-    let ask = ConflictOptions { adapters: paths.clone(), resolve: LoraCr::default(), allow_missing: false };
+    let ask = ConflictOptions {
+        adapters: paths.clone(),
+        resolve: LoraCr::default(),
+        allow_missing: false,
+        names: Vec::new(),
+        html: None,
+    };
     let report = conflict::run(&cpu(), &ask, &Common::default()).unwrap().report;
     assert_eq!((report.modules.len(), report.layers.len()), (44, 22));
     for m in &report.modules {

@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 
 use super::args::{
     BudgetArgs, ConflictArgs, EvalArgs, ExportArgs, FuseArgs, FuseHow, GenerateArgs, Global, GramsArgs,
-    LogitsArgs, OccasionArgs, PrecisionArg, PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs, SignArgs,
-    TrainCommand, TrainHow, TrustArgs, VerifyArgs,
+    LogitsArgs, OccasionArgs, PrecisionArg, PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs,
+    SignArgs, TrainCommand, TrainHow, TrustArgs, VerifyArgs,
 };
 use crate::checkpoint::manifest::Occasion;
 use crate::cpu::Cpu;

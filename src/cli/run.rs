@@ -15,8 +15,8 @@ use crate::checkpoint::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::stage::{
-    budget, conflict, demo, evaluate, export, flow, fuse, generate, grams, inspect, keys, logits, measure, prune,
-    recover, report, sign, train, verify,
+    budget, conflict, demo, evaluate, export, flow, fuse, generate, grams, inspect, keys, logits, measure,
+    prune, recover, report, sign, train, verify,
 };
 use crate::tensor::Real;
 

@@ -90,7 +90,8 @@ fn run_of_k_means(
     for c in 0..k {
         let chance = |n: usize| counts[points[n]] * if c == 0 { 1.0 } else { distance[n] };
         let total: f64 = (0..points.len()).map(chance).sum();
-        if !(total > 0.0) {
+        // Every point lies on a centre, or a distance is no number.
+        if total.is_nan() || total <= 0.0 {
             break;
         }
         let mut rest = random.uniform_f64(c as u64) * total;

@@ -8,7 +8,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::ledger::{LEDGER, Ledger, inputs};
-use super::results::{Column, ConflictResult, EdgeResult, FORMAT, FusionResult, Kind, RESULTS, Results, Sweep, TaskResult};
+use super::results::{
+    Column, ConflictResult, EdgeResult, FORMAT, FusionResult, Kind, RESULTS, Results, Sweep, TaskResult,
+};
 use super::{Edge, Flow, Fusion, Joint, Target, Task};
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;

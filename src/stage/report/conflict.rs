@@ -132,7 +132,8 @@ fn directions(m: &ModuleConflict, names: &[String]) -> ModuleView {
             kept: pick(&d.gamma),
         })
         .collect();
-    let own: Vec<String> = shown.iter().map(|&n| name(names, m.adapters.get(n).copied().unwrap_or(n))).collect();
+    let own: Vec<String> =
+        shown.iter().map(|&n| name(names, m.adapters.get(n).copied().unwrap_or(n))).collect();
     let mut caption = format!(
         "Layer {}, {}, {} × {}: c̄ {:.4} (weighted by σ {:.4}), after LoRA-CR {:.4}; {:.1} % of the energy is kept",
         m.layer,

@@ -49,14 +49,17 @@ pub fn write(dir: &Path, results: &Results) -> Result<PathBuf> {
 /// The page of a run.
 pub fn render(results: &Results) -> Result<String, minijinja::Error> {
     let sweeps: Vec<_> = results.sweeps.iter().enumerate().map(|(n, s)| SweepView::of(n, s)).collect();
-    page("run.html", context! {
-        edges => results.edges.clone(),
-        seed => results.seed,
-        seconds => format!("{:.0}", results.seconds),
-        notes => results.notes.clone(),
-        sweeps => Value::from(Serde(sweeps)),
-        ratios => Value::from(Serde(sweep_plot(results))),
-    })
+    page(
+        "run.html",
+        context! {
+            edges => results.edges.clone(),
+            seed => results.seed,
+            seconds => format!("{:.0}", results.seconds),
+            notes => results.notes.clone(),
+            sweeps => Value::from(Serde(sweeps)),
+            ratios => Value::from(Serde(sweep_plot(results))),
+        },
+    )
 }
 
 /// Writes the page of a comparison of adapters with these names to `path`; one that is there only under `force`.

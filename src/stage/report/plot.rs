@@ -166,7 +166,8 @@ pub fn dots(dots: &[Dot], low: f64, high: f64) -> String {
 pub fn grid(title: &str, cells: &[Cell], rows: &[String], columns: &[String], most: f64) -> String {
     let longest = rows.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let left = 20.0 + 7.0 * longest.min(24) as f64;
-    let (top, w, h) = (24.0, if columns.len() > 8 { 58.0 } else { 92.0 }, if rows.len() > 16 { 16.0 } else { 28.0 });
+    let (top, w, h) =
+        (24.0, if columns.len() > 8 { 58.0 } else { 92.0 }, if rows.len() > 16 { 16.0 } else { 28.0 });
     let mut s = open(left + w * columns.len() as f64, top + h * rows.len() as f64 + 4.0, title);
     for (n, name) in columns.iter().enumerate() {
         let _ = write!(
@@ -243,7 +244,13 @@ pub fn directions(names: &[String], directions: &[Direction]) -> String {
     for (x, head) in heads {
         let _ = write!(s, r#"<text class="tick" x="{x}" y="{:.1}">{head}</text>"#, legend + 18.0);
     }
-    for (x, low) in [(cos.0, top), (cos.0 + cos.1 / 2.0, top), (cos.0 + cos.1, top), (kept.0, top), (kept.0 + kept.1, top)] {
+    for (x, low) in [
+        (cos.0, top),
+        (cos.0 + cos.1 / 2.0, top),
+        (cos.0 + cos.1, top),
+        (kept.0, top),
+        (kept.0 + kept.1, top),
+    ] {
         let _ = write!(s, r#"<line class="grid" x1="{x}" x2="{x}" y1="{low}" y2="{height}"/>"#);
     }
     for (k, d) in directions.iter().enumerate() {
@@ -286,7 +293,11 @@ pub fn directions(names: &[String], directions: &[Direction]) -> String {
 /// `name` cut to what fits in `width`.
 fn cut(name: &str, width: f64) -> String {
     let most = (width / 7.0).max(3.0) as usize;
-    if name.chars().count() <= most { name.to_string() } else { name.chars().take(most - 1).chain(['…']).collect() }
+    if name.chars().count() <= most {
+        name.to_string()
+    } else {
+        name.chars().take(most - 1).chain(['…']).collect()
+    }
 }
 
 /// Stacked bars on one scale, with a legend of the parts.
@@ -397,11 +408,14 @@ mod tests {
         assert_eq!(lines(&[], "x", "y"), "");
         assert_eq!(ticks(0.0, 100.0), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
         assert_eq!(short(0.1 + 0.2), "0.3");
-        let cell = |column, value, link: Option<&str>| Cell { row: 0, column, value, link: link.map(String::from) };
+        let cell =
+            |column, value, link: Option<&str>| Cell { row: 0, column, value, link: link.map(String::from) };
         let names = ["a", "b", "c"].map(String::from);
         let cells = [cell(0, 0.25, Some("m-\"0")), cell(1, -0.125, None), cell(2, f64::NAN, None)];
         let svg = grid("t", &cells, &names[..1], &names, 0.25);
-        assert!(svg.contains("--p:1.000") && svg.contains("0.250") && svg.contains(r##"<a href="#m-&quot;0">"##));
+        assert!(
+            svg.contains("--p:1.000") && svg.contains("0.250") && svg.contains(r##"<a href="#m-&quot;0">"##)
+        );
         assert!(svg.contains("heat below") && svg.contains("--p:0.500") && svg.contains("--p:0.000"));
     }
 
