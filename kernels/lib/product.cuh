@@ -173,7 +173,8 @@ struct Product {
 
     /// Adds the product of all segments. `open(s, a, b)` begins segment s and returns its K, 0 if there is none.
     /// `landed(tile, a)` is called when this thread's own copies of A's tile number `tile` are in shared memory, before
-    /// others read them; `before(tile, a)` before the tile is multiplied, when all may read it. Afterwards the ring is free.
+    /// others read them; `before(tile, a)` before the tile is multiplied, when all may read it. Afterwards no copy is on
+    /// its way; the ring is free when the block has met once more.
     template <class Open, class Landed = Nothing, class Before = Nothing>
     __device__ __forceinline__ void add(Ring& ring, Open open, Landed landed = {}, Before before = {}) {
         CopyA copy_a;
@@ -228,8 +229,6 @@ struct Product {
             free = now;
             now = next;
         }
-        ptx::copy_async_wait_all();
-        __syncthreads();
     }
 
     /// Calls `f(row, column, v0, v1)` for each pair of neighbouring columns that this thread holds, v by reference.

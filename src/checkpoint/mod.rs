@@ -13,6 +13,7 @@ pub mod factor;
 pub mod fields;
 pub mod gguf;
 pub mod header;
+pub mod input_grams;
 pub mod json;
 pub mod keys;
 pub mod manifest;

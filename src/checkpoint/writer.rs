@@ -37,6 +37,18 @@ impl TensorSpec {
     pub fn bytes(&self) -> Option<u64> {
         self.shape.iter().try_fold(self.dtype.size() as u64, |n, &d| n.checked_mul(d as u64))
     }
+
+    /// An error unless it is the tensor `name` that came with this many bytes.
+    fn check(&self, path: &Path, name: &str, came: u64) -> Result<()> {
+        if self.name == name && self.bytes() == Some(came) {
+            return Ok(());
+        }
+        let why = format!(
+            "of {came} bytes came, expected {} of shape {:?} in {}",
+            self.name, self.shape, self.dtype
+        );
+        Err(Error::tensor(path, name, why))
+    }
 }
 
 /// A file of tensors being written, with its SHA-256: a header, then the data in the order of the header.
@@ -62,34 +74,45 @@ impl TensorFile {
         let hasher = Hasher::default();
         let mut w = TensorFile { path: path.to_path_buf(), file, hasher, pending: tensors.into(), alignment };
         w.put(header)?;
+        w.pad(header.len() as u64)?;
         Ok(w)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        let padding = vec![0; bytes.len().next_multiple_of(self.alignment) - bytes.len()];
-        for bytes in [bytes, &padding] {
-            self.file.write_all(bytes).map_err(Error::io(&self.path))?;
-            self.hasher.update(bytes);
-        }
+        self.file.write_all(bytes).map_err(Error::io(&self.path))?;
+        self.hasher.update(bytes);
         Ok(())
+    }
+
+    /// Zeros behind `len` bytes, up to the next multiple of the alignment.
+    fn pad(&mut self, len: u64) -> Result<()> {
+        let padding = len.next_multiple_of(self.alignment as u64) - len;
+        self.put(&vec![0; padding as usize])
     }
 
     /// Writes the whole of the next tensor. It is an error if that is not `name` or `bytes` has another length.
     pub(super) fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let Some(next) = self.pending.pop_front() else {
-            return Err(Error::tensor(&self.path, name, "was not announced"));
-        };
-        if next.name != name || next.bytes() != Some(bytes.len() as u64) {
-            let why = format!(
-                "of {} bytes came, expected {} of shape {:?} in {}",
-                bytes.len(),
-                next.name,
-                next.shape,
-                next.dtype
-            );
-            return Err(Error::tensor(&self.path, name, why));
+        let next = self.next(name)?;
+        next.check(&self.path, name, bytes.len() as u64)?;
+        self.put(bytes)?;
+        self.pad(bytes.len() as u64)
+    }
+
+    /// Writes the whole of the next tensor as its parts come, one after another. It is an error if that is not `name`,
+    /// or if the parts together have another length.
+    pub(super) fn write_parts(&mut self, name: &str, parts: impl IntoIterator<Item = Vec<u8>>) -> Result<()> {
+        let next = self.next(name)?;
+        let mut came = 0u64;
+        for part in parts {
+            came += part.len() as u64;
+            self.put(&part)?;
         }
-        self.put(bytes)
+        next.check(&self.path, name, came)?;
+        self.pad(came)
+    }
+
+    fn next(&mut self, name: &str) -> Result<TensorSpec> {
+        self.pending.pop_front().ok_or_else(|| Error::tensor(&self.path, name, "was not announced"))
     }
 
     /// Makes the file durable; gives its SHA-256 in hexadecimal. It is an error if a tensor has not come.
@@ -121,6 +144,12 @@ impl SafetensorsWriter {
     /// Writes the whole of the next tensor. It is an error if that is not `name` or `bytes` has another length.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         self.0.write(name, bytes)
+    }
+
+    /// Writes the whole of the next tensor as its parts come, one after another. It is an error if that is not `name`,
+    /// or if the parts together have another length.
+    pub fn write_parts(&mut self, name: &str, parts: impl IntoIterator<Item = Vec<u8>>) -> Result<()> {
+        self.0.write_parts(name, parts)
     }
 
     /// Makes the file durable; gives its SHA-256 in hexadecimal. It is an error if a tensor has not come.

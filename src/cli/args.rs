@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::size::ByteSize;
 use crate::checkpoint::module::Target;
+use crate::fuse::DENSITY;
 use crate::fuse::options::{Coverage, Fedsa, Gate, Method, Restore, SharedRank, Side};
 use crate::fuse::weights::Weights;
 use crate::prune::groups::{Gqa, Reduce};
@@ -117,6 +118,16 @@ pub enum Command {
     ///
     /// Example: anabranch fuse hum-full sc-full --method fedavg --resolve lora-cr --out fused
     Fuse(FuseArgs),
+    /// Gram matrices of what a model's linears read, for the fusion methods that need them
+    ///
+    /// It runs where the data are, and what leaves is the folder: for each input of a linear the mean of x xᵀ over the
+    /// tokens. That is not the data, but it is not nothing: whoever has the base can work out from the first layer's
+    /// matrix which tokens occur in the data and how often, and the deeper ones tell about the contexts that they stand
+    /// in; of fewer tokens than a matrix is wide, their inputs' whole span is in it. Share it as you would share word
+    /// counts of the data.
+    ///
+    /// Example: anabranch grams --model small --adapter hum --data hum.train.jsonl --out hum-grams
+    Grams(GramsArgs),
     /// Accuracy on multiple-choice tasks, or perplexity on a text
     ///
     /// Example: anabranch eval --model llama-3-8b --adapter fused --base --task hum_sc.jsonl
@@ -547,6 +558,9 @@ pub struct ConflictArgs {
     /// Two or more adapters
     #[arg(required = true, num_args = 1.., value_name = "ADAPTER")]
     pub adapters: Vec<PathBuf>,
+    /// A page of drawings: by layer and module, by direction, adapter against adapter
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// How they would be resolved
     #[command(flatten)]
     pub resolve: ResolveArgs,
@@ -567,6 +581,9 @@ pub struct FuseArgs {
     /// A whole checkpoint with the update added, one rounding
     #[arg(long, value_name = "DIR", requires = "model")]
     pub merged: Option<PathBuf>,
+    /// What `anabranch grams` made of each adapter's data, in the adapters' order: for regmean and cat-merging
+    #[arg(long, value_delimiter = ',', value_name = "DIR,…")]
+    pub grams: Vec<PathBuf>,
     /// Whose adapters are taken
     #[command(flatten)]
     pub trust: TrustArgs,
@@ -578,7 +595,11 @@ pub struct FuseArgs {
 /// How adapters are fused.
 #[derive(Clone, Debug, Args)]
 pub struct FuseHow {
-    /// fedavg, mean, mean-svd, ffa, ffa-lsq, fedsa or task-arithmetic
+    /// fedavg, mean, mean-svd, ffa, ffa-lsq, fedsa, fedex, task-arithmetic, knots-ties, tsv, iso-c, lora-lego,
+    /// peft-linear, peft-cat or peft-svd; with --grams regmean or cat-merging
+    ///
+    /// Weights multiply the updates first and add up to 1 (but for task-arithmetic): with --lambda E, tsv, iso-c and
+    /// cat-merging of E adapters have the size that their papers give them, a sum and not a mean.
     #[arg(long, value_name = "METHOD")]
     pub method: Method,
     /// none or lora-cr, before any method
@@ -599,9 +620,15 @@ pub struct FuseHow {
     /// Which FedSA: mean, client:J, sum or lsq
     #[arg(long, value_name = "WHICH")]
     pub fedsa: Option<Fedsa>,
-    /// Factor of task-arithmetic's sum
+    /// Factor of the result: task-arithmetic, knots-ties, tsv, iso-c, cat-merging
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub lambda: f64,
+    /// The share of entries that knots-ties keeps of each update, the largest
+    #[arg(long, default_value_t = DENSITY, value_name = "X")]
+    pub density: f64,
+    /// Clusters of lora-lego, the rank of its result [default: the largest rank]
+    #[arg(long, value_name = "N")]
+    pub clusters: Option<usize>,
     /// The most that the norm of an adapter's update may be
     #[arg(long, value_name = "X")]
     pub max_norm: Option<f64>,
@@ -614,6 +641,35 @@ pub struct FuseHow {
     /// portable: right in every reader; or peft
     #[arg(long, default_value = "portable", value_name = "PROFILE")]
     pub profile: String,
+}
+
+/// `grams`.
+#[derive(Debug, Args)]
+pub struct GramsArgs {
+    /// The model's folder, pruned or not
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The adapter whose inputs are wanted: they are those of the model with it
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// The data: JSONL with text, prompt and completion, or messages; or plain text
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    pub data: Vec<PathBuf>,
+    /// Where to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The most tokens that are used, in whole documents drawn by --seed
+    #[arg(long, default_value_t = 8192, value_name = "N")]
+    pub tokens: usize,
+    /// Tokens of a document, at most the model's positions
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub seq: usize,
+    /// The most tokens that go through a layer together
+    #[arg(long, default_value_t = 2048, value_name = "N")]
+    pub batch_tokens: usize,
+    /// Count and leave out bad lines instead of failing
+    #[arg(long)]
+    pub skip_bad: bool,
 }
 
 /// `eval`.

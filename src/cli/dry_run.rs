@@ -11,12 +11,12 @@ use super::plan::on_machine;
 use super::{plan, print};
 use crate::checkpoint::output::{Output, Standing};
 use crate::checkpoint::output_file::{self, OutputFile};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, human_bytes};
 use crate::fuse::inputs::Inputs;
 use crate::model::memory::Plan;
 use crate::stage::common::Common;
 use crate::stage::export::Format;
-use crate::stage::{evaluate, export, fuse, generate, logits, prune, recover, train};
+use crate::stage::{evaluate, export, fuse, generate, grams, logits, prune, recover, train};
 
 /// What a command would do.
 #[derive(Debug, Default, Serialize)]
@@ -88,16 +88,37 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
         Command::Conflict(args) => {
             let options = plan::conflict(args);
             o.reads(&options.adapters);
+            if let Some(file) = &options.html {
+                o.file(file, common, output_file::made_here)?;
+            }
             Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
         }
         Command::Fuse(args) => {
             let options = plan::fuse(args)?;
-            o.reads(options.adapters.iter().chain(&options.model));
+            o.reads(options.adapters.iter().chain(&options.grams).chain(&options.model));
             for out in options.out.iter().chain(&options.merged) {
                 o.folder(out, common)?;
             }
             let ready = fuse::plan(&options, common)?;
             o.steps.push(format!("fuse {} modules, largest rank {}", ready.frames.len(), ready.rank()));
+            o.memory = Some(ready.memory()).filter(|plan| plan.total() > 0);
+        }
+        Command::Grams(args) => {
+            let options = plan::grams(args);
+            o.reads(std::iter::once(&options.model).chain(&options.adapter).chain(&options.data));
+            o.folder(&options.out, common)?;
+            let mut does = String::new();
+            planned!(o, global, common, |b: B, T| {
+                grams::Prepared::new::<T>(b, options, common).and_then(|ready: grams::Prepared<B>| {
+                    does = format!(
+                        "collect {} of Grams over {} tokens",
+                        human_bytes(ready.bytes()?),
+                        ready.tokens()
+                    );
+                    Ok(ready.plan)
+                })
+            });
+            o.steps.push(does);
         }
         Command::Eval(args) => {
             let options = plan::eval(args)?;
@@ -145,7 +166,7 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
         }
         Command::Demo(_) | Command::Report(_) => {
             return Err(Error::Usage(
-                "--dry-run goes with run, prune, train, recover, conflict, fuse, eval, logits, generate and export; demo and report only write a folder of their own".into(),
+                "--dry-run goes with run, prune, train, recover, conflict, fuse, grams, eval, logits, generate and export; demo and report only write a folder of their own".into(),
             ));
         }
         Command::Keys { .. } | Command::Sign(_) => {

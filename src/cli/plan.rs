@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::args::{
-    BudgetArgs, ConflictArgs, EvalArgs, ExportArgs, FuseArgs, FuseHow, GenerateArgs, Global, LogitsArgs,
-    OccasionArgs, PrecisionArg, PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs, SignArgs,
+    BudgetArgs, ConflictArgs, EvalArgs, ExportArgs, FuseArgs, FuseHow, GenerateArgs, Global, GramsArgs,
+    LogitsArgs, OccasionArgs, PrecisionArg, PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs, SignArgs,
     TrainCommand, TrainHow, TrustArgs, VerifyArgs,
 };
 use crate::checkpoint::manifest::Occasion;
@@ -25,6 +25,7 @@ use crate::stage::evaluate::EvalOptions;
 use crate::stage::export::ExportOptions;
 use crate::stage::fuse::{FuseOptions, Profile};
 use crate::stage::generate::GenerateOptions;
+use crate::stage::grams::GramsOptions;
 use crate::stage::logits::LogitsOptions;
 use crate::stage::measure::StepSize;
 use crate::stage::progress::Progress;
@@ -356,6 +357,20 @@ pub fn generate(args: &GenerateArgs) -> GenerateOptions {
     }
 }
 
+/// `grams`' options.
+pub fn grams(args: &GramsArgs) -> GramsOptions {
+    GramsOptions {
+        model: args.model.clone(),
+        adapter: args.adapter.clone(),
+        data: args.data.clone(),
+        out: args.out.clone(),
+        tokens: args.tokens,
+        seq: args.seq,
+        batch_tokens: args.batch_tokens,
+        skip_bad: args.skip_bad,
+    }
+}
+
 /// `logits`' options.
 pub fn logits(args: &LogitsArgs) -> LogitsOptions {
     LogitsOptions {
@@ -462,6 +477,9 @@ pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
         lambda: how.lambda,
         rank: how.rank,
         coverage: how.coverage,
+        density: how.density,
+        clusters: how.clusters,
+        seed: 0,
     };
     fusion.check()?;
     let screen = Screen { max_norm: how.max_norm, reject_outliers: how.reject_outliers };
@@ -475,6 +493,7 @@ pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
         adapters: Vec::new(),
         recipe: Recipe { resolve, fusion },
         weights: how.weights.clone(),
+        grams: Vec::new(),
         allow_missing: how.conflict.allow_missing,
         dtype: dtype(&how.dtype)?,
         profile,
@@ -493,6 +512,7 @@ pub fn fuse(args: &FuseArgs) -> Result<FuseOptions> {
         out: args.out.clone(),
         model: args.model.clone(),
         merged: args.merged.clone(),
+        grams: args.grams.clone(),
         trust: trust(&args.trust),
         ..fuse_template(&args.how)?
     })
@@ -504,5 +524,7 @@ pub fn conflict(args: &ConflictArgs) -> ConflictOptions {
         adapters: args.adapters.clone(),
         resolve: lora_cr(&args.resolve),
         allow_missing: args.resolve.allow_missing,
+        names: Vec::new(),
+        html: args.html.clone(),
     }
 }

@@ -15,6 +15,7 @@ use crate::stage::evaluate::accuracy::{Accuracy, percent};
 use crate::stage::export::ExportReport;
 use crate::stage::flow::results::{Column, Results};
 use crate::stage::fuse::FuseReport;
+use crate::stage::grams::GramsReport;
 use crate::stage::keys::KeysReport;
 use crate::stage::measure::Measured;
 use crate::stage::prune::PruneReport;
@@ -167,30 +168,30 @@ pub fn eval(r: &EvalReport) -> String {
 
 /// A plan for this machine and what a step really took.
 pub fn measured(m: &Measured) -> String {
-    let peak = match m.peak {
-        Some(peak) => {
-            let off = 100.0 * (peak as f64 / m.planned.max(1) as f64 - 1.0);
-            format!("{} ({off:+.1} %)", human_bytes(peak))
-        }
-        None => "not told by the kernel".into(),
+    let of_plan = |bytes: u64| {
+        let off = 100.0 * (bytes as f64 / m.planned.max(1) as f64 - 1.0);
+        format!("{} ({off:+.1} %)", human_bytes(bytes))
     };
     let plan = plan(&m.plan);
-    match &m.device {
-        None => format!(
+    let peak = m.peak.map_or_else(|| "not told by the kernel".into(), of_plan);
+    let Some(d) = &m.device else {
+        return format!(
             "one step on this machine, mapped weights left out, {:.2} s\n{plan}measured peak  {peak}\n",
             m.seconds
-        ),
-        Some(d) => {
-            let process = d.process.map_or_else(|| "not told".into(), human_bytes);
-            format!(
-                "one step on this device, {:.2} s\n{plan}measured       {peak}\nfree before    {}\nfree after     {}\n\
-                 by the driver's management library  {process}\n",
-                m.seconds,
-                human_bytes(d.free_before),
-                human_bytes(d.free_after)
-            )
-        }
-    }
+        );
+    };
+    let row = |what: &str, [before, after, taken]: [String; 3]| vec![what.to_string(), before, after, taken];
+    let nvml = match (d.process_before, d.process_peak) {
+        (Some(before), Some(peak)) => [human_bytes(before), human_bytes(peak), of_plan(peak)],
+        _ => ["not told".into(), "not told".into(), String::new()],
+    };
+    let rows = [
+        row("", ["before", "after", "taken"].map(String::from)),
+        row("plan", [String::new(), String::new(), human_bytes(m.planned)]),
+        row("free, by the driver", [human_bytes(d.free_before), human_bytes(d.free_after), peak]),
+        row("this process's peak, by NVML", nvml),
+    ];
+    format!("one step on this device, {:.2} s\n{plan}\n{}", m.seconds, table(&rows))
 }
 
 /// What pruning did.
@@ -331,6 +332,25 @@ pub fn fuse(r: &FuseReport) -> String {
             ),
             None => format!("conflict: {:.4}\n", c.before.conflict_mean),
         };
+    }
+    text
+}
+
+/// What was collected.
+pub fn grams(r: &GramsReport) -> String {
+    if r.already_finished {
+        return format!("{}: already finished", r.out.display());
+    }
+    let mut text = format!(
+        "{}: Grams of {} inputs over {} tokens of {} documents, {}",
+        r.out.display(),
+        r.inputs,
+        grouped(r.tokens as u64),
+        grouped(r.documents as u64),
+        human_bytes(r.bytes)
+    );
+    if r.skipped > 0 {
+        text += &format!("\n{} bad lines were left out", r.skipped);
     }
     text
 }

@@ -15,7 +15,7 @@ use crate::checkpoint::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::stage::{
-    budget, conflict, demo, evaluate, export, flow, fuse, generate, inspect, keys, logits, measure, prune,
+    budget, conflict, demo, evaluate, export, flow, fuse, generate, grams, inspect, keys, logits, measure, prune,
     recover, report, sign, train, verify,
 };
 use crate::tensor::Real;
@@ -97,6 +97,13 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             print::warnings(&report.warnings);
             out.report(&report, || print::fuse(&report))
         }
+        Command::Grams(args) => {
+            let machine = plan::machine(global)?;
+            let common = machine.common(global, &common)?;
+            let options = plan::grams(args);
+            let report = on_machine!(machine, |b: B, T| grams_on::<B, T>(b, options, &common))?;
+            out.report(&report, || print::grams(&report))
+        }
         Command::Run(args) => {
             let machine = plan::machine(global)?;
             let common = machine.common(global, &common)?;
@@ -172,6 +179,14 @@ fn prune_on<B: Backend, T: Real>(
     let prepared = prune::Prepared::new::<B, T>(backend, options, common)?;
     let report = prepared.run::<B, T>(backend, common)?;
     out.report(&report, || print::prune(&report))
+}
+
+fn grams_on<B: Backend, T: Real>(
+    backend: &B,
+    options: grams::GramsOptions,
+    common: &Common,
+) -> Result<grams::GramsReport> {
+    grams::Prepared::new::<T>(backend, options, common)?.run::<T>(backend, common)
 }
 
 fn train_on<B: Backend, T: Real>(

@@ -171,6 +171,9 @@ fn reduce(options: &mut FuseOptions, kept: &[usize], adapters: &[Candidate]) -> 
             ))
         })?;
     }
+    if options.grams.len() == adapters.len() {
+        options.grams = kept.iter().map(|&e| options.grams[e].clone()).collect();
+    }
     options.adapters = kept.iter().map(|&e| adapters[e].path.clone()).collect();
     Ok(())
 }

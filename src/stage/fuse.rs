@@ -25,7 +25,8 @@ use crate::fuse::certificate::{CERTIFICATE, Certificate, ModuleCertificate};
 use crate::fuse::inputs::Inputs;
 use crate::fuse::options::Method;
 use crate::fuse::weights::{Weights, renormalised};
-use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe};
+use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe, spd};
+use crate::model::memory::{Part, Plan};
 use crate::tensor::DType;
 
 /// `--profile`: the form of the adapter that is written.
@@ -48,6 +49,8 @@ pub struct FuseOptions {
     pub recipe: Recipe,
     /// How much each adapter counts.
     pub weights: Weights,
+    /// The folders with the Grams of each adapter's inputs, for the methods that need them.
+    pub grams: Vec<PathBuf>,
     /// Fuse, in each module, those who have it.
     pub allow_missing: bool,
     /// The dtype of the factors.
@@ -147,8 +150,29 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
         _ => {}
     }
     let mut options = options.clone();
-    let (inputs, admission) = admit(&mut options, common)?;
-    let weights = match options.recipe.fusion.method {
+    let method = options.recipe.fusion.method;
+    if method.draws() {
+        options.recipe.fusion.seed = common.seed;
+    }
+    match (method.needs_input_grams(), options.grams.is_empty()) {
+        (true, true) => {
+            return Err(Error::Usage(format!(
+                "--method {method} needs --grams DIR,…: what `anabranch grams` made of each adapter's data, in the \
+                 adapters' order"
+            )));
+        }
+        (false, false) => {
+            return Err(Error::Usage(format!(
+                "--grams goes with --method regmean and cat-merging, not with {method}"
+            )));
+        }
+        _ => {}
+    }
+    let (mut inputs, admission) = admit(&mut options, common)?;
+    if !options.grams.is_empty() {
+        inputs = inputs.with_grams(&options.grams, common.open_options())?;
+    }
+    let weights = match method {
         Method::TaskArithmetic => options.weights.as_given(inputs.adapters.len())?,
         _ => options.weights.normalised(&inputs.samples())?,
     };
@@ -156,7 +180,7 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
     let mut ranks = Vec::with_capacity(inputs.modules.len());
     for &module in &inputs.modules {
         let mut frame = inputs.frame(module);
-        frame.weights = match options.recipe.fusion.method {
+        frame.weights = match method {
             Method::TaskArithmetic => frame.members.iter().map(|&e| weights[e]).collect(),
             _ => renormalised(&weights, &frame.members),
         };
@@ -171,7 +195,11 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
             Some(base)
         }
     };
-    Ok(FusePlan { inputs, frames, ranks, weights, base, admission, options })
+    let plan = FusePlan { inputs, frames, ranks, weights, base, admission, options };
+    if let Some(limit) = common.memory_limit {
+        plan.memory().fit(limit)?;
+    }
+    Ok(plan)
 }
 
 /// One module ready to be written.
@@ -201,6 +229,9 @@ impl FusePlan {
             .map(|a| Ok([digest::sha256_file(&a.config.path)?, digest::sha256_file(&a.file())?]))
             .collect::<Result<_>>()?;
         files.iter().flatten().for_each(|hash| hasher.update(hash.as_bytes()));
+        let grams: Vec<_> =
+            self.inputs.grams().par_iter().map(|g| digest::sha256_file(&g.file())).collect::<Result<_>>()?;
+        grams.iter().for_each(|hash| hasher.update(hash.as_bytes()));
         if let Some(base) = &self.base {
             hasher.update(base.fingerprint()?.as_bytes());
         }
@@ -213,6 +244,16 @@ impl FusePlan {
             Profile::Portable => self.rank(),
             Profile::Peft => rank,
         }
+    }
+
+    /// The buffers that are as large as a weight: none but for `regmean`.
+    pub fn memory(&self) -> Plan {
+        let mut plan = Plan::default();
+        if self.recipe().fusion.method == Method::Regmean {
+            let widest = self.frames.iter().map(|f| f.size.1).max().unwrap_or(0);
+            plan.add(Part::Scratch, format!("sum of input Grams of width {widest}"), spd::bytes(widest));
+        }
+        plan
     }
 
     /// Bytes of the factors that will be written.
@@ -261,7 +302,12 @@ impl FusePlan {
         mut take: impl FnMut(Vec<Written>) -> bool,
     ) -> Result<()> {
         let work: Vec<_> = iter::zip(&self.frames, &self.ranks).collect();
-        for chunk in work.chunks(2 * rayon::current_num_threads()) {
+        // One sum of input Grams takes as much as many modules' factors, and is factored by all threads.
+        let at_once = match self.recipe().fusion.method.needs_input_grams() {
+            true => 1,
+            false => 2 * rayon::current_num_threads(),
+        };
+        for chunk in work.chunks(at_once) {
             common.check_stop("nothing was written")?;
             // Gathered before the first error is looked for, so that it is always the same one.
             let read: Vec<_> =

@@ -15,6 +15,7 @@ pub mod export;
 pub mod flow;
 pub mod fuse;
 pub mod generate;
+pub mod grams;
 pub mod inspect;
 pub mod keys;
 pub mod logits;

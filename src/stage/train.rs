@@ -199,13 +199,15 @@ impl Prepared {
             let mut paper = Paper::<B::Store>::new(Plan::default());
             paper.weights(config);
             Buffers::<_, T>::new(&mut paper, backend, config, &layout, options.shape.freeze_a, size)?;
-            let copy = layout.end() as u64 * 4;
-            paper.plan.add(Part::Optimizer, "copy while a checkpoint is written", copy);
-            if options.keep_best {
-                paper.plan.add(Part::Adapter, "A and B of the best step", copy);
-            }
             paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
-            paper.plan.add(Part::Data, "tokens of the data", held);
+            if backend.shares_memory() {
+                let copy = layout.end() as u64 * 4;
+                paper.plan.add(Part::Optimizer, "copy while a checkpoint is written", copy);
+                if options.keep_best {
+                    paper.plan.add(Part::Adapter, "A and B of the best step", copy);
+                }
+                paper.plan.add(Part::Data, "tokens of the data", held);
+            }
             Ok(paper.plan)
         };
         let asked = options.shape.recompute;

@@ -55,9 +55,10 @@ void meet(unsigned mask, Collective kind, void* operands, Meeting work, Site sit
 /// Checks that `bytes` at `pointer` lie in this launch's dynamic shared memory; returns the offset.
 unsigned shared_offset(const void* pointer, size_t bytes, Site site);
 
-/// A launchable kernel: its name, the function that unpacks the driver's argument pointers, and its parameters.
+/// A launchable kernel: its name and file, the function that unpacks the driver's argument pointers, and its parameters.
 struct Kernel {
     const char* name;
+    const char* file;
     void (*call)(void** arguments);
     unsigned parameters;
     const unsigned* sizes;

@@ -1,9 +1,10 @@
 // The race detector. Kernels are compiled with -fsanitize=thread, whose hooks (race_hooks.cpp) report each load and store.
 //
 // Every thread has a vector clock: its own time, and how much of each other thread's past it knows of. Barriers, __syncwarp
-// and mbarriers join clocks; shuffles, votes and mma do not, as in the PTX memory model. Every two bytes of shared and
-// global memory remember their last write and the reads since; an access that does not know of a conflicting earlier one
-// is a race whatever the schedule was. Blocks of one launch know nothing of each other, except through atomics.
+// and mbarriers join clocks; shuffles, votes, mma and relaxed atomics do not, as in the PTX memory model. Every two bytes of
+// shared and global memory remember their last write and the reads since, and so does each byte that was accessed alone; an
+// access that does not know of a conflicting earlier one is a race whatever the schedule was. Blocks of one launch know
+// nothing of each other, except through flags that are released and acquired.
 // Also found: reads and writes next to an allocation, which may be plain wrong numbers otherwise.
 #include "race.h"
 #include "memory.h"
@@ -22,7 +23,7 @@ namespace {
 constexpr size_t granule = 2;
 constexpr size_t page_bytes = 4096;
 constexpr size_t kept_pages = 2048;
-constexpr int readers = 3;
+constexpr int readers = 2;
 /// The time of a copy that is still in flight: nobody knows of it.
 constexpr uint32_t never = UINT32_MAX;
 
@@ -33,12 +34,22 @@ struct Access {
     uint16_t thread = 0;
 };
 
-struct Cell {
-    Access write;
-    Access reads[readers]; // none knows of another
+/// What few cells need: reads that found no room in the cell, and atomic accesses.
+struct More {
+    std::vector<Access> reads, atomics;
 };
 
-using Page = std::unique_ptr<Cell[]>;
+struct alignas(64) Cell { // one cache line
+    Access write;
+    Access reads[readers]; // none knows of another
+    std::unique_ptr<More> more;
+};
+
+struct Page {
+    Cell pairs[page_bytes / granule];
+    /// Accesses to lone bytes, which share their two with a neighbour that another thread may write rightly; made when needed.
+    std::unique_ptr<Cell[]> bytes;
+};
 
 /// Of one launching host thread.
 struct Detector {
@@ -46,12 +57,12 @@ struct Detector {
     unsigned threads = 0;
     std::vector<uint32_t> clocks; // [thread][thread]
     std::unordered_map<const void*, std::vector<uint32_t>> published;
-    std::unordered_map<const void*, std::unordered_set<uint32_t>> atomics;
+    std::unordered_map<const void*, std::unordered_set<uint32_t>> flags; // the blocks that released them knew
     std::unordered_set<uint32_t> known_runs;
-    std::unordered_map<size_t, Page> pages;
+    std::unordered_map<size_t, std::unique_ptr<Page>> pages;
     struct {
         size_t number;
-        Cell* cells;
+        Page* page;
     } recent_pages[256] = {};
     std::vector<Range> allocations;
     std::vector<Site> sites;
@@ -83,12 +94,12 @@ std::string text_of(const Detector& d, uint32_t place) {
 }
 
 /// Whether a thread with this clock knows of `earlier`.
-bool knows(const Detector& d, const uint32_t* clock, const Access& earlier) {
+inline __attribute__((always_inline)) bool knows(const Detector& d, const uint32_t* clock, const Access& earlier) {
     if (earlier.run == d.run) return earlier.clock <= clock[earlier.thread];
     return earlier.run < d.first_run_of_launch || d.known_runs.count(earlier.run) != 0; // none or an earlier launch, or told
 }
 
-[[noreturn]] void report(Detector& d, const void* pointer, bool write, uint32_t place, const Access& earlier, bool earlier_write) {
+[[noreturn]] void report(const Detector& d, const void* pointer, bool write, uint32_t place, const Access& earlier, bool earlier_write) {
     const size_t offset = size_t(static_cast<const unsigned char*>(pointer) - emulator::place.shared);
     std::string memory = offset < max_shared_bytes ? "shared byte " + std::to_string(offset) : "global memory";
     for (const Range& range : d.allocations)
@@ -101,33 +112,70 @@ bool knows(const Detector& d, const uint32_t* clock, const Access& earlier) {
          text_of(d, earlier.place).c_str());
 }
 
-void check(Detector& d, const uint32_t* clock, Cell& cell, const void* pointer, bool write, const Access& now) {
-    if (!knows(d, clock, cell.write)) report(d, pointer, write, now.place, cell.write, true);
-    if (write) {
-        for (Access& read : cell.reads) {
-            if (!knows(d, clock, read)) report(d, pointer, true, now.place, read, false);
-            read = {};
-        }
+enum class Kind { read, write, atomic };
+
+/// Fails if the access conflicts with one that it does not know of.
+void check(const Detector& d, const uint32_t* clock, const Cell& cell, const void* pointer, Kind kind, const Access& now) {
+    const auto check_one = [&](const Access& earlier, bool earlier_write) {
+        if (!knows(d, clock, earlier)) report(d, pointer, kind != Kind::read, now.place, earlier, earlier_write);
+    };
+    check_one(cell.write, true);
+    if (kind != Kind::read)
+        for (const Access& read : cell.reads) check_one(read, false);
+    if (!cell.more) return;
+    if (kind != Kind::read)
+        for (const Access& read : cell.more->reads) check_one(read, false);
+    if (kind != Kind::atomic)
+        for (const Access& atomic : cell.more->atomics) check_one(atomic, true);
+}
+
+/// Adds an access to `list`, which keeps one of other blocks. What this one knows of goes when there is much of it: who
+/// knows of this one knows of that one.
+void add(const Detector& d, const uint32_t* clock, std::vector<Access>& list, const Access& now) {
+    if (!list.empty() && list.back().run != now.run) list.erase(list.begin(), list.end() - 1);
+    else if (!list.empty() && list.back().thread == now.thread) list.pop_back();
+    if (list.size() > 2 * d.threads)
+        list.erase(std::remove_if(list.begin(), list.end(), [&](const Access& one) { return knows(d, clock, one); }), list.end());
+    list.push_back(now);
+}
+
+/// Leaves `more` its room: who needed it will need it again.
+void clear(Cell& cell) {
+    cell.write = {};
+    std::fill(std::begin(cell.reads), std::end(cell.reads), Access{});
+    if (cell.more) cell.more->reads.clear(), cell.more->atomics.clear();
+}
+
+void remember(const Detector& d, const uint32_t* clock, Cell& cell, Kind kind, const Access& now) {
+    if (kind == Kind::write) {
+        clear(cell);
         cell.write = now;
         return;
     }
-    // A read that this one knows of no longer matters: who knows of this one knows of that one.
-    Access* slot = nullptr;
-    for (Access& read : cell.reads)
-        if (knows(d, clock, read)) {
-            if (slot) read = {};
-            else slot = &read;
+    if (kind == Kind::read) {
+        // A read that this one knows of no longer matters.
+        Access* slot = nullptr;
+        for (Access& read : cell.reads)
+            if (knows(d, clock, read)) {
+                if (slot) read = {};
+                else slot = &read;
+            }
+        if (slot) {
+            *slot = now;
+            return;
         }
-    (slot ? *slot : cell.reads[(now.thread + d.run) % readers]) = now;
+    }
+    if (!cell.more) cell.more = std::make_unique<More>();
+    add(d, clock, kind == Kind::atomic ? cell.more->atomics : cell.more->reads, now);
 }
 
-Cell* page(Detector& d, size_t number) {
+Page& page(Detector& d, size_t number) {
     auto& recent = d.recent_pages[number % std::size(d.recent_pages)];
-    if (recent.cells && recent.number == number) return recent.cells;
-    Page& p = d.pages[number];
-    if (!p) p = std::make_unique<Cell[]>(page_bytes / granule);
+    if (recent.page && recent.number == number) return *recent.page;
+    auto& p = d.pages[number];
+    if (!p) p = std::make_unique<Page>();
     recent = {number, p.get()};
-    return p.get();
+    return *p;
 }
 
 void forget_pages(Detector& d) {
@@ -147,7 +195,17 @@ void check_bounds(const Detector& d, const void* pointer, size_t bytes, bool wri
          text_of(d, place).c_str(), (long long)(at - range.begin), range.bytes);
 }
 
-void access(const void* pointer, size_t bytes, bool write, uint32_t place, uint32_t time) {
+/// Checks lone accesses to bytes begin..end of a pair, and adds this one where it is `lone` itself.
+void access_bytes(Detector& d, const uint32_t* clock, Page& of, size_t begin, size_t end, bool lone, Kind kind, const Access& now) {
+    if (!of.bytes) of.bytes = std::make_unique<Cell[]>(page_bytes);
+    for (size_t byte = begin; byte < end; byte++) {
+        Cell& cell = of.bytes[byte % page_bytes];
+        check(d, clock, cell, reinterpret_cast<const void*>(byte), kind, now);
+        if (lone) remember(d, clock, cell, kind, now);
+    }
+}
+
+void access(const void* pointer, size_t bytes, bool write, uint32_t place, uint32_t time, bool atomic = false) {
     Detector& d = detector();
     const auto* p = static_cast<const unsigned char*>(pointer);
     if (size_t(p - emulator::place.shared) < max_shared_bytes) {
@@ -158,15 +216,20 @@ void access(const void* pointer, size_t bytes, bool write, uint32_t place, uint3
     } else {
         check_bounds(d, pointer, bytes, write, place);
     }
-    // A lone byte shares its two with a neighbour, which another thread may write rightly: races of such are not seen.
-    if (bytes < granule) return;
     const Access now{d.run, time, place, uint16_t(current->linear)};
+    const Kind kind = atomic ? Kind::atomic : write ? Kind::write : Kind::read;
     const uint32_t* clock = d.clock(current->linear);
-    for (size_t at = size_t(p) / granule, end = (size_t(p) + bytes + granule - 1) / granule; at < end;) {
-        constexpr size_t cells = page_bytes / granule;
-        Cell* row = page(d, at / cells);
-        do check(d, clock, row[at % cells], reinterpret_cast<const void*>(at * granule), write, now);
-        while (++at < end && at % cells);
+    const size_t begin = size_t(p), end = begin + bytes;
+    for (size_t at = begin / granule * granule; at < end;) {
+        Page& of = page(d, at / page_bytes);
+        do {
+            Cell& pair = of.pairs[at % page_bytes / granule];
+            check(d, clock, pair, reinterpret_cast<const void*>(at), kind, now);
+            const bool low = at >= begin, high = at + 1 < end, whole = low && high;
+            if (whole) remember(d, clock, pair, kind, now);
+            if (!whole || of.bytes) access_bytes(d, clock, of, at + !low, at + 1 + high, !whole, kind, now);
+            at += granule;
+        } while (at < end && at % page_bytes);
     }
 }
 
@@ -178,7 +241,7 @@ void start_launch() {
     Detector& d = detector();
     d.first_run_of_launch = d.run + 1;
     d.allocations = allocated_ranges();
-    d.atomics.clear();
+    d.flags.clear();
     if (d.pages.size() > kept_pages) d.pages.clear();
     forget_pages(d);
 }
@@ -193,8 +256,10 @@ void start_block(unsigned threads) {
     d.known_runs.clear();
     // Shared memory is a new one in each block.
     for (size_t at = 0; at < place.shared_bytes; at += page_bytes)
-        if (auto old = d.pages.find((size_t(place.shared) + at) / page_bytes); old != d.pages.end())
-            std::fill_n(old->second.get(), page_bytes / granule, Cell{});
+        if (auto old = d.pages.find((size_t(place.shared) + at) / page_bytes); old != d.pages.end()) {
+            for (Cell& cell : old->second->pairs) clear(cell);
+            old->second->bytes.reset();
+        }
 }
 
 void join_warp(unsigned warp, unsigned mask) {
@@ -234,19 +299,24 @@ void begin_async(const void* pointer, size_t bytes, Site site) { access(pointer,
 void end_async(const void* pointer, size_t bytes, Site site) {
     Detector& d = detector();
     const Access landed{d.run, now(), place_of(d, site), uint16_t(current->linear)};
-    for (size_t at = size_t(pointer) / granule; at < (size_t(pointer) + bytes) / granule; at++) {
-        constexpr size_t cells = page_bytes / granule;
-        page(d, at / cells)[at % cells].write = landed;
-    }
+    for (size_t at = size_t(pointer); at < size_t(pointer) + bytes; at += granule)
+        page(d, at / page_bytes).pairs[at % page_bytes / granule].write = landed;
 }
 
-void atomic(const void* pointer) {
+void atomic(const void* pointer, size_t bytes, Site site) { access(pointer, bytes, true, place_of(detector(), site), now(), true); }
+
+void release_flag(const void* pointer) {
     Detector& d = detector();
-    auto& runs = d.atomics[pointer];
-    d.known_runs.insert(runs.begin(), runs.end());
+    auto& runs = d.flags[pointer];
     runs.insert(d.known_runs.begin(), d.known_runs.end());
     runs.insert(d.run);
     release(pointer);
+}
+
+void acquire_flag(const void* pointer) {
+    Detector& d = detector();
+    const auto& runs = d.flags[pointer];
+    d.known_runs.insert(runs.begin(), runs.end());
     acquire(pointer, current->linear);
 }
 

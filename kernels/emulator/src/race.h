@@ -18,8 +18,11 @@ void touch(const void* pointer, size_t bytes, bool write, Site site);
 /// An asynchronous copy writes there from now on, until it has landed and its own thread has waited.
 void begin_async(const void* pointer, size_t bytes, Site site);
 void end_async(const void* pointer, size_t bytes, Site site);
-/// An atomic access: what this block did before is known to blocks that use the same address later.
-void atomic(const void* pointer);
+/// A relaxed atomic access: it does not race with other atomic ones, and orders nothing.
+void atomic(const void* pointer, size_t bytes, Site site);
+/// The current thread's past, and what it knows of other blocks, is known to who acquires the flag later, in any block.
+void release_flag(const void* pointer);
+void acquire_flag(const void* pointer);
 #else
 inline void start_launch() {}
 inline void start_block(unsigned) {}
@@ -30,7 +33,9 @@ inline void forget(const void*) {}
 inline void touch(const void*, size_t, bool, Site) {}
 inline void begin_async(const void*, size_t, Site) {}
 inline void end_async(const void*, size_t, Site) {}
-inline void atomic(const void*) {}
+inline void atomic(const void*, size_t, Site) {}
+inline void release_flag(const void*) {}
+inline void acquire_flag(const void*) {}
 #endif
 
 } // namespace emulator::race

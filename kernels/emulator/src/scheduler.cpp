@@ -246,6 +246,8 @@ unsigned shared_offset(const void* pointer, size_t bytes, Site site) {
     return unsigned(offset);
 }
 
-void atomic_access(const void* p) { race::atomic(p); }
+void atomic_access(const void* p, size_t bytes, Site site) { race::atomic(p, bytes, site); }
+void release_flag(const void* p) { race::release_flag(p); }
+void acquire_flag(const void* p) { race::acquire_flag(p); }
 
 } // namespace emulator

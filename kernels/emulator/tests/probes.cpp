@@ -128,6 +128,22 @@ void memory() {
     if (race) caught(overlapping, "of another block at probes.cu:");
 }
 
+/// What only the race detector sees.
+void races() {
+    Array<unsigned> out(256);
+    for (const char* order : {"ascending", "highest-warp", "random"}) {
+        check(!emulator_configure(order, "eager", 1), order);
+        check(!launch("probe_bytes", {1, 1, 64, 0}, out, 1, 0), "neighbouring bytes");
+        check(!launch("probe_count_from", {1, 1, 64, 0}, out, 1), "an atomic after a barrier");
+        check(!launch("probe_flag", {2, 1, 1, 0}, out, out.pointer + 64, 0), "a flag");
+        caught(launch("probe_bytes", {1, 1, 2, 0}, out, 0, 0), "race: write of byte 0 of a buffer");
+        caught(launch("probe_bytes", {1, 1, 4, 0}, out, 1, 1), "race: write of byte ");
+        caught(launch("probe_count_from", {1, 1, 64, 0}, out, 0), "race: write of byte 0");
+        caught(launch("probe_flag", {2, 1, 1, 0}, out, out.pointer + 64, 1), "race: read of byte 0");
+        caught(launch("probe_readers", {1, 1, 256, 4096}, out), "race: ");
+    }
+}
+
 /// In the lazy mode work waits for a reason to be done, which shows who forgot to wait.
 void streams() {
     for (const bool lazy : {false, true}) {
@@ -194,6 +210,7 @@ int main(int count, char** arguments) {
         copies();
     }
     memory();
+    if (race) races();
     streams();
     host_threads();
     printf("all probes passed%s\n", race ? " with the race detector" : "");
