@@ -448,8 +448,8 @@ mod tests {
         );
         // A link in a file's place, even to the same bytes.
         let link = |d: &Path| {
-            std::fs::rename(d.join("a"), d.parent().unwrap().join("anabranch-linked")).unwrap();
-            symlink(d.parent().unwrap().join("anabranch-linked"), d.join("a")).unwrap();
+            std::fs::rename(d.join("a"), d.join(METRICS)).unwrap();
+            symlink(METRICS, d.join("a")).unwrap();
         };
         assert!(attack(&link).contains("a: is a symbolic link"));
         assert!(attack(&|d| symlink("/etc", d.join("etc")).unwrap()).contains("etc: is a symbolic link"));
