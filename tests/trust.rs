@@ -189,7 +189,7 @@ impl Federation {
         }
         let is_hash = |w: &str| w.len() >= 64 && w.bytes().take(64).all(|b| b.is_ascii_hexdigit());
         let words =
-            text.split(' ').map(|w| if is_hash(w) { format!("{}…{}", &w[..8], &w[64..]) } else { w.into() });
+            text.split(' ').map(|w| if is_hash(w) { format!("<hash>{}", &w[64..]) } else { w.into() });
         words.collect::<Vec<_>>().join(" ").replace('|', "\\|")
     }
 }
@@ -507,7 +507,7 @@ const ATTACKS: &[Attack] = &[
         },
         args: "recover --adapter hum --model BASE --trusted trusted --out out",
         code: 1,
-        parts: &["hum/pruning.json", "says that its base has"],
+        parts: &["hum/pruning.json", "says that its base has num_attention_heads 8, base has 16"],
     },
     Attack {
         what: "an index that the base does not have",
@@ -530,7 +530,7 @@ const ATTACKS: &[Attack] = &[
         },
         args: "recover --adapter hum --model BASE --trusted trusted --out out",
         code: 1,
-        parts: &["has fingerprint", "expects 00000000…", "pruned copy of another model"],
+        parts: &["has fingerprint", "expects <hash>", "pruned copy of another model"],
     },
     Attack {
         what: "a plan in the recovered adapter that is not the edge's",

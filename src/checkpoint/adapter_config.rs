@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 /// The file's name.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 const MAX_RANK: usize = 1 << 20;
+/// Patterns for every module of the largest model, several times over.
+const MAX_CONFIG: u64 = 4 << 20;
 
 /// A pattern of PEFT with its text.
 #[derive(Clone, Debug)]
@@ -87,7 +89,7 @@ impl AdapterConfig {
     /// Reads `adapter_config.json` in the folder `dir`.
     pub fn open(dir: &Path) -> Result<AdapterConfig> {
         let path = dir.join(ADAPTER_CONFIG);
-        AdapterConfig::from_json(&path, json::read_object(&path)?)
+        AdapterConfig::from_json(&path, json::object(&path, &json::read_at_most(&path, MAX_CONFIG)?)?)
     }
 
     /// Reads the object `raw`; `path` is for the errors' text.

@@ -105,7 +105,12 @@ pub fn parse_line(text: &[u8]) -> serde_json::Result<Value> {
 
 /// The JSON object in the file at `path`.
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    match parse(path, &read_bounded(path)?)? {
+    object(path, &read_bounded(path)?)
+}
+
+/// The JSON object in `text`; `path` is for the errors' text.
+pub fn object(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
+    match parse(path, text)? {
         Value::Object(map) => Ok(map),
         other => Err(Error::file(path, format!("holds {}, expected an object", kind(&other)))),
     }

@@ -232,6 +232,15 @@ struct Entry {
     recoverer: bool,
 }
 
+impl Entry {
+    fn has(&self, role: Role) -> bool {
+        match role {
+            Role::Edge => self.edge,
+            Role::Recoverer => self.recoverer,
+        }
+    }
+}
+
 /// The keys in a folder: `NAME.pub` in it counts for every role, `edges/NAME.pub` for edges, `recoverers/NAME.pub` for
 /// recoverers.
 #[derive(Clone, Debug)]
@@ -294,7 +303,7 @@ impl Trusted {
         let folder = self.folder.display();
         match self.keys.get(key) {
             None => Err(format!("is signed by key {}, which is not in {folder}", key.short())),
-            Some(e) if if role == Role::Edge { e.edge } else { e.recoverer } => Ok(&e.name),
+            Some(e) if e.has(role) => Ok(&e.name),
             Some(e) => Err(format!("is signed by {:?}, whom {folder} does not trust as {role}", e.name)),
         }
     }

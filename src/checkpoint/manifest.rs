@@ -54,7 +54,7 @@ impl Occasion {
     pub fn check(&self) -> Result<()> {
         match &self.run {
             Some(run) if !plain(run) => Err(Error::Usage(format!(
-                "--run is {run:?}, expected 1 to {MAX_NAME} bytes without control characters"
+                "--run is {run:?}, expected 1 to {MAX_NAME} bytes of plain text without quotes and backslashes"
             ))),
             _ => Ok(()),
         }
@@ -114,15 +114,15 @@ pub struct Signed {
     pub key: PublicKey,
 }
 
-/// A text that can stand in a line of an error or a table.
+/// A text that a terminal shows as it is: no quotes, backslashes, control characters, or marks that turn the line around.
 fn plain(text: &str) -> bool {
-    !text.is_empty() && text.len() <= MAX_NAME && !text.chars().any(char::is_control)
+    !text.is_empty() && text.len() <= MAX_NAME && format!("{text:?}").len() == text.len() + 2
 }
 
 /// Whether `name` is the path of a file inside a folder, in the one spelling that it has.
 fn inside(name: &str) -> bool {
     let parts = Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
-    plain(name) && parts && !name.contains('\\') && name.split('/').all(|p| !p.is_empty() && p != ".")
+    plain(name) && parts && name.split('/').all(|p| !p.is_empty() && p != ".")
 }
 
 impl Manifest {
@@ -329,6 +329,7 @@ pub struct Chain {
 impl Chain {
     /// Checks every signature and every file in `dir`; none where it is not signed.
     pub fn open(dir: &Path) -> Result<Option<Chain>> {
+        std::fs::metadata(dir).map_err(Error::io(dir))?;
         let Some(outer) = Signed::open(dir)? else { return Ok(None) };
         outer.manifest.check_files(dir)?;
         let files = &outer.manifest.files;
@@ -447,8 +448,8 @@ mod tests {
         );
         // A link in a file's place, even to the same bytes.
         let link = |d: &Path| {
-            std::fs::rename(d.join("a"), d.parent().unwrap().join("anabranch-linked")).unwrap();
-            symlink(d.parent().unwrap().join("anabranch-linked"), d.join("a")).unwrap();
+            std::fs::rename(d.join("a"), d.join(METRICS)).unwrap();
+            symlink(METRICS, d.join("a")).unwrap();
         };
         assert!(attack(&link).contains("a: is a symbolic link"));
         assert!(attack(&|d| symlink("/etc", d.join("etc")).unwrap()).contains("etc: is a symbolic link"));
@@ -538,6 +539,8 @@ mod tests {
             "a\nb",
             "a\0b",
             "\u{1b}[2J",
+            "\u{202e}a",
+            "a\"b",
             &"a".repeat(256),
         ] {
             assert!(one(name).contains("no path of a file inside the folder"), "{name:?}: {}", one(name));

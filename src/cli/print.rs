@@ -238,8 +238,9 @@ pub fn recover(r: &RecoverReport) -> String {
     }
     let checked =
         if r.base_checked { "checked against the base" } else { "not checked against a base: --model does" };
-    let from = r.from.signer.as_ref().map(|s| format!(", from the adapter that {} signed", name(s)));
-    let signed = r.signed.map(|key| format!(", signed by key {} for {}", key.short(), r.from.occasion));
+    let signer = r.from.signer.as_ref();
+    let from = signer.map(|s| format!(", from the adapter that {} signed for {}", name(s), r.from.occasion));
+    let signed = r.signed.map(|key| format!(", signed by key {}", key.short()));
     format!(
         "{}: {} modules of rank {}, {} → {} numbers, {checked}{}{}",
         r.out.display(),

@@ -119,7 +119,7 @@ impl Ready {
             }
         };
         let rows = self.adapter.modules[&m].dims().0;
-        if k % 2 != 0 || !rows.is_multiple_of(k) {
+        if !k.is_multiple_of(2) || !rows.is_multiple_of(k) {
             return Err(Error::file(
                 self.adapter.file(),
                 format!(
