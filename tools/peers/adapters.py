@@ -5,8 +5,6 @@ layer of LLaMA-3-8B (0.6 pruned for the recovery).
     adapters.py [--device cuda] [--toy]
 """
 
-import argparse
-
 import torch
 
 import timing
@@ -70,11 +68,7 @@ def resolution(full, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    parser.add_argument("--toy", action="store_true", help="sizes for a machine without a GPU")
-    args = parser.parse_args()
-    torch.manual_seed(0)
+    args = timing.arguments(__doc__)
     if args.toy:
         layers, full, pruned = 2, linears(64, 16, 4, 2, 224), linears(64, 16, 2, 1, 89)
     else:

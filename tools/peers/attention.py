@@ -4,31 +4,19 @@
     attention.py --cases ours.json [--device cuda]
 """
 
-import argparse
-import json
-import re
-
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import timing
 
-NAME = re.compile(r"(attention|attention_bwd)/(\d+) documents of up to (\d+), (\d+)/(\d+) heads of (\d+), BF16$")
+NAME = r"(attention|attention_bwd)/(\d+) documents of up to (\d+), (\d+)/(\d+) heads of (\d+), BF16$"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", required=True)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    args = parser.parse_args()
-    torch.manual_seed(0)
+    args = timing.arguments(__doc__, cases=True)
     cases = []
-    for name in (row["case"] for row in json.load(open(args.cases))["cases"]):
-        found = NAME.search(name)
-        if not found:
-            continue
-        kind, *sizes = found.groups()
+    for name, (kind, *sizes) in timing.asked(args.cases, NAME):
         documents, length, heads, groups, width = map(int, sizes)
         grad = kind == "attention_bwd"
 

@@ -8,17 +8,13 @@ as PEFT makes them.
     products.py --cases ours.json [--device cuda]
 """
 
-import argparse
-import json
-import re
-
 import peft
 import torch
 import torch.nn.functional as F
 
 import timing
 
-NAME = re.compile(r"(linear|linear_bwd)/(\d+)×(\d+)→([\d+]+), (?:frozen|rank (\d+))(, dropout)?, BF16$")
+NAME = r"(linear|linear_bwd)/(\d+)×(\d+)→([\d+]+), (?:frozen|rank (\d+))(, dropout)?, BF16$"
 
 
 class Linears(torch.nn.Module):
@@ -67,17 +63,9 @@ def case(kind, tokens, inner, outs, rank, dropout, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", required=True)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    args = parser.parse_args()
-    torch.manual_seed(0)
+    args = timing.arguments(__doc__, cases=True)
     cases = []
-    for name in (row["case"] for row in json.load(open(args.cases))["cases"]):
-        found = NAME.search(name)
-        if not found:
-            continue
-        kind, tokens, inner, outs, rank, dropout = found.groups()
+    for name, (kind, tokens, inner, outs, rank, dropout) in timing.asked(args.cases, NAME):
         outs = [int(o) for o in outs.split("+")]
         run = case(kind, int(tokens), int(inner), outs, int(rank or 0), bool(dropout), args.device)
         cases.append({"case": name, **timing.attempt(run, args.device)})

@@ -4,19 +4,13 @@
     svd.py [--device cuda] [--toy]
 """
 
-import argparse
-
 import torch
 
 import timing
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    parser.add_argument("--toy", action="store_true", help="sizes for a machine without a GPU")
-    args = parser.parse_args()
-    torch.manual_seed(0)
+    args = timing.arguments(__doc__)
     shapes = [(224, 64), (64, 128)] if args.toy else [(14336, 4096), (4096, 8192)]
     drivers = [None] if args.device == "cpu" else ["gesvda", "gesvdj", "gesvd"]
     cases = []
@@ -30,7 +24,7 @@ def main():
             try:
                 if args.device == "cuda":
                     torch.cuda.synchronize()
-                once = timing._sample(lambda: torch.linalg.svd(w, full_matrices=False, driver=driver), args.device, 1)
+                once = timing.sample(lambda: torch.linalg.svd(w, full_matrices=False, driver=driver), args.device, 1)
                 cases.append({"case": name, "seconds": once})
             except RuntimeError as error:
                 cases.append({"case": name, "failed": str(error).splitlines()[0]})

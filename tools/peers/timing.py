@@ -1,6 +1,8 @@
 """How long a call takes: the median of ten samples, by events on a CUDA device, by the clock on the CPU."""
 
+import argparse
 import json
+import re
 import statistics
 import sys
 import time
@@ -12,7 +14,7 @@ SAMPLES = 10
 FILL = 0.03
 
 
-def _sample(run, device, calls):
+def sample(run, device, calls):
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -30,9 +32,9 @@ def _sample(run, device, calls):
 def seconds(run, device):
     """The median time of `run()`, after it has been warmed up."""
     for _ in range(2):
-        once = _sample(run, device, 1)
+        once = sample(run, device, 1)
     calls = max(1, min(1000, round(FILL / max(once, 1e-7))))
-    return statistics.median(_sample(run, device, calls) for _ in range(SAMPLES))
+    return statistics.median(sample(run, device, calls) for _ in range(SAMPLES))
 
 
 def attempt(run, device):
@@ -42,6 +44,25 @@ def attempt(run, device):
     except (RuntimeError, NotImplementedError) as error:
         torch.cuda.empty_cache()
         return {"failed": str(error).strip().splitlines()[0]}
+
+
+def arguments(doc, cases=False):
+    """The options that peers share; a peer without a list of cases takes --toy."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    if cases:
+        parser.add_argument("--cases", required=True, help="what our bench wrote")
+    else:
+        parser.add_argument("--toy", action="store_true", help="sizes for a machine without a GPU")
+    torch.manual_seed(0)
+    return parser.parse_args()
+
+
+def asked(file, pattern):
+    """The names of our cases in `file` that match `pattern`, each with its groups."""
+    for row in json.load(open(file))["cases"]:
+        if found := re.search(pattern, row["case"]):
+            yield row["case"], found.groups()
 
 
 def report(device, cases, **more):
