@@ -3,7 +3,7 @@
 use cudarc::driver::sys;
 
 use super::driver::Driver;
-use super::launch::Pointer;
+use super::launch::{Arg, Pointer};
 use crate::error::Result;
 
 /// Elements of a row of a box: 128 bytes, the span within which chunks are permuted.
@@ -13,6 +13,11 @@ const BOX_COLUMNS: u32 = 64;
 #[repr(C, align(128))]
 #[derive(Clone, Copy, Default)]
 pub(super) struct TensorMap([u64; 16]);
+
+// SAFETY: `ptx::TensorMap` of kernels/lib/ptx_sm90.cuh.
+unsafe impl Arg for TensorMap {
+    const SIZE: usize = size_of::<TensorMap>();
+}
 
 /// A bf16 matrix on the device: rows of `ld` elements, of which `columns` count.
 #[derive(Clone, Copy, Debug)]

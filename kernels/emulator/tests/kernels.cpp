@@ -112,6 +112,7 @@ const Test tests[] = {
     {{"cross_entropy", "choice"}, heads},
     {{"linear"}, products::linear},
     {{"linear_bwd"}, products::linear_bwd},
+    {{"attention_sm90"}, attention::test_hopper},
     {{"linear_sm90"}, products_sm90::linear},
     {{"linear_bwd_sm90"}, products_sm90::linear_bwd},
     {{"lora"}, [] { products::lora(), products::gradients(); }},
