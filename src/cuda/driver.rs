@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 
 /// The oldest devices that have bf16 tensor instructions and asynchronous copies.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+/// The one capability that has warpgroup products.
+const HOPPER: (i32, i32) = (9, 0);
 /// How many launches an error of the device tells.
 const REMEMBERED: usize = 4;
 
@@ -56,6 +58,10 @@ pub struct Driver {
     pub name: String,
     /// Major and minor compute capability.
     pub capability: (i32, i32),
+    /// How many multiprocessors the device has.
+    pub multiprocessors: usize,
+    /// Whether the device runs kernels of `*_sm90.cu`, and this build has them.
+    pub hopper: bool,
     /// Whether the device shares the system's memory.
     pub unified: bool,
     /// Kernels that have been used.
@@ -137,6 +143,8 @@ impl Driver {
                 capability.0, capability.1, LEAST_CAPABILITY.0, LEAST_CAPABILITY.1
             )));
         }
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1) as usize;
+        let hopper = capability == HOPPER && images::all().iter().any(|i| i.file.ends_with("_sm90"));
         let unified = attribute(Attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0;
         // SAFETY: `device` came from the driver; the context is released when this value is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(what)?;
@@ -158,6 +166,8 @@ impl Driver {
             order: Mutex::default(),
             name,
             capability,
+            multiprocessors,
+            hopper,
             unified,
             functions: Mutex::default(),
             launched: Mutex::default(),

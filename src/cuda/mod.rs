@@ -23,6 +23,8 @@ mod importance;
 mod launch;
 mod linear;
 mod linear_bwd;
+mod linear_bwd_sm90;
+mod linear_sm90;
 mod lists;
 mod loading;
 mod lora;
@@ -33,6 +35,7 @@ mod scatter;
 mod store;
 mod sum_sq;
 mod swiglu;
+mod tensor_map;
 mod tile;
 mod timing;
 
@@ -47,6 +50,7 @@ use self::launch::{Args, Grid, Kernel};
 use self::lists::{Kind, List, Lists};
 use self::loading::Ring;
 use self::memory::Memory;
+use self::tile::Tile;
 use crate::backend::{Backend, LinearSize, Scratch};
 use crate::cuda_sizes::CudaSizes;
 use crate::error::{Error, Result};
@@ -75,6 +79,9 @@ pub struct Cuda {
     ring: Ring,
     memory: Arc<Memory>,
     driver: Arc<Driver>,
+    /// The tile of all products, wherever it can be: small shapes would only ever see the small one.
+    #[cfg(test)]
+    pinned: Option<Tile>,
 }
 
 /// What a machine and this build have for CUDA.
@@ -108,7 +115,14 @@ impl Cuda {
     pub fn new(ordinal: usize, limit: Option<u64>) -> Result<Cuda> {
         let driver = Arc::new(Driver::new(ordinal)?);
         let memory = Arc::new(Memory::new(driver.clone(), limit));
-        Ok(Cuda { lists: Lists::new(driver.clone())?, ring: Ring::new(driver.clone())?, memory, driver })
+        Ok(Cuda {
+            lists: Lists::new(driver.clone())?,
+            ring: Ring::new(driver.clone())?,
+            memory,
+            driver,
+            #[cfg(test)]
+            pinned: None,
+        })
     }
 
     /// What the driver calls the device.
@@ -139,6 +153,17 @@ impl Cuda {
     /// Waits for all work.
     pub fn synchronize(&self) -> Result<()> {
         self.driver.synchronize()
+    }
+
+    /// The tile of a product of so many copies of so many tokens, with outputs of `widths`; `fits`: whether Hopper's kernel
+    /// does what is asked for.
+    fn tile(&self, rows: (usize, usize), widths: impl Iterator<Item = usize> + Clone, fits: bool) -> Tile {
+        let hopper = fits && self.driver.hopper;
+        #[cfg(test)]
+        if let Some(tile) = self.pinned.filter(|&tile| tile != Tile::Hopper || hopper) {
+            return tile;
+        }
+        Tile::choose(rows, widths, hopper)
     }
 
     /// Starts a kernel; see [`Driver::launch`].

@@ -13,6 +13,13 @@ pub fn device() -> Option<Cuda> {
     device_with(None)
 }
 
+/// The first device, with this tile for all products; none where it has no such kernel.
+pub fn device_with_tile(tile: Tile) -> Option<Cuda> {
+    let mut cuda = device()?;
+    cuda.pinned = Some(tile);
+    (tile != Tile::Hopper || cuda.driver.hopper).then_some(cuda)
+}
+
 fn device_with(limit: Option<u64>) -> Option<Cuda> {
     match driver::probe() {
         Ok((_, count)) if count > 0 && !images::all().is_empty() => {
