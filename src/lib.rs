@@ -32,7 +32,6 @@ pub mod ops;
 pub mod prune;
 pub mod random;
 pub mod stage;
-
 pub mod tensor;
 
 pub use error::{Error, Result};

@@ -45,6 +45,55 @@ impl Other<'_> {
     }
 }
 
+/// The left singular pairs `(σₖ, Q eₖ)`, and what each update is in their terms.
+pub struct Shared {
+    /// `σₖ`, descending.
+    pub sigma: Vec<f64>,
+    /// `Σ σ²` over all directions, kept or not.
+    pub energy: f64,
+    /// `eₖ` as columns, `[q, K]`.
+    pub vectors: Mat<f64>,
+    /// `[K, P]`.
+    pub coords: Mat<f64>,
+    /// Each update's columns of R.
+    blocks: Vec<Range<usize>>,
+    /// `Aᵢ Aᵢᵀ`.
+    grams: Vec<Mat<f64>>,
+}
+
+impl Shared {
+    /// The directions that `rule` keeps, of the updates that `r[q, P]` and `rows` describe, the bounds of each one's
+    /// columns of R in `bounds`; none where every update is zero.
+    ///
+    /// Fails where a number is not finite.
+    pub fn of(
+        r: MatRef<'_, f64>,
+        rows: Other<'_>,
+        bounds: &[usize],
+        rule: Rule,
+        spread: Spread,
+    ) -> Result<Option<Shared>> {
+        let blocks: Vec<Range<usize>> = bounds.windows(2).map(|w| w[0]..w[1]).collect();
+        let grams: Vec<Mat<f64>> = blocks.iter().map(|at| rows.block(at)).collect();
+        let core = {
+            let weighed = by_block(r, &blocks, &grams);
+            symmetric_product(weighed.as_ref(), r.transpose(), spread)
+        };
+        let (squares, e) = eigen(core.as_ref())?;
+        drop(core);
+        let mut sigma: Vec<f64> = squares.iter().map(|s| s.max(0.0).sqrt()).collect();
+        let energy: f64 = squares.iter().map(|s| s.max(0.0)).sum();
+        let kept = rule.kept(&sigma, energy);
+        if kept == 0 {
+            return Ok(None);
+        }
+        sigma.truncate(kept);
+        let vectors = e.subcols(0, kept).to_owned();
+        let coords = spread.product(vectors.transpose(), r);
+        Ok(Some(Shared { sigma, energy, vectors, coords, blocks, grams }))
+    }
+}
+
 /// One direction: `σₖ`, `cₖ` and, an entry an adapter, `‖zₖ‖`, `cos(zₖ, z̄ₖ)` and `γₖ`.
 pub struct Found {
     /// `σₖ`.
@@ -76,22 +125,12 @@ pub fn resolve(
     rule: Rule,
     spread: Spread,
 ) -> Result<Option<Subspace>> {
-    let blocks: Vec<Range<usize>> = bounds.windows(2).map(|w| w[0]..w[1]).collect();
-    let grams: Vec<Mat<f64>> = blocks.iter().map(|at| rows.block(at)).collect();
-    let core = {
-        let weighed = by_block(r, &blocks, &grams);
-        symmetric_product(weighed.as_ref(), r.transpose(), spread)
-    };
-    let (squares, e) = eigen(core.as_ref())?;
-    drop(core);
-    let sigma: Vec<f64> = squares.iter().map(|s| s.max(0.0).sqrt()).collect();
-    let energy: f64 = squares.iter().map(|s| s.max(0.0)).sum();
-    let kept = rule.kept(&sigma, energy);
-    if kept == 0 {
+    let Some(Shared { sigma, energy, vectors, mut coords, blocks, grams }) =
+        Shared::of(r, rows, bounds, rule, spread)?
+    else {
         return Ok(None);
-    }
-    let e = e.subcols(0, kept);
-    let mut coords = spread.product(e.transpose(), r);
+    };
+    let kept = sigma.len();
     let at_once = match rule.opposition {
         false => DIRECTIONS,
         true => (PAIRS / (blocks.len() * blocks.len())).clamp(1, DIRECTIONS),
@@ -111,7 +150,7 @@ pub fn resolve(
             column.zip(&directions).for_each(|(x, d)| *x *= d.tables[2][edge]);
         }
     }
-    Ok(Some(Subspace { energy, directions, resolved: spread.product(e, coords.as_ref()) }))
+    Ok(Some(Subspace { energy, directions, resolved: spread.product(vectors.as_ref(), coords.as_ref()) }))
 }
 
 /// `x blockdiag(gᵢ)`, `[n, P]`.

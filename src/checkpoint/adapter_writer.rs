@@ -13,6 +13,21 @@ use super::{convert, digest};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
+/// `A[rank, I]` and `scale · B[O, rank]` at the rank `ranks.1`, which is no smaller than theirs, `ranks.0`: rows of A and
+/// columns of B beyond it are zeros.
+pub fn folded(
+    a: &[f64],
+    b: &[f64],
+    ranks: (usize, usize),
+    dims: (usize, usize),
+    scale: f64,
+) -> (Vec<f64>, Vec<f64>) {
+    let mut padded_a = a.to_vec();
+    padded_a.resize(ranks.1 * dims.1, 0.0);
+    let scaled: Vec<f64> = b.iter().map(|x| scale * x).collect();
+    (padded_a, pad_rows(scaled, ranks.0, ranks.1))
+}
+
 /// A module that will be written.
 #[derive(Clone, Copy, Debug)]
 pub struct PairSpec {
@@ -86,13 +101,13 @@ fn tensors(modules: &[PairSpec]) -> Vec<TensorSpec> {
     modules.iter().flat_map(both).collect()
 }
 
-/// `bytes`, rows of `row` bytes, each followed by zeros so that it has `padded`.
-pub fn pad_rows(bytes: Vec<u8>, row: usize, padded: usize) -> Vec<u8> {
+/// `x`, rows of `row` numbers or bytes, each followed by zeros so that it has `padded`.
+pub fn pad_rows<T: Copy + Default>(x: Vec<T>, row: usize, padded: usize) -> Vec<T> {
     if row >= padded {
-        return bytes;
+        return x;
     }
-    let mut out = vec![0; bytes.len() / row.max(1) * padded];
-    for (to, from) in out.chunks_exact_mut(padded).zip(bytes.chunks_exact(row)) {
+    let mut out = vec![T::default(); x.len() / row.max(1) * padded];
+    for (to, from) in out.chunks_exact_mut(padded).zip(x.chunks_exact(row)) {
         to[..row].copy_from_slice(from);
     }
     out
@@ -157,24 +172,15 @@ impl AdapterWriter {
             );
             return Err(Error::file(&self.dir, why));
         }
-        let mut bytes = Vec::new();
-        convert::narrow_f64(&mut bytes, a, p.dtypes.0);
-        bytes.resize(p.rank * i * p.dtypes.0.size(), 0);
-        self.put(name_a(module), &bytes, p.dtypes.0)?;
-        bytes.clear();
-        let scaled: Vec<f64> = b.iter().map(|x| scale * x).collect();
-        convert::narrow_f64(&mut bytes, &scaled, p.dtypes.1);
-        let size = p.dtypes.1.size();
-        let bytes = pad_rows(bytes, rank * size, p.rank * size);
-        self.put(name_b(module), &bytes, p.dtypes.1)
+        let (a, b) = folded(a, b, (rank, p.rank), p.dims, scale);
+        self.put(name_a(module), &a, p.dtypes.0)?;
+        self.put(name_b(module), &b, p.dtypes.1)
     }
 
-    fn put(&mut self, name: String, bytes: &[u8], dtype: DType) -> Result<()> {
-        if let Some(i) = convert::first_non_finite(bytes, dtype) {
-            let why = format!("would hold NaN or infinity at element {i} in {dtype}");
-            return Err(Error::tensor(self.dir.join(ADAPTER_MODEL), name, why));
-        }
-        self.pairs.file.write(&name, bytes)
+    fn put(&mut self, name: String, x: &[f64], dtype: DType) -> Result<()> {
+        let bytes = convert::narrow_finite(x, dtype)
+            .map_err(|why| Error::tensor(self.dir.join(ADAPTER_MODEL), name.as_str(), why))?;
+        self.pairs.file.write(&name, &bytes)
     }
 
     /// Writes `adapter_config.json`, a copy of `pruning`, and last `anabranch.json` with the hashes of all files.

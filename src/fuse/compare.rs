@@ -24,6 +24,9 @@ pub struct Compared {
     pub score: Score,
     /// What LoRA-CR made of them, where it was asked for.
     pub resolved: Option<Resolved>,
+    /// The Grams of the updates that are to be fused, resolved or as read; none where no update is to be fused, or where
+    /// they were not formed.
+    pub grams: Option<Grams>,
 }
 
 /// The resolved updates of one module.
@@ -114,9 +117,13 @@ fn device<B: Backend>(
     let grams = stacks.grams()?;
     let Some(options) = resolve else {
         let scores = scores(backend, &grams, &LoraCr::default())?;
-        let one =
-            |(grams, score): (&Grams, Score)| Compared { products: grams.products(), score, resolved: None };
-        return Ok(grams.iter().zip(scores).map(one).collect());
+        let one = |(grams, score): (Grams, Score)| Compared {
+            products: grams.products(),
+            score,
+            resolved: None,
+            grams: factors.then_some(grams),
+        };
+        return Ok(grams.into_iter().zip(scores).map(one).collect());
     };
     let modules: Vec<(&Grams, &[f64])> =
         grams.iter().zip(&batches).map(|(g, b)| (g, &b.frame.weights[..])).collect();
@@ -127,21 +134,24 @@ fn device<B: Backend>(
         true => stacks.resolved(&resolutions)?.into_iter().map(Some).collect(),
         false => vec![None; batches.len()],
     };
-    let mut out = Vec::with_capacity(batches.len());
-    for (n, ((resolution, score), batch)) in resolutions.into_iter().zip(after).zip(changed).enumerate() {
-        let Resolution { left, right, directions, subspace_energy } = resolution;
-        out.push(Compared {
-            products: grams[n].products(),
-            score: Score::of(&directions),
-            resolved: Some(Resolved {
-                directions,
-                subspace_energy,
-                products: resolved[n].products(),
-                score,
-                batch,
-                maps: Some(Maps { left, right }),
-            }),
-        });
-    }
-    Ok(out)
+    let both = grams.into_iter().zip(resolved);
+    let found = resolutions.into_iter().zip(after).zip(changed);
+    let one =
+        |((before, after), ((resolution, score), batch)): ((Grams, Grams), ((Resolution, Score), _))| {
+            let Resolution { left, right, directions, subspace_energy } = resolution;
+            Compared {
+                products: before.products(),
+                score: Score::of(&directions),
+                resolved: Some(Resolved {
+                    directions,
+                    subspace_energy,
+                    products: after.products(),
+                    score,
+                    batch,
+                    maps: Some(Maps { left, right }),
+                }),
+                grams: factors.then_some(after),
+            }
+        };
+    Ok(both.zip(found).map(one).collect())
 }

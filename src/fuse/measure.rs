@@ -2,7 +2,7 @@
 
 use faer::{Mat, MatRef};
 
-use crate::algebra::{Spread, inner, product, pseudo_inverse, symmetric_product};
+use crate::algebra::{Spread, gram, inner, product, pseudo_inverse, symmetric_product};
 use crate::error::Result;
 use crate::fuse::compare::Compared;
 use crate::fuse::factors::{Batch, Factors};
@@ -68,6 +68,11 @@ pub(super) fn along(inputs: &Batch, gb: MatRef<'_, f64>, ga: MatRef<'_, f64>) ->
         let at = inputs.frame.block(e);
         inner(gb.subcols(at.start, at.len()), ga.subcols(at.start, at.len()))
     })
+}
+
+/// `‖B A‖²` from `Bᵀ` and A.
+pub(super) fn norm_squared(bt: MatRef<'_, f64>, a: MatRef<'_, f64>) -> f64 {
+    inner(gram(bt).as_ref(), gram(a).as_ref()).max(0.0)
 }
 
 /// A factor x as it should be and as it was written, by Grams: all that norms of products need.

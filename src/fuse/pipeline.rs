@@ -44,9 +44,10 @@ impl Recipe {
         }
         let compared = compare(backend, batches, self.resolve.as_ref(), true)?;
         // Gathered before the first error is looked for, so that it is always the same one.
-        let one = |(batch, compared): (&Batch, Compared)| {
+        let one = |(batch, mut compared): (&Batch, Compared)| {
+            let grams = compared.grams.take();
             let resolved = compared.resolved.as_ref().and_then(|r| r.batch.as_ref());
-            let fused = self.fusion.fuse(resolved.unwrap_or(batch), as_adapter)?;
+            let fused = self.fusion.fuse_with(resolved.unwrap_or(batch), grams.as_ref(), as_adapter)?;
             Ok(Outcome { compared, fused })
         };
         let fused: Vec<_> = batches.par_iter().zip(compared).map(one).collect();

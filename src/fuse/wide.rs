@@ -45,7 +45,7 @@ pub(super) fn compare(batch: &Batch, options: &LoraCr) -> Result<Compared> {
         None => None,
     };
     let score = found.map_or_else(Score::default, |found| score(&found));
-    Ok(Compared { products: of.products(), score, resolved: None })
+    Ok(Compared { products: of.products(), score, resolved: None, grams: None })
 }
 
 /// The updates of `batch` after LoRA-CR.
@@ -96,6 +96,7 @@ pub(super) fn resolve(batch: &Batch, options: &LoraCr, factors: bool) -> Result<
             batch: resolved,
             maps: None,
         }),
+        grams: None,
     })
 }
 

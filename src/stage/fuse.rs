@@ -9,10 +9,12 @@ use std::thread;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::admit::{Admission, Screen, admit};
 use super::common::Common;
-use super::join::{PART_MODEL, Part, Whole};
+use super::join::{self, PART_MODEL, Whole};
 use super::journal::{self, Line};
 use super::modules::in_order;
+use super::trust::TrustOptions;
 use crate::backend::Backend;
 use crate::checkpoint::adapter::ADAPTER_MODEL;
 use crate::checkpoint::adapter_config::AdapterConfig;
@@ -28,7 +30,8 @@ use crate::fuse::certificate::{CERTIFICATE, Certificate, ModuleCertificate};
 use crate::fuse::inputs::Inputs;
 use crate::fuse::options::Method;
 use crate::fuse::weights::{Weights, renormalised};
-use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe};
+use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe, spd};
+use crate::model::memory::{Part, Plan};
 use crate::tensor::DType;
 
 /// `--profile`: the form of the adapter that is written.
@@ -51,6 +54,8 @@ pub struct FuseOptions {
     pub recipe: Recipe,
     /// How much each adapter counts.
     pub weights: Weights,
+    /// The folders with the Grams of each adapter's inputs, for the methods that need them.
+    pub grams: Vec<PathBuf>,
     /// Fuse, in each module, those who have it.
     pub allow_missing: bool,
     /// The dtype of the factors.
@@ -65,6 +70,10 @@ pub struct FuseOptions {
     pub merged: Option<PathBuf>,
     /// Fuse these layers only, end exclusive, into a part that `join` takes.
     pub layers: Option<Range<usize>>,
+    /// How large an update may be.
+    pub screen: Screen,
+    /// Whose adapters are taken.
+    pub trust: TrustOptions,
 }
 
 /// What was fused.
@@ -82,6 +91,8 @@ pub struct FuseReport {
     pub certificate: Option<Certificate>,
     /// Of the merged checkpoint: its errors are those of the weights in the base's dtype.
     pub merged_certificate: Option<Certificate>,
+    /// Whose adapters were given, how large they are, and which were left out.
+    pub admission: Admission,
     /// What a user should know and what is no error.
     pub warnings: Vec<String>,
 }
@@ -104,6 +115,7 @@ pub fn run<B: Backend>(backend: &B, options: &FuseOptions, common: &Common) -> R
         rank: options.out.as_ref().map(|_| plan.rank()),
         certificate: None,
         merged_certificate: None,
+        admission: plan.admission.clone(),
         warnings: plan.inputs.warnings.clone(),
     };
     if let Some(out) = &options.out
@@ -142,10 +154,13 @@ pub struct FusePlan {
     pub weights: Vec<f64>,
     /// The base, where one was given.
     pub base: Option<Checkpoint>,
+    /// Whose adapters were given, and which were left out.
+    pub admission: Admission,
+    /// Of the adapters that were not left out.
     options: FuseOptions,
 }
 
-/// Opens and checks the adapters and everything that can be known without reading their values.
+/// Opens and checks the adapters, measures them, and checks everything that can be known before they are fused.
 pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
     options.recipe.fusion.check()?;
     match (&options.out, &options.model, &options.merged) {
@@ -158,8 +173,30 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
         }
         _ => {}
     }
-    let inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
-    let weights = match options.recipe.fusion.method {
+    let mut options = options.clone();
+    let method = options.recipe.fusion.method;
+    if method.draws() {
+        options.recipe.fusion.seed = common.seed;
+    }
+    match (method.needs_input_grams(), options.grams.is_empty()) {
+        (true, true) => {
+            return Err(Error::Usage(format!(
+                "--method {method} needs --grams DIR,…: what `anabranch grams` made of each adapter's data, in the \
+                 adapters' order"
+            )));
+        }
+        (false, false) => {
+            return Err(Error::Usage(format!(
+                "--grams goes with --method regmean and cat-merging, not with {method}"
+            )));
+        }
+        _ => {}
+    }
+    let (mut inputs, admission) = admit(&mut options, common)?;
+    if !options.grams.is_empty() {
+        inputs = inputs.with_grams(&options.grams, common.open_options())?;
+    }
+    let weights = match method {
         Method::TaskArithmetic => options.weights.as_given(inputs.adapters.len())?,
         _ => options.weights.normalised(&inputs.samples())?,
     };
@@ -167,7 +204,7 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
     let mut ranks = Vec::with_capacity(inputs.modules.len());
     for &module in &inputs.modules {
         let mut frame = inputs.frame(module);
-        frame.weights = match options.recipe.fusion.method {
+        frame.weights = match method {
             Method::TaskArithmetic => frame.members.iter().map(|&e| weights[e]).collect(),
             _ => renormalised(&weights, &frame.members),
         };
@@ -191,7 +228,11 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
             )));
         }
     }
-    Ok(FusePlan { inputs, frames, ranks, weights, base, options: options.clone() })
+    let plan = FusePlan { inputs, frames, ranks, weights, base, admission, options };
+    if let Some(limit) = common.memory_limit {
+        plan.memory().fit(limit)?;
+    }
+    Ok(plan)
 }
 
 /// One module ready to be written.
@@ -230,6 +271,9 @@ impl FusePlan {
             .map(|a| Ok([digest::sha256_file(&a.config.path)?, digest::sha256_file(&a.file())?]))
             .collect::<Result<_>>()?;
         files.iter().flatten().for_each(|hash| hasher.update(hash.as_bytes()));
+        let grams: Vec<_> =
+            self.inputs.grams().par_iter().map(|g| digest::sha256_file(&g.file())).collect::<Result<_>>()?;
+        grams.iter().for_each(|hash| hasher.update(hash.as_bytes()));
         if let Some(base) = &self.base {
             hasher.update(base.fingerprint()?.as_bytes());
         }
@@ -251,6 +295,16 @@ impl FusePlan {
     fn bytes_of(&self, frame: &Frame) -> u64 {
         let numbers = self.file_rank(frame) as u64 * (frame.size.0 as u64 + frame.size.1 as u64);
         numbers * self.options.dtype.size() as u64
+    }
+
+    /// The buffers that are as large as a weight: none but for `regmean`.
+    pub fn memory(&self) -> Plan {
+        let mut plan = Plan::default();
+        if self.recipe().fusion.method == Method::Regmean {
+            let widest = self.asked().iter().map(|f| f.size.1).max().unwrap_or(0);
+            plan.add(Part::Scratch, format!("sum of input Grams of width {widest}"), spd::bytes(widest));
+        }
+        plan
     }
 
     /// Bytes of the factors that will be written.
@@ -290,7 +344,7 @@ impl FusePlan {
             provenance: self.provenance(),
         };
         let certificate = whole.certificate(modules.clone());
-        Part::new(whole, [layers.start, layers.end], modules).seal(dir, pairs.finish()?)?;
+        join::Part::new(whole, [layers.start, layers.end], modules).seal(dir, pairs.finish()?)?;
         Ok(certificate)
     }
 
@@ -327,7 +381,9 @@ impl FusePlan {
                 Ok(())
             });
             let kept = "the modules so far are kept, --resume goes on from them";
-            let bytes = |f: &Frame| self.bytes_of(f);
+            // One sum of input Grams takes as much as many modules' factors, and is factored by all threads.
+            let alone = self.recipe().fusion.method.needs_input_grams();
+            let bytes = |f: &Frame| (!alone && !f.is_large()).then(|| self.bytes_of(f));
             let one = |frames: &[Frame]| self.compute(backend, frames);
             let computed =
                 in_order(backend, rest, bytes, (common, kept), one, |done| send.send(done).is_ok());
@@ -413,6 +469,10 @@ impl FusePlan {
         }
         p.options.insert("weights".into(), self.options.weights.to_string().into());
         p.options.insert("adapters".into(), self.inputs.adapters.len().into());
+        let left_out = self.admission.left_out();
+        if left_out > 0 {
+            p.options.insert("left_out".into(), left_out.into());
+        }
         p
     }
 }

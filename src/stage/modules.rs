@@ -13,14 +13,14 @@ use crate::fuse::Frame;
 const RESULTS: u64 = 64 << 20;
 
 /// Computes `one` for each frame and hands the results on in order, until `take` says no; `bytes` says how large a result
-/// is, and `kept` what there is when the process is asked to stop.
+/// is, or nothing of a module that is worked on alone, and `kept` what there is when the process is asked to stop.
 ///
 /// On a device of its own a few modules are one call. Threads of this machine take a module each, and share those that
-/// are too large for that; results do not depend on how many there are.
+/// are worked on alone; results do not depend on how many there are.
 pub(super) fn in_order<B: Backend, T: Send>(
     backend: &B,
     frames: &[Frame],
-    bytes: impl Fn(&Frame) -> u64,
+    bytes: impl Fn(&Frame) -> Option<u64>,
     (common, kept): (&Common, &str),
     one: impl Fn(&[Frame]) -> Result<Vec<T>> + Sync,
     mut take: impl FnMut(Vec<T>) -> bool,
@@ -31,13 +31,11 @@ pub(super) fn in_order<B: Backend, T: Send>(
         common.check_stop(kept)?;
         let most = if backend.side_by_side() { 16 * threads } else { 2 * threads };
         let (mut count, mut size) = (1, bytes(first));
-        while let Some(next) = rest.get(count)
-            && !first.is_large()
-            && !next.is_large()
+        while let (Some(so_far), Some(more)) = (size, rest.get(count).and_then(&bytes))
             && count < most
-            && (count < threads || size < RESULTS)
+            && (count < threads || so_far < RESULTS)
         {
-            (count, size) = (count + 1, size.saturating_add(bytes(next)));
+            (count, size) = (count + 1, Some(so_far.saturating_add(more)));
         }
         let (now, after) = rest.split_at(count);
         rest = after;

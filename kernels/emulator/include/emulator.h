@@ -5,6 +5,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace emulator {
 
@@ -42,13 +43,17 @@ struct Site {
 void block_barrier(Site site);
 /// `bar.sync id, threads` and `bar.arrive id, threads`.
 void named_barrier(int id, int threads, bool wait, Site site);
-/// Waits until `ready(argument)`; nothing is assumed to be notified.
-void wait_until(bool (*ready)(void*), void* argument, Site site);
+/// Waits until `ready(argument)`; nothing is assumed to be notified. `missing(argument)` tells what a deadlock lacks.
+void wait_until(bool (*ready)(void*), void* argument, Site site, std::string (*missing)(void*));
 /// Lets every other thread that can run go first.
 void yield(Site site);
 
 /// Warp-wide instructions. Lanes meet per mask and kind; the last one to arrive does the work of all.
-enum class Collective : uint8_t { sync, shuffle, vote, reduce, ldmatrix, mma };
+enum class Collective : uint8_t {
+    sync, shuffle, vote, reduce,
+    // .aligned: the whole warp executes one and the same instruction
+    ldmatrix, mma, wgmma, wgmma_fence, wgmma_commit, wgmma_wait, set_registers
+};
 using Meeting = void (*)(unsigned mask, void* const* operands);
 void meet(unsigned mask, Collective kind, void* operands, Meeting work, Site site);
 

@@ -13,8 +13,7 @@ void for_lanes(unsigned mask, Visit visit) {
     for (; mask; mask &= mask - 1) visit(unsigned(__builtin_ctz(mask)));
 }
 
-/// ldmatrix and mma are .aligned: the whole warp executes one and the same instruction.
-bool aligned(Collective kind) { return kind == Collective::ldmatrix || kind == Collective::mma; }
+bool aligned(Collective kind) { return kind >= Collective::ldmatrix; }
 
 struct Vote {
     unsigned predicate, ballot;

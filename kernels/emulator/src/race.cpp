@@ -5,6 +5,8 @@
 // shared and global memory remember their last write and the reads since, and so does each byte that was accessed alone; an
 // access that does not know of a conflicting earlier one is a race whatever the schedule was. Blocks of one launch know
 // nothing of each other, except through flags that are released and acquired.
+// What works beside the threads, copies of the tensor memory accelerator and wgmma, counts as threads whose time others
+// learn where they wait for it; of what threads wrote in shared memory it sees only what they fenced (fence.proxy.async).
 // Also found: reads and writes next to an allocation, which may be plain wrong numbers otherwise.
 #include "race.h"
 #include "memory.h"
@@ -34,7 +36,7 @@ struct Access {
     uint16_t thread = 0;
 };
 
-/// What few cells need: reads that found no room in the cell, all of one block, and atomic accesses.
+/// What few cells need: reads that found no room in the cell, and atomic accesses.
 struct More {
     std::vector<Access> reads, atomics;
 };
@@ -54,8 +56,10 @@ struct Page {
 /// Of one launching host thread.
 struct Detector {
     uint32_t run = 0, first_run_of_launch = 0;
-    unsigned threads = 0;
-    std::vector<uint32_t> clocks; // [thread][thread]
+    unsigned threads = 0, warps = 0;
+    unsigned width = 0;           // threads and units
+    std::vector<uint32_t> clocks; // [thread][thread or unit]
+    std::vector<std::vector<uint32_t>> fences; // of each thread, its times from which on what it wrote before is for units
     std::unordered_map<const void*, std::vector<uint32_t>> published;
     std::unordered_map<const void*, std::unordered_set<uint32_t>> flags; // the blocks that released them knew
     std::unordered_set<uint32_t> known_runs;
@@ -67,7 +71,7 @@ struct Detector {
     std::vector<Range> allocations;
     std::vector<Site> sites;
 
-    uint32_t* clock(unsigned thread) { return &clocks[size_t(thread) * threads]; }
+    uint32_t* clock(unsigned thread) { return &clocks[size_t(thread) * width]; }
 };
 
 Detector& detector() {
@@ -105,8 +109,10 @@ inline __attribute__((always_inline)) bool knows(const Detector& d, const uint32
     for (const Range& range : d.allocations)
         if (DevicePointer(pointer) - range.begin < range.bytes)
             memory = "byte " + std::to_string(DevicePointer(pointer) - range.begin) + " of a buffer of " + std::to_string(range.bytes);
-    const std::string who = earlier.run == d.run ? "thread " + std::to_string(earlier.thread)
-                                                 : "a thread " + std::to_string(earlier.thread) + " of another block";
+    const std::string name = earlier.thread < d.threads             ? "thread " + std::to_string(earlier.thread)
+                             : earlier.thread < d.threads + d.warps ? "wgmma of warp " + std::to_string(earlier.thread - d.threads)
+                                                                    : "a bulk copy";
+    const std::string who = earlier.run == d.run ? name : "a thread " + std::to_string(earlier.thread) + " of another block";
     fail({nullptr, 0}, "race: %s of %s at %s, after an unordered %s%s by %s at %s", write ? "write" : "read", memory.c_str(),
          text_of(d, place).c_str(), earlier_write ? "write" : "read", earlier.clock == never ? " (a copy in flight)" : "", who.c_str(),
          text_of(d, earlier.place).c_str());
@@ -129,9 +135,12 @@ void check(const Detector& d, const uint32_t* clock, const Cell& cell, const voi
         for (const Access& atomic : cell.more->atomics) check_one(atomic, true);
 }
 
-/// Adds an access to `list`, without those that it knows of if there are many: who knows of this one knows of them.
+/// Adds an access to `list`, which keeps one of other blocks. What this one knows of goes when there is much of it: who
+/// knows of this one knows of that one.
 void add(const Detector& d, const uint32_t* clock, std::vector<Access>& list, const Access& now) {
-    if (list.size() >= 2 * max_threads)
+    if (!list.empty() && list.back().run != now.run) list.erase(list.begin(), list.end() - 1);
+    else if (!list.empty() && list.back().thread == now.thread) list.pop_back();
+    if (list.size() > 2 * d.threads)
         list.erase(std::remove_if(list.begin(), list.end(), [&](const Access& one) { return knows(d, clock, one); }), list.end());
     list.push_back(now);
 }
@@ -163,10 +172,15 @@ void remember(const Detector& d, const uint32_t* clock, Cell& cell, Kind kind, c
         }
     }
     if (!cell.more) cell.more = std::make_unique<More>();
-    if (kind == Kind::atomic) return add(d, clock, cell.more->atomics, now);
-    auto& reads = cell.more->reads;
-    if (!reads.empty() && reads.back().run != now.run) reads.clear();
-    add(d, clock, reads, now);
+    add(d, clock, kind == Kind::atomic ? cell.more->atomics : cell.more->reads, now);
+}
+
+/// Whether the thread that wrote has fenced it for units before the time that `clock` knows of it.
+bool fenced(const Detector& d, const uint32_t* clock, const Access& written) {
+    if (written.run != d.run || written.thread >= d.threads) return true;
+    const auto& times = d.fences[written.thread];
+    const auto next = std::upper_bound(times.begin(), times.end(), written.clock);
+    return next != times.end() && *next <= clock[written.thread];
 }
 
 Page& page(Detector& d, size_t number) {
@@ -205,10 +219,12 @@ void access_bytes(Detector& d, const uint32_t* clock, Page& of, size_t begin, si
     }
 }
 
-void access(const void* pointer, size_t bytes, bool write, uint32_t place, uint32_t time, bool atomic = false) {
+/// By `actor`, the current thread or a unit that it started.
+void access(const void* pointer, size_t bytes, bool write, uint32_t place, uint32_t time, unsigned actor, bool atomic = false) {
     Detector& d = detector();
     const auto* p = static_cast<const unsigned char*>(pointer);
-    if (size_t(p - emulator::place.shared) < max_shared_bytes) {
+    const bool shared = size_t(p - emulator::place.shared) < max_shared_bytes;
+    if (shared) {
         const size_t offset = size_t(p - emulator::place.shared);
         if (offset + bytes > emulator::place.shared_bytes)
             fail({nullptr, 0}, "%s at %s of shared bytes %zu to %zu of %u", write ? "write" : "read", text_of(d, place).c_str(), offset,
@@ -216,15 +232,20 @@ void access(const void* pointer, size_t bytes, bool write, uint32_t place, uint3
     } else {
         check_bounds(d, pointer, bytes, write, place);
     }
-    const Access now{d.run, time, place, uint16_t(current->linear)};
+    const Access now{d.run, time, place, uint16_t(actor)};
     const Kind kind = atomic ? Kind::atomic : write ? Kind::write : Kind::read;
     const uint32_t* clock = d.clock(current->linear);
+    const bool needs_fence = shared && !write && actor >= d.threads;
     const size_t begin = size_t(p), end = begin + bytes;
     for (size_t at = begin / granule * granule; at < end;) {
         Page& of = page(d, at / page_bytes);
         do {
             Cell& pair = of.pairs[at % page_bytes / granule];
             check(d, clock, pair, reinterpret_cast<const void*>(at), kind, now);
+            if (needs_fence && !fenced(d, clock, pair.write))
+                fail({nullptr, 0}, "%s reads shared byte %zu, which thread %u wrote at %s without a fence_proxy_async",
+                     text_of(d, place).c_str(), at - size_t(emulator::place.shared), unsigned(pair.write.thread),
+                     text_of(d, pair.write.place).c_str());
             const bool low = at >= begin, high = at + 1 < end, whole = low && high;
             if (whole) remember(d, clock, pair, kind, now);
             if (!whole || of.bytes) access_bytes(d, clock, of, at + !low, at + 1 + high, !whole, kind, now);
@@ -246,11 +267,13 @@ void start_launch() {
     forget_pages(d);
 }
 
-void start_block(unsigned threads) {
+void start_block(unsigned threads, unsigned warps) {
     Detector& d = detector();
     d.run++;
-    d.threads = threads;
-    d.clocks.assign(size_t(threads) * threads, 0);
+    d.threads = threads, d.warps = warps;
+    d.width = threads + warps + max_mbarriers;
+    d.clocks.assign(size_t(threads) * d.width, 0);
+    d.fences.assign(threads, {});
     for (unsigned i = 0; i < threads; i++) d.clock(i)[i] = 1;
     d.published.clear();
     d.known_runs.clear();
@@ -264,8 +287,8 @@ void start_block(unsigned threads) {
 
 void join_warp(unsigned warp, unsigned mask) {
     Detector& d = detector();
-    std::vector<uint32_t> all(d.threads);
-    for (unsigned m = mask; m; m &= m - 1) merge(all.data(), d.clock(warp * warp_size + unsigned(__builtin_ctz(m))), d.threads);
+    std::vector<uint32_t> all(d.width);
+    for (unsigned m = mask; m; m &= m - 1) merge(all.data(), d.clock(warp * warp_size + unsigned(__builtin_ctz(m))), d.width);
     for (unsigned m = mask; m; m &= m - 1) {
         const unsigned thread = warp * warp_size + unsigned(__builtin_ctz(m));
         std::copy(all.begin(), all.end(), d.clock(thread));
@@ -276,25 +299,45 @@ void join_warp(unsigned warp, unsigned mask) {
 void release(const void* object) {
     Detector& d = detector();
     auto& past = d.published[object];
-    past.resize(d.threads);
+    past.resize(d.width);
     uint32_t* mine = d.clock(current->linear);
-    merge(past.data(), mine, d.threads);
+    merge(past.data(), mine, d.width);
     mine[current->linear]++;
 }
 
 void acquire(const void* object, unsigned thread) {
     Detector& d = detector();
     auto found = d.published.find(object);
-    if (found != d.published.end()) merge(d.clock(thread), found->second.data(), d.threads);
+    if (found != d.published.end()) merge(d.clock(thread), found->second.data(), d.width);
 }
 
 void forget(const void* object) { detector().published.erase(object); }
 
 void touch(const void* pointer, size_t bytes, bool write, Site site) {
-    if (bytes) access(pointer, bytes, write, place_of(detector(), site), now());
+    if (bytes) access(pointer, bytes, write, place_of(detector(), site), now(), current->linear);
 }
 
-void begin_async(const void* pointer, size_t bytes, Site site) { access(pointer, bytes, true, place_of(detector(), site), never); }
+unsigned unit_of_warp(unsigned warp) { return detector().threads + warp; }
+unsigned unit_of_mbarrier(unsigned number) { return detector().threads + detector().warps + number; }
+
+void touch_as(unsigned unit, uint32_t time, const void* pointer, size_t bytes, bool write, Site site) {
+    if (bytes) access(pointer, bytes, write, place_of(detector(), site), time, unit);
+}
+
+void learn(unsigned thread, unsigned unit, uint32_t time) {
+    uint32_t& known = detector().clock(thread)[unit];
+    known = std::max(known, time);
+}
+
+void fence_proxy() {
+    Detector& d = detector();
+    uint32_t& mine = d.clock(current->linear)[current->linear];
+    d.fences[current->linear].push_back(++mine);
+}
+
+void begin_async(const void* pointer, size_t bytes, Site site) {
+    access(pointer, bytes, true, place_of(detector(), site), never, current->linear);
+}
 
 void end_async(const void* pointer, size_t bytes, Site site) {
     Detector& d = detector();
@@ -303,7 +346,9 @@ void end_async(const void* pointer, size_t bytes, Site site) {
         page(d, at / page_bytes).pairs[at % page_bytes / granule].write = landed;
 }
 
-void atomic(const void* pointer, size_t bytes, Site site) { access(pointer, bytes, true, place_of(detector(), site), now(), true); }
+void atomic(const void* pointer, size_t bytes, Site site) {
+    access(pointer, bytes, true, place_of(detector(), site), now(), current->linear, true);
+}
 
 void release_flag(const void* pointer) {
     Detector& d = detector();
@@ -325,7 +370,7 @@ void access_from_code(const void* pointer, size_t bytes, bool write, const void*
     const auto within = [p](const void* begin, size_t size) { return size_t(p - static_cast<const unsigned char*>(begin)) < size; };
     const bool own = !current || within(worker->stacks, stack_bytes * max_threads) || within(worker, sizeof *worker) ||
                      within(&emulator::current, sizeof current) || within(&emulator::place, sizeof emulator::place);
-    if (!own) access(pointer, bytes, write, library_offset(code), now());
+    if (!own) access(pointer, bytes, write, library_offset(code), now(), current->linear);
 }
 
 } // namespace emulator::race

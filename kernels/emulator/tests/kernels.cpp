@@ -4,6 +4,7 @@
 #include "expect.h"
 #include "head.h"
 #include "products.h"
+#include "products_sm90.h"
 #include "recovery.h"
 
 using namespace device;
@@ -111,6 +112,9 @@ const Test tests[] = {
     {{"cross_entropy", "choice"}, heads},
     {{"linear"}, products::linear},
     {{"linear_bwd"}, products::linear_bwd},
+    {{"attention_sm90"}, attention::test_hopper},
+    {{"linear_sm90"}, products_sm90::linear},
+    {{"linear_bwd_sm90"}, products_sm90::linear_bwd},
     {{"lora"}, [] { products::lora(), products::gradients(); }},
     {{"importance"}, products::importance},
     {{"gram"}, recovery::gram},

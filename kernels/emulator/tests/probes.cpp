@@ -2,6 +2,7 @@
 // usage: probes [--race]; with --race the library is a race build, which finds more.
 #include "device.h"
 #include "numbers.h"
+#include "probes_sm90.h"
 #include <thread>
 
 using namespace device;
@@ -206,9 +207,15 @@ int main(int count, char** arguments) {
             products();
             warp_functions();
             barriers();
+            hopper::probes();
         }
         copies();
+        for (const char* mode : {"eager", "lazy"}) {
+            check(!emulator_configure(nullptr, mode, 0), mode);
+            hopper::mistakes(race, !strcmp(mode, "lazy"));
+        }
     }
+    hopper::maps();
     memory();
     if (race) races();
     streams();
