@@ -81,7 +81,7 @@ fn copy_tree(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         let to = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy_tree(&path, &to) } else { drop(std::fs::copy(&path, to).unwrap()) }
+        if path.is_dir() { copy_tree(&path, &to) } else { std::fs::copy(&path, to).map(drop).unwrap() }
     }
 }
 
@@ -562,7 +562,7 @@ const ATTACKS: &[Attack] = &[
     },
     Attack {
         what: "a secret key among the trusted ones",
-        how: |f| drop(std::fs::copy(f.at("keys/hum.key"), f.at("trusted/edges/other.pub")).unwrap()),
+        how: |f| std::fs::copy(f.at("keys/hum.key"), f.at("trusted/edges/other.pub")).map(drop).unwrap(),
         args: FUSE,
         code: 1,
         parts: &["trusted/edges/other.pub", "is a secret key"],
