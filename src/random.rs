@@ -40,6 +40,9 @@ pub enum Purpose {
     Generate,
     /// The tensors of a seeded test model or adapter.
     Test,
+    /// Which entries of an adapter's update DARE drops; the index is the adapter's place among those fused, the step the
+    /// module's number.
+    Drop,
 }
 
 impl Purpose {

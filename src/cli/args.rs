@@ -6,7 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::size::ByteSize;
 use crate::checkpoint::module::Target;
-use crate::fuse::options::{Coverage, Fedsa, Gate, Method, Restore, SharedRank, Side};
+use crate::fuse::options::{
+    Coverage, DensityOf, DensityScope, Fedsa, Gate, Method, Restore, SharedRank, Side,
+};
 use crate::fuse::weights::Weights;
 use crate::prune::groups::{Gqa, Reduce};
 use crate::prune::scores::Importance;
@@ -456,7 +458,7 @@ pub struct FuseArgs {
 /// How adapters are fused.
 #[derive(Clone, Debug, Args)]
 pub struct FuseHow {
-    /// fedavg, mean, mean-svd, ffa, ffa-lsq, fedsa or task-arithmetic
+    /// fedavg, mean, mean-svd, ffa, ffa-lsq, fedsa, task-arithmetic, ties, dare or dare-ties
     #[arg(long, value_name = "METHOD")]
     pub method: Method,
     /// none or lora-cr, before any method
@@ -477,9 +479,21 @@ pub struct FuseHow {
     /// Which FedSA: mean, client:J, sum or lsq
     #[arg(long, value_name = "WHICH")]
     pub fedsa: Option<Fedsa>,
-    /// Factor of task-arithmetic's sum
+    /// Factor of the result of task-arithmetic, ties, dare and dare-ties
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub lambda: f64,
+    /// Share of the entries of an update that ties keeps [default: 0.2]
+    #[arg(long, value_name = "X")]
+    pub density: Option<f64>,
+    /// Of which entries: support, those that pruning left, or full [default: support]
+    #[arg(long, value_name = "WHICH")]
+    pub density_of: Option<DensityOf>,
+    /// One threshold for each module, or one for the model [default: module]
+    #[arg(long, value_name = "SCOPE")]
+    pub density_scope: Option<DensityScope>,
+    /// Probability with which dare and dare-ties drop an entry [default: 0.9]
+    #[arg(long, value_name = "X")]
+    pub drop: Option<f64>,
     /// f32, bf16 or f16
     #[arg(long, default_value = "f32", value_name = "DTYPE")]
     pub dtype: String,

@@ -12,6 +12,7 @@ use crate::cpu::Cpu;
 use crate::cuda::Cuda;
 use crate::data::schedule::Extent;
 use crate::error::{Error, Result};
+use crate::fuse::elementwise::Sparse;
 use crate::fuse::{Fusion, LoraCr, Recipe};
 use crate::model::shape::TrainingShape;
 use crate::stage::budget::BudgetOptions;
@@ -397,6 +398,35 @@ fn lora_cr(args: &ResolveArgs) -> LoraCr {
     LoraCr { shared_rank: args.shared_rank, side: args.side, gate: args.gate, restore: args.restore }
 }
 
+/// What is done to the entries of each update, by the methods that work on them.
+fn sparse(how: &FuseHow) -> Result<Option<Sparse>> {
+    let mut sparse = Sparse::of(how.method);
+    let trims = matches!(sparse, Some(Sparse::Trim(_)));
+    for (option, given, those, goes) in [
+        ("--density", how.density.is_some(), "ties", trims),
+        ("--density-of", how.density_of.is_some(), "ties", trims),
+        ("--density-scope", how.density_scope.is_some(), "ties", trims),
+        ("--drop", how.drop.is_some(), "dare or dare-ties", matches!(sparse, Some(Sparse::Drop(_)))),
+    ] {
+        if given && !goes {
+            return Err(Error::Usage(format!(
+                "{option} goes with --method {those}, not with {}",
+                how.method
+            )));
+        }
+    }
+    match &mut sparse {
+        Some(Sparse::Trim(trim)) => {
+            trim.density = how.density.unwrap_or(trim.density);
+            trim.of = how.density_of.unwrap_or(trim.of);
+            trim.scope = how.density_scope.unwrap_or(trim.scope);
+        }
+        Some(Sparse::Drop(drop)) => drop.drop = how.drop.unwrap_or(drop.drop),
+        None => {}
+    }
+    Ok(sparse)
+}
+
 /// A fusion's options without adapters and outputs, which a flow fills in.
 pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
     let resolve = match how.resolve.as_str() {
@@ -410,6 +440,7 @@ pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
         lambda: how.lambda,
         rank: how.rank,
         coverage: how.coverage,
+        sparse: sparse(how)?,
     };
     fusion.check()?;
     let dtype = DType::from_name(&how.dtype.to_uppercase())

@@ -302,6 +302,10 @@ pub fn fuse(r: &FuseReport) -> String {
         text += &format!("\n{}", table(&rows));
         let scales: Vec<String> = c.effective_scale.iter().map(|s| format!("{s:.3}")).collect();
         text += &format!("effective scale of each adapter: {}\n", scales.join(", "));
+        if let Some(kept) = &c.kept {
+            let kept: Vec<String> = kept.iter().map(u64::to_string).collect();
+            text += &format!("entries kept of each adapter: {}\n", kept.join(", "));
+        }
         text += &match &c.after {
             Some(after) => format!(
                 "conflict: {:.4} before, {:.4} after LoRA-CR\n",

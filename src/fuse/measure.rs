@@ -35,26 +35,40 @@ pub fn measure(
     let error = ratio(difference_squared(got, expected), norm_squared(expected.bt(), expected.a()), size);
 
     let (gb, ga) = (product(got.bt(), inputs.stack.b()), product(got.a(), inputs.stack.a().transpose()));
-    let along = along(inputs, gb.as_ref(), ga.as_ref());
-    let scale = product(pseudo_inverse(grams.products().as_ref())?.as_ref(), along.as_ref());
+    let read = along(inputs, gb.as_ref(), ga.as_ref());
+    let fused = resolution.map(|r| {
+        let gb = r.left.as_ref().map_or_else(|| gb.clone(), |w| product(gb.as_ref(), w.as_ref()));
+        let ga = r.right.as_ref().map_or_else(|| ga.clone(), |w| product(ga.as_ref(), w.transpose()));
+        along(inputs, gb.as_ref(), ga.as_ref())
+    });
+    let fused = fused.as_deref().unwrap_or(&read);
+    Measured::new(error, size, &read, fused, &inputs.frame.weights, grams, resolution)
+}
 
-    let (products, along) = match resolution {
-        None => (grams.products(), along),
-        Some(r) => {
-            let gb = r.left.as_ref().map_or_else(|| gb.clone(), |w| product(gb.as_ref(), w.as_ref()));
-            let ga = r.right.as_ref().map_or_else(|| ga.clone(), |w| product(ga.as_ref(), w.transpose()));
-            (r.grams(grams).products(), self::along(inputs, gb.as_ref(), ga.as_ref()))
-        }
-    };
-    let w = mean_weights(&inputs.frame.weights);
-    let w = Mat::from_fn(w.len(), 1, |e, _| w[e]);
-    let mean = product(w.transpose(), product(products.as_ref(), w.as_ref()).as_ref())[(0, 0)];
-    let cross = product(w.transpose(), along.as_ref())[(0, 0)];
-    Ok(Measured {
-        error,
-        distance_to_mean: ratio(size - 2.0 * cross + mean, mean, size),
-        effective_scale: (0..inputs.frame.edges()).map(|e| scale[(e, 0)]).collect(),
-    })
+impl Measured {
+    /// Of a result with this `error` and `size = ‖got‖²`, whose inner products with the updates are `read` and, with the
+    /// resolved ones, `fused`; the updates count as `weights` say and have the Grams `grams`.
+    pub fn new(
+        error: f64,
+        size: f64,
+        read: &[f64],
+        fused: &[f64],
+        weights: &[f64],
+        grams: &Grams,
+        resolution: Option<&Resolution>,
+    ) -> Result<Measured> {
+        let column = |x: &[f64]| Mat::from_fn(x.len(), 1, |e, _| x[e]);
+        let scale = product(pseudo_inverse(grams.products().as_ref())?.as_ref(), column(read).as_ref());
+        let products = resolution.map_or_else(|| grams.products(), |r| r.grams(grams).products());
+        let w = column(&mean_weights(weights));
+        let mean = product(w.transpose(), product(products.as_ref(), w.as_ref()).as_ref())[(0, 0)];
+        let cross = product(w.transpose(), column(fused).as_ref())[(0, 0)];
+        Ok(Measured {
+            error,
+            distance_to_mean: ratio(size - 2.0 * cross + mean, mean, size),
+            effective_scale: (0..read.len()).map(|e| scale[(e, 0)]).collect(),
+        })
+    }
 }
 
 /// Weights that add up to 1, as those of a mean do; equal ones where the sum is not positive.
@@ -67,12 +81,13 @@ fn mean_weights(weights: &[f64]) -> Vec<f64> {
     }
 }
 
-/// `⟨got, Dₑ⟩` for each e, `[E, 1]`, from `gb = Bᵀ [B₁ …]` and `ga = A [A₁; …]ᵀ`, both `[R, P]`.
-fn along(inputs: &Batch, gb: MatRef<'_, f64>, ga: MatRef<'_, f64>) -> Mat<f64> {
-    Mat::from_fn(inputs.frame.edges(), 1, |e, _| {
+/// `⟨got, Dₑ⟩` for each e, from `gb = Bᵀ [B₁ …]` and `ga = A [A₁; …]ᵀ`, both `[R, P]`.
+fn along(inputs: &Batch, gb: MatRef<'_, f64>, ga: MatRef<'_, f64>) -> Vec<f64> {
+    let one = |e| {
         let at = inputs.frame.block(e);
         inner(gb.subcols(at.start, at.len()), ga.subcols(at.start, at.len()))
-    })
+    };
+    (0..inputs.frame.edges()).map(one).collect()
 }
 
 /// `‖B A‖²` from `Bᵀ` and A.

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::fuse::coverage::covered;
+use crate::fuse::elementwise::Sparse;
 use crate::fuse::factors::{Batch, Factors, Frame};
-use crate::fuse::options::{Coverage, Fedsa, Method};
+use crate::fuse::options::{Coverage, DensityScope, Fedsa, Method};
+use crate::fuse::ties::Trim;
 use crate::fuse::truncate::truncate;
 use crate::fuse::{fedavg, fedsa, ffa, ffa_lsq, mean, mean_svd, task_arithmetic};
 
@@ -18,18 +20,28 @@ pub struct Fusion {
     pub method: Method,
     /// The choice that `fedsa` needs.
     pub fedsa: Option<Fedsa>,
-    /// λ of `task-arithmetic`.
+    /// λ of `task-arithmetic`, `ties`, `dare` and `dare-ties`.
     pub lambda: f64,
     /// Truncate to this rank by SVD.
     pub rank: Option<usize>,
     /// What an edge says about what its pruning removed.
     pub coverage: Coverage,
+    /// What is done to the entries of each update, by the methods that work on them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sparse: Option<Sparse>,
 }
 
 impl Fusion {
     /// The method with its defaults; fails for `fedsa` without its choice.
     pub fn new(method: Method, fedsa: Option<Fedsa>) -> Result<Fusion> {
-        let fusion = Fusion { method, fedsa, lambda: 1.0, rank: None, coverage: Coverage::Zero };
+        let fusion = Fusion {
+            method,
+            fedsa,
+            lambda: 1.0,
+            rank: None,
+            coverage: Coverage::Zero,
+            sparse: Sparse::of(method),
+        };
         fusion.check()?;
         Ok(fusion)
     }
@@ -52,10 +64,50 @@ impl Fusion {
         if !self.lambda.is_finite() {
             return usage(format!("--lambda {}: expected a finite number", self.lambda));
         }
-        if self.lambda != 1.0 && self.method != Method::TaskArithmetic {
-            return usage(format!("--lambda goes with --method task-arithmetic, not with {}", self.method));
+        let scaled = [Method::TaskArithmetic, Method::Ties, Method::Dare, Method::DareTies];
+        if self.lambda != 1.0 && !scaled.contains(&self.method) {
+            let words: Vec<&str> = scaled.iter().map(|m| m.word()).collect();
+            return usage(format!(
+                "--lambda goes with --method {}, not with {}",
+                words.join(", "),
+                self.method
+            ));
         }
-        Ok(())
+        match (Sparse::of(self.method), &self.sparse) {
+            (None, None) => Ok(()),
+            (Some(Sparse::Trim(_)), Some(Sparse::Trim(trim))) => trim.check(),
+            (Some(Sparse::Drop(_)), Some(Sparse::Drop(drop))) => drop.check(),
+            (of, _) => usage(format!(
+                "--method {}: expected {} to say which entries are kept",
+                self.method,
+                match of {
+                    None => "nothing",
+                    Some(Sparse::Trim(_)) => "a density",
+                    Some(Sparse::Drop(_)) => "a probability of dropping",
+                }
+            )),
+        }
+    }
+
+    /// Whether the method works on the entries of the updates: its result has no factors of its own.
+    pub fn is_elementwise(&self) -> bool {
+        Sparse::of(self.method).is_some()
+    }
+
+    /// The trimming whose thresholds follow from all modules, where that was asked for.
+    pub(crate) fn whole_model(&self) -> Option<&Trim> {
+        match &self.sparse {
+            Some(Sparse::Trim(trim)) if trim.scope == DensityScope::Model => Some(trim),
+            _ => None,
+        }
+    }
+
+    /// The same with `seed` for what is random.
+    pub fn seeded(mut self, seed: u64) -> Fusion {
+        if let Some(Sparse::Drop(drop)) = &mut self.sparse {
+            drop.seed = seed;
+        }
+        self
     }
 
     /// Whether the adapters' ranks must be equal.
@@ -75,6 +127,9 @@ impl Fusion {
             Method::Mean | Method::MeanSvd | Method::TaskArithmetic => true,
             Method::Ffa => frame.columns_differ(),
             Method::Fedavg | Method::FfaLsq | Method::Fedsa => false,
+            Method::Ties | Method::Dare | Method::DareTies => {
+                return if as_adapter || self.rank.is_some() { Err(self.no_factors()) } else { Ok(o.min(i)) };
+            }
         };
         if self.needs_equal_ranks() && mixed {
             return Err(Error::Usage(format!(
@@ -100,6 +155,15 @@ impl Fusion {
         Ok(rank)
     }
 
+    /// Why a method on entries gives no factors.
+    fn no_factors(&self) -> Error {
+        Error::Usage(format!(
+            "--method {}: the result is of full rank, which no adapter holds, not with --rank either: \
+             --merged with --model writes it into the base's weights",
+            self.method
+        ))
+    }
+
     /// Fuses one module; refuses what [`Fusion::rank_of`] does.
     pub fn fuse(&self, batch: &Batch, as_adapter: bool) -> Result<Fused> {
         self.rank_of(&batch.frame, as_adapter)?;
@@ -110,6 +174,7 @@ impl Fusion {
         let cover = cover.as_ref();
         let mut variant = self.method.word().to_owned();
         let (factors, energy_kept) = match self.method {
+            Method::Ties | Method::Dare | Method::DareTies => return Err(self.no_factors()),
             Method::Fedavg => (fedavg::fuse(cover)?, 1.0),
             Method::Mean => (mean::fuse(cover)?, 1.0),
             Method::MeanSvd => {
@@ -139,7 +204,7 @@ impl Fusion {
     }
 }
 
-/// The fused update of one module.
+/// The fused update of one module, in factors.
 #[derive(Clone, Debug)]
 pub struct Fused {
     /// Its factors, B carrying every scale.

@@ -24,9 +24,9 @@ pub struct Recipe {
     pub fusion: Fusion,
 }
 
-/// One module's way through a recipe.
+/// One module's way to the updates that are fused.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct Resolved {
     /// Of the updates as read.
     pub grams: Grams,
     /// What resolution made of them.
@@ -35,6 +35,15 @@ pub struct Outcome {
     pub before: Score,
     /// c̄ of the resolved updates.
     pub after: Option<Score>,
+    /// The resolved updates; none where they are those read.
+    pub batch: Option<Batch>,
+}
+
+/// One module's way through a recipe.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What was fused.
+    pub resolved: Resolved,
     /// The result.
     pub fused: Fused,
 }
@@ -42,10 +51,27 @@ pub struct Outcome {
 impl Recipe {
     /// Resolves and fuses each batch.
     ///
-    /// Refuses what [`Fusion::rank_of`] does and, where the method would use it, a declared frozen A that is not common.
+    /// Refuses what [`Fusion::rank_of`] and [`Recipe::resolved`] do.
     pub fn run<B: Backend>(&self, backend: &B, batches: &[Batch], as_adapter: bool) -> Result<Vec<Outcome>> {
         for batch in batches {
             self.fusion.rank_of(&batch.frame, as_adapter)?;
+        }
+        let resolved = self.resolved(backend, batches)?;
+        // Gathered before the first error is looked for, so that it is always the same one.
+        let fused: Vec<_> = resolved
+            .par_iter()
+            .zip(batches)
+            .map(|(r, read)| self.fusion.fuse(r.batch.as_ref().unwrap_or(read), as_adapter))
+            .collect();
+        let one = |(resolved, fused): (Resolved, Result<Fused>)| Ok(Outcome { resolved, fused: fused? });
+        resolved.into_iter().zip(fused).map(one).collect()
+    }
+
+    /// Resolves each batch.
+    ///
+    /// Refuses, where the method would use it, a declared frozen A that is not common.
+    pub fn resolved<B: Backend>(&self, backend: &B, batches: &[Batch]) -> Result<Vec<Resolved>> {
+        for batch in batches {
             if batch.frame.frozen && matches!(self.fusion.method, Method::Ffa | Method::FfaLsq) {
                 check_frozen(batch)?;
             }
@@ -54,27 +80,20 @@ impl Recipe {
         let grams = stacks.grams()?;
         let Some(options) = &self.resolve else {
             let before = scores(backend, &grams, &LoraCr::default())?;
-            let fused = self.fuse(batches, as_adapter)?;
             let one =
-                |((grams, before), fused)| Outcome { grams, resolution: None, before, after: None, fused };
-            return Ok(grams.into_iter().zip(before).zip(fused).map(one).collect());
+                |(grams, before)| Resolved { grams, resolution: None, before, after: None, batch: None };
+            return Ok(grams.into_iter().zip(before).map(one).collect());
         };
         let modules: Vec<(&Grams, &[f64])> =
             grams.iter().zip(batches).map(|(g, b)| (g, &b.frame.weights[..])).collect();
         let resolutions = options.resolve(backend, &modules)?;
         let resolved: Vec<Grams> = resolutions.iter().zip(&grams).map(|(r, g)| r.grams(g)).collect();
         let after = scores(backend, &resolved, options)?;
-        let fused = self.fuse(&stacks.resolved(&resolutions)?, as_adapter)?;
-        let one = |(((grams, resolution), after), fused): (((Grams, Resolution), Score), Fused)| {
+        let batches = stacks.resolved(&resolutions)?;
+        let one = |(((grams, resolution), after), batch): (((Grams, Resolution), Score), Batch)| {
             let before = Score::of(&resolution.directions);
-            Outcome { grams, resolution: Some(resolution), before, after: Some(after), fused }
+            Resolved { grams, resolution: Some(resolution), before, after: Some(after), batch: Some(batch) }
         };
-        Ok(grams.into_iter().zip(resolutions).zip(after).zip(fused).map(one).collect())
-    }
-
-    fn fuse(&self, batches: &[Batch], as_adapter: bool) -> Result<Vec<Fused>> {
-        // Gathered before the first error is looked for, so that it is always the same one.
-        let fused: Vec<_> = batches.par_iter().map(|b| self.fusion.fuse(b, as_adapter)).collect();
-        fused.into_iter().collect()
+        Ok(grams.into_iter().zip(resolutions).zip(after).zip(batches).map(one).collect())
     }
 }

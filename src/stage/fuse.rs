@@ -1,6 +1,7 @@
 //! `fuse`: several adapters become one, module by module, in memory of a few modules.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::{iter, thread};
 
@@ -20,8 +21,10 @@ use crate::checkpoint::output::{Begun, Output, OutputOptions};
 use crate::checkpoint::provenance::Provenance;
 use crate::error::{Error, Result};
 use crate::fuse::certificate::{CERTIFICATE, Certificate, ModuleCertificate};
+use crate::fuse::elementwise::entries;
 use crate::fuse::inputs::Inputs;
 use crate::fuse::options::Method;
+use crate::fuse::ties;
 use crate::fuse::weights::{Weights, renormalised};
 use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe};
 use crate::tensor::DType;
@@ -124,6 +127,8 @@ pub struct FusePlan {
     /// The base, where one was given.
     pub base: Option<Checkpoint>,
     options: FuseOptions,
+    /// The frames with thresholds that follow from all modules, once they were looked for.
+    whole: OnceLock<Vec<Frame>>,
 }
 
 /// Opens and checks the adapters and everything that can be known without reading their values.
@@ -158,7 +163,9 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
             Some(base)
         }
     };
-    Ok(FusePlan { inputs, frames, ranks, weights, base, options: options.clone() })
+    let mut options = options.clone();
+    options.recipe.fusion = options.recipe.fusion.seeded(common.seed);
+    Ok(FusePlan { inputs, frames, ranks, weights, base, options, whole: OnceLock::new() })
 }
 
 /// One module ready to be written.
@@ -173,6 +180,30 @@ impl FusePlan {
     /// The largest rank of a module's result.
     pub fn rank(&self) -> usize {
         self.ranks.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The frames, with what must be known of all modules before the first is fused: thresholds of the whole model.
+    pub(super) fn frames<B: Backend>(&self, backend: &B, common: &Common) -> Result<&[Frame]> {
+        let recipe = &self.options.recipe;
+        let Some(trim) = recipe.fusion.whole_model() else { return Ok(&self.frames) };
+        if let Some(frames) = self.whole.get() {
+            return Ok(frames);
+        }
+        let thresholds = ties::thresholds(trim, &self.frames, self.inputs.adapters.len(), |visit| {
+            for frame in &self.frames {
+                common.check_stop("nothing was written")?;
+                let batch = self.inputs.batch(frame.clone())?;
+                let resolved = recipe.resolved(backend, std::slice::from_ref(&batch))?.swap_remove(0);
+                visit(frame, &entries(resolved.batch.as_ref().unwrap_or(&batch)));
+            }
+            Ok(())
+        })?;
+        let with = |frame: &Frame| {
+            let mut frame = frame.clone();
+            frame.least = Some(frame.members.iter().map(|&e| thresholds[e]).collect());
+            frame
+        };
+        Ok(self.whole.get_or_init(|| self.frames.iter().map(with).collect()))
     }
 
     /// What the result follows from.
@@ -247,7 +278,7 @@ impl FusePlan {
         common: &Common,
         mut take: impl FnMut(Vec<Written>) -> bool,
     ) -> Result<()> {
-        let work: Vec<_> = iter::zip(&self.frames, &self.ranks).collect();
+        let work: Vec<_> = iter::zip(self.frames(backend, common)?, &self.ranks).collect();
         for chunk in work.chunks(2 * rayon::current_num_threads()) {
             common.check_stop("nothing was written")?;
             // Gathered before the first error is looked for, so that it is always the same one.
