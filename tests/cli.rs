@@ -131,6 +131,9 @@ fn a_dry_run_of_every_command_writes_nothing() {
     anabranch(&recover).assert().success();
     plan(&["fuse", &full, &full, "--method", "fedavg", "--out", &at("fused")], &["28 modules", "rank 8"]);
     plan(&["conflict", &full, &full], &["reads"]);
+    let grams = ["grams", "--model", &small, "--adapter", &edge, "--data", &data, "--seq", "64"];
+    let parts = ["grams (new)", "of Grams over", "tokens", "activations"];
+    plan(&[&grams[..], &["--tokens", "200", "--out", &at("grams")]].concat(), &parts);
     let eval = ["eval", "--model", &base, "--adapter", &full, "--task", &task, "--predictions", &at("p")];
     plan(&eval, &["p (new)", "harbour.jsonl", "activations"]);
     // Predictions of an earlier run may be replaced, and a dry run knows them.
@@ -240,6 +243,8 @@ fn a_flow_with_absurd_values_is_refused_before_any_work() {
         ("ratio = 0.5", "ratio = 1.0", "edge.ratio is 1.0"),
         ("method = \"mean\"", "method = \"mean\"\nedges = []", "[[fuse]] of no edges"),
         ("method = \"mean\"", &many, "makes 1000000 fusions, expected at most 1000"),
+        ("method = \"mean\"", "method = \"dare\"", "which gives a result of full rank"),
+        ("method = \"mean\"", "method = [\"mean\", \"regmean\"]", "which needs --grams"),
         ("name = \"t\"", "name = \"../t\"", "task.name is \"../t\""),
     ] {
         assert!(text.contains(old), "{old}");
@@ -353,6 +358,64 @@ fn a_pruned_adapter_is_recovered_before_it_is_fused() {
     .success()
     .stdout(contains("effective scale"));
     anabranch(&["inspect", &at("fused"), "--verify"]).assert().success();
+
+    // Methods on entries go into a merged checkpoint, and each option goes with those that it means something to.
+    for (options, part) in [
+        (&["--method", "ties"][..], "--merged with --model"),
+        (
+            &["--method", "mean", "--lambda", "2"],
+            "--lambda goes with --method task-arithmetic, knots-ties, tsv",
+        ),
+        (
+            &["--method", "dare", "--density", "0.5"],
+            "--density goes with --method knots-ties, ties, not with dare",
+        ),
+        (&["--method", "ties", "--density", "0"], "--density 0: expected a number above 0"),
+        (&["--method", "knots-ties", "--density-scope", "model"], "--density-scope goes with --method ties"),
+        (&["--method", "ties", "--drop", "0.5"], "--drop goes with --method dare, dare-ties, not with ties"),
+        (&["--method", "mean", "--clusters", "2"], "--clusters goes with --method lora-lego, not with mean"),
+    ] {
+        let fuse = ["fuse", &full[0], &full[1], "--out", &at("none")];
+        refused(&[&fuse[..], options].concat(), 2, &[part]);
+    }
+    anabranch(&[
+        "fuse",
+        &full[0],
+        &full[1],
+        "--method",
+        "knots-ties",
+        "--density",
+        "0.5",
+        "--density-of",
+        "full",
+    ])
+    .args(["--out", &at("knots")])
+    .assert()
+    .success();
+    anabranch(&["fuse", &full[0], &full[1], "--method", "dare-ties", "--drop", "0.5", "--seed", "3"])
+        .args(["--model", &base, "--merged", &at("dare-ties")])
+        .assert()
+        .success()
+        .stdout(contains("entries kept of each adapter"));
+
+    // Each edge's inputs, of its own pruned model with its adapter, are Grams for methods on the recovered adapters.
+    let regmean = ["fuse", &full[0], &full[1], "--method", "regmean", "--out", &at("regmean")];
+    refused(&regmean, 2, &["--grams", "anabranch grams"]);
+    for edge in ["harbour", "orchard"] {
+        let data = asset(&format!("{edge}.train.jsonl"));
+        anabranch(&["grams", "--model", &at("small"), "--adapter", &at(edge), "--data", &data])
+            .args(["--seq", "64", "--tokens", "500", "--out", &at(&format!("{edge}-grams"))])
+            .assert()
+            .success()
+            .stdout(contains("Grams of 16 inputs over"));
+    }
+    let grams = [at("harbour-grams"), at("orchard-grams")].join(",");
+    for method in ["regmean", "cat-merging"] {
+        anabranch(&["fuse", &full[0], &full[1], "--method", method, "--grams", &grams, "--out", &at(method)])
+            .assert()
+            .success()
+            .stdout(contains("error to the method's definition"));
+    }
 
     // The merged checkpoint and the adapter on the base answer alike.
     let task = asset("harbour.jsonl");

@@ -34,7 +34,7 @@ fn ties(density: f64) -> Fusion {
 }
 
 fn dropping(method: Method, drop: f64, seed: u64) -> Fusion {
-    Fusion { sparse: Some(Sparse::Drop(Drop { drop, seed })), ..Fusion::new(method, None).unwrap() }
+    Fusion { sparse: Some(Sparse::Drop(Drop { drop })), seed, ..Fusion::new(method, None).unwrap() }
 }
 
 fn weigh(mut x: Batch, weights: &[f64]) -> Batch {
@@ -187,12 +187,12 @@ fn a_sample_does_not_change_a_threshold() {
 }
 
 /// The mask by its definition: the uniform number at (seed, adapter, module, row, column) is at least p.
-fn dropped(d: &Mat<f64>, fusion: &Drop, adapter: u64, module: Module) -> Mat<f64> {
+fn dropped(d: &Mat<f64>, drop: f64, seed: u64, adapter: u64, module: Module) -> Mat<f64> {
     let step = (module.layer * Target::ALL.len() + module.target as usize) as u64;
-    let numbers = Philox::new(fusion.seed, Purpose::Drop.stream(adapter)).at_step(step);
+    let numbers = Philox::new(seed, Purpose::Drop.stream(adapter)).at_step(step);
     Mat::from_fn(d.nrows(), d.ncols(), |r, c| {
-        let keep = f64::from(numbers.uniform((r * d.ncols() + c) as u64)) >= fusion.drop;
-        if keep { d[(r, c)] / (1.0 - fusion.drop) } else { 0.0 }
+        let keep = f64::from(numbers.uniform((r * d.ncols() + c) as u64)) >= drop;
+        if keep { d[(r, c)] / (1.0 - drop) } else { 0.0 }
     })
 }
 
@@ -203,9 +203,8 @@ fn dare_is_its_definition() {
         // The adapter's place among all, not among those who have the module.
         x.frame.members = (0..shape.2.len()).map(|e| 2 * e + 1).collect();
         for p in [0.0, 0.3, 0.9, 0.999] {
-            let drop = Drop { drop: p, seed: 11 };
             let thin: Vec<Mat<f64>> = std::iter::zip(updates(&x), &x.frame.members)
-                .map(|(d, &e)| dropped(&d, &drop, e as u64, x.frame.module))
+                .map(|(d, &e)| dropped(&d, p, 11, e as u64, x.frame.module))
                 .collect();
             let sum = weighted(&thin, &x.frame.weights);
             for (method, want) in [(Method::Dare, sum), (Method::DareTies, elected(&thin, &x.frame.weights))]

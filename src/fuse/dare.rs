@@ -17,13 +17,11 @@ use crate::random::{Philox, Purpose};
 pub struct Drop {
     /// The probability with which an entry is dropped, in [0, 1).
     pub drop: f64,
-    /// What the choice follows from.
-    pub seed: u64,
 }
 
 impl Default for Drop {
     fn default() -> Drop {
-        Drop { drop: 0.9, seed: 0 }
+        Drop { drop: 0.9 }
     }
 }
 
@@ -38,9 +36,9 @@ impl Drop {
     }
 
     /// What becomes of the entries of `module` of the adapter at place `adapter`.
-    pub(super) fn keep(&self, adapter: usize, module: Module) -> Keep {
+    pub(super) fn keep(&self, seed: u64, adapter: usize, module: Module) -> Keep {
         let number = module.layer * Target::ALL.len() + module.target as usize;
-        let numbers = Philox::new(self.seed, Purpose::Drop.stream(adapter as u64)).at_step(number as u64);
+        let numbers = Philox::new(seed, Purpose::Drop.stream(adapter as u64)).at_step(number as u64);
         Keep::drawn(numbers, self.drop)
     }
 }

@@ -31,10 +31,10 @@ pub enum Sparse {
 }
 
 impl Sparse {
-    /// What `method` does by default; none where it does not work on entries.
+    /// What `method` does by default; none where it keeps all entries.
     pub fn of(method: Method) -> Option<Sparse> {
         match method {
-            Method::Ties => Some(Sparse::Trim(Trim::default())),
+            Method::Ties | Method::KnotsTies => Some(Sparse::Trim(Trim::default())),
             Method::Dare | Method::DareTies => Some(Sparse::Drop(Drop::default())),
             _ => None,
         }
@@ -135,7 +135,9 @@ impl Elementwise {
                     least.into_iter().map(Keep::Least).collect()
                 }
             },
-            Some(Sparse::Drop(drop)) => frame.members.iter().map(|&e| drop.keep(e, frame.module)).collect(),
+            Some(Sparse::Drop(drop)) => {
+                frame.members.iter().map(|&e| drop.keep(fusion.seed, e, frame.module)).collect()
+            }
             None => {
                 return Err(Error::Usage(format!("--method {}: nothing says what is kept", fusion.method)));
             }

@@ -35,8 +35,15 @@ pub struct Resolved {
     pub before: Score,
     /// c̄ of the resolved updates.
     pub after: Option<Score>,
-    /// The resolved updates; none where they are those read.
-    pub batch: Option<Batch>,
+    /// The resolved updates and their Grams; none where they are those read.
+    pub made: Option<(Batch, Grams)>,
+}
+
+impl Resolved {
+    /// The updates that are fused, and their Grams: the resolved ones, or those `read`.
+    pub fn updates<'a>(&'a self, read: &'a Batch) -> (&'a Batch, &'a Grams) {
+        self.made.as_ref().map_or((read, &self.grams), |(batch, grams)| (batch, grams))
+    }
 }
 
 /// One module's way through a recipe.
@@ -61,7 +68,10 @@ impl Recipe {
         let fused: Vec<_> = resolved
             .par_iter()
             .zip(batches)
-            .map(|(r, read)| self.fusion.fuse(r.batch.as_ref().unwrap_or(read), as_adapter))
+            .map(|(resolved, read)| {
+                let (batch, grams) = resolved.updates(read);
+                self.fusion.fuse_with(batch, Some(grams), as_adapter)
+            })
             .collect();
         let one = |(resolved, fused): (Resolved, Result<Fused>)| Ok(Outcome { resolved, fused: fused? });
         resolved.into_iter().zip(fused).map(one).collect()
@@ -80,8 +90,7 @@ impl Recipe {
         let grams = stacks.grams()?;
         let Some(options) = &self.resolve else {
             let before = scores(backend, &grams, &LoraCr::default())?;
-            let one =
-                |(grams, before)| Resolved { grams, resolution: None, before, after: None, batch: None };
+            let one = |(grams, before)| Resolved { grams, resolution: None, before, after: None, made: None };
             return Ok(grams.into_iter().zip(before).map(one).collect());
         };
         let modules: Vec<(&Grams, &[f64])> =
@@ -89,10 +98,10 @@ impl Recipe {
         let resolutions = options.resolve(backend, &modules)?;
         let resolved: Vec<Grams> = resolutions.iter().zip(&grams).map(|(r, g)| r.grams(g)).collect();
         let after = scores(backend, &resolved, options)?;
-        let batches = stacks.resolved(&resolutions)?;
-        let one = |(((grams, resolution), after), batch): (((Grams, Resolution), Score), Batch)| {
+        let batches = stacks.resolved(&resolutions)?.into_iter().zip(resolved);
+        let one = |(((grams, resolution), after), made): (((Grams, Resolution), Score), (Batch, Grams))| {
             let before = Score::of(&resolution.directions);
-            Resolved { grams, resolution: Some(resolution), before, after: Some(after), batch: Some(batch) }
+            Resolved { grams, resolution: Some(resolution), before, after: Some(after), made: Some(made) }
         };
         Ok(grams.into_iter().zip(resolutions).zip(after).zip(batches).map(one).collect())
     }

@@ -55,21 +55,25 @@ impl Trim {
     fn entries(&self, frame: &Frame, e: usize) -> u64 {
         let (o, i) = frame.size;
         let Kept { rows, columns } = &frame.kept[e];
-        let axis = |kept: &Option<Vec<usize>>, n: usize| match self.of {
-            DensityOf::Support => kept.as_ref().map_or(n, Vec::len),
-            DensityOf::Full => n,
-        };
-        axis(rows, o) as u64 * axis(columns, i) as u64
+        self.along(rows, o) * self.along(columns, i)
+    }
+
+    /// Of how many places of an axis of `n`, of which pruning left `kept`.
+    pub(super) fn along(&self, kept: &Option<Vec<usize>>, n: usize) -> u64 {
+        match self.of {
+            DensityOf::Support => kept.as_ref().map_or(n, Vec::len) as u64,
+            DensityOf::Full => n as u64,
+        }
     }
 
     /// How many of `n` entries are kept: `⌊density · n⌋`, at least 1.
-    fn rank(&self, n: u64) -> u64 {
+    pub(super) fn rank(&self, n: u64) -> u64 {
         ((self.density * n as f64) as u64).max(1)
     }
 }
 
-/// The least magnitude, as bits of an f32, that is kept of each of `edges` adapters over all of `frames`, each of which `pass` shows once a call with its
-/// members' updates.
+/// The least magnitude, as bits of an f32, that is kept of each of `edges` adapters over all of `frames`, each of which
+/// `pass` shows once a call with its members' updates.
 ///
 /// Passes: a sample, where there is much to look at, then one or two counts.
 pub(crate) fn thresholds(

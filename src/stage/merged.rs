@@ -105,7 +105,7 @@ impl FusePlan {
     ) -> Result<(Merged, ModuleCertificate)> {
         let batch = self.inputs.batch(frame.clone())?;
         let fusion = &self.recipe().fusion;
-        if fusion.is_elementwise() {
+        if fusion.method.is_elementwise() {
             let resolved = self.recipe().resolved(backend, std::slice::from_ref(&batch))?.swap_remove(0);
             return merge_entries(fusion, &batch, &resolved, weight);
         }
@@ -128,11 +128,8 @@ fn merge_entries(
     weight: &TensorRef<'_>,
 ) -> Result<(Merged, ModuleCertificate)> {
     let frame = &read.frame;
-    let entries = Elementwise::new(
-        fusion,
-        resolved.batch.as_ref().unwrap_or(read),
-        resolved.batch.as_ref().map(|_| read),
-    )?;
+    let before = resolved.made.as_ref().map(|_| read);
+    let entries = Elementwise::new(fusion, resolved.updates(read).0, before)?;
     let (merged, sums) = merge_rows(weight, frame.size, |rows, out| entries.rows(rows, out, true))?;
     let sums = Sums::total(&sums, frame.edges());
     let measured = Measured::new(
