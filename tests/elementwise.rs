@@ -147,8 +147,10 @@ fn equal_magnitudes_are_kept_together_and_zeros_never() {
         }
     }
     // All of one magnitude: any density keeps all.
-    let ones =
-        batch(&[(Mat::from_fn(30, 1, |r, _| if r % 3 == 0 { -1.0 } else { 1.0 }), Mat::full(1, 20, 0.5))]);
+    let ones = batch(&[(
+        Mat::from_fn(30, 1, |r, _| if r.is_multiple_of(3) { -1.0 } else { 1.0 }),
+        Mat::full(1, 20, 0.5),
+    )]);
     let (got, _, kept) = made(ties(0.01), &ones);
     assert_eq!((matrix(&got, (30, 20)), kept[0].kept), (updates(&ones).remove(0), 600));
     assert_eq!(kept[0].threshold, Some(0.5));

@@ -11,9 +11,9 @@ use anabranch::checkpoint::weights::OpenOptions;
 use anabranch::checkpoint::writer::{SafetensorsWriter, TensorSpec};
 use anabranch::fuse::elementwise::Sparse;
 use anabranch::fuse::measure::measure;
-use anabranch::fuse::options::{Fedsa, Method};
+use anabranch::fuse::options::{DensityOf, Fedsa, Method};
 use anabranch::fuse::ties::Trim;
-use anabranch::fuse::{Batch, Factors, Fusion, LoraCr, Recipe};
+use anabranch::fuse::{Batch, Factors, Fusion, Kept, LoraCr, Recipe};
 use anabranch::tensor::DType;
 use dense::methods as plain;
 use dense::{Pair, Random, adapters, batch, cpu, dense as product, distance, updates, weighted};
@@ -214,6 +214,23 @@ fn lego_finds_the_best_clusters() {
     let x = batch(&adapters(1, 9, 9, &[2, 2]));
     let text = Fusion { clusters: Some(5), ..fusion(Method::LoraLego) }.fuse(&x, true).unwrap_err();
     assert!(text.to_string().contains("4 units"), "{text}");
+}
+
+/// A share of all entries is twice the share of those that a pruning of half the columns left.
+#[test]
+fn the_density_of_knots_ties_is_of_what_pruning_left_or_of_all() {
+    let mut pairs = adapters(18, 17, 12, &[3, 3]);
+    for (_, a) in &mut pairs {
+        *a = Mat::from_fn(3, 12, |k, i| if i.is_multiple_of(2) { a[(k, i)] } else { 0.0 });
+    }
+    let mut x = batch(&pairs);
+    x.frame.kept = vec![Kept { rows: None, columns: Some((0..12).step_by(2).collect()) }; 2];
+    let made = |density, of| {
+        let sparse = Some(Sparse::Trim(Trim { density, of, ..Trim::default() }));
+        product(&fused(Fusion { sparse, ..knots_ties(density) }, &x))
+    };
+    assert_eq!(made(0.25, DensityOf::Full), made(0.5, DensityOf::Support));
+    assert_ne!(made(0.25, DensityOf::Full), made(0.25, DensityOf::Support));
 }
 
 /// Every method, input Grams in place.

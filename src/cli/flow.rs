@@ -337,11 +337,12 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// An error, before anything is pruned, for a method whose fusion no adapter holds or that needs what no stage makes.
+    /// An error, before anything is pruned, for a method whose result no adapter holds or that needs what no stage
+    /// makes.
     fn fits_flow(&self, method: Method) -> Result<()> {
         let why = if method.is_elementwise() {
-            "gives a result of full rank, and a flow's fusions are adapters; `anabranch fuse --merged` with --model writes it into \
-             the base's weights"
+            "gives a result of full rank, and a flow's fusions are adapters; `anabranch fuse --merged` with --model \
+             writes it into the base's weights"
         } else if method.needs_input_grams() {
             "needs --grams, which no stage of a flow makes; `anabranch grams` and `anabranch fuse` do"
         } else {

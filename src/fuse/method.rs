@@ -1,6 +1,7 @@
 //! From the updates of one module to one update, by the method asked for.
 
 use std::borrow::Cow;
+use std::mem::discriminant;
 
 use serde::{Deserialize, Serialize};
 
@@ -89,20 +90,19 @@ impl Fusion {
                     .into(),
             );
         }
-        match (Sparse::of(self.method), &self.sparse) {
-            (None, None) => Ok(()),
-            (Some(Sparse::Trim(_)), Some(Sparse::Trim(trim))) => trim.check(),
-            (Some(Sparse::Drop(_)), Some(Sparse::Drop(drop))) => drop.check(),
-            (of, _) => usage(format!(
-                "--method {}: expected {} to say which entries are kept",
-                self.method,
-                match of {
-                    None => "nothing",
-                    Some(Sparse::Trim(_)) => "a density",
-                    Some(Sparse::Drop(_)) => "a probability of dropping",
-                }
-            )),
+        let of = Sparse::of(self.method);
+        if of.as_ref().map(discriminant) == self.sparse.as_ref().map(discriminant) {
+            return self.sparse.map_or(Ok(()), |sparse| sparse.check());
         }
+        usage(format!(
+            "--method {}: expected {} to say which entries are kept",
+            self.method,
+            match of {
+                None => "nothing",
+                Some(Sparse::Trim(_)) => "a density",
+                Some(Sparse::Drop(_)) => "a probability of dropping",
+            }
+        ))
     }
 
     /// How entries are trimmed, where the method does that.

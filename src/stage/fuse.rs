@@ -330,7 +330,7 @@ impl FusePlan {
         common: &Common,
         mut take: impl FnMut(Vec<Written>) -> bool,
     ) -> Result<()> {
-        let work: Vec<_> = iter::zip(self.frames(backend, common)?, &self.ranks).collect();
+        let work: Vec<_> = iter::zip(&self.frames, &self.ranks).collect();
         // One sum of input Grams takes as much as many modules' factors, and is factored by all threads.
         let at_once = match self.recipe().fusion.method.needs_input_grams() {
             true => 1,
