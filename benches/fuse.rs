@@ -15,10 +15,15 @@ use anabranch::checkpoint::convert;
 use anabranch::checkpoint::module::{Module, Target};
 use anabranch::checkpoint::provenance::Provenance;
 use anabranch::checkpoint::sizes::LayerSizes;
+use anabranch::checkpoint::weights::{OpenOptions, Weights as Tensors};
+use anabranch::checkpoint::writer::{SafetensorsWriter, TensorSpec};
 use anabranch::cpu::Cpu;
+use anabranch::fuse::Recipe;
 use anabranch::fuse::certificate::ModuleCertificate;
 use anabranch::fuse::compare::compare;
+use anabranch::fuse::elementwise::Elementwise;
 use anabranch::fuse::measure::measure;
+use anabranch::fuse::merge::merge_rows;
 use anabranch::fuse::options::{Fedsa, Method};
 use anabranch::fuse::weights::Weights;
 use anabranch::fuse::{Batch, Factors, Frame, Fusion, LoraCr, Recipe, Stacks};
@@ -191,6 +196,41 @@ fn whole(c: &mut Criterion) {
     }
 }
 
+/// The methods on entries: `Gelem/s` of a search for thresholds is the GFLOP/s of one product of the factors, which it
+/// makes once and a sample of; of a merge the bytes are those of the weight, read and written.
+fn entries(c: &mut Criterion) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for (name, o, i) in [("k", 1024, 4096), ("gate", 14336, 4096), ("down", 4096, 14336)] {
+        let mut group = c.benchmark_group(name);
+        group.sample_size(10);
+        let batch = two(o, i);
+        let flops = (2 * 16 * o * i) as u64;
+        let path = dir.path().join(name);
+        let specs = vec![TensorSpec::new("w", DType::BF16, [o, i])];
+        let mut writer = SafetensorsWriter::create(&path, specs, &[]).expect("a new file");
+        // Numbers of 2^-7 to 2^-5, every bit of the mantissa.
+        let weight: Vec<u8> =
+            (0..o * i).flat_map(|x| (0x3c00 | (x * 7919 & 0x80ff) as u16).to_le_bytes()).collect();
+        writer.write("w", &weight).expect("room for 118 MB");
+        writer.finish().expect("room for 118 MB");
+        let weights = Tensors::open(&path, OpenOptions::default()).expect("as it was written");
+        let w = weights.tensor("w").expect("as it was written");
+        for method in [Method::Ties, Method::Dare, Method::DareTies] {
+            let fusion = Fusion::new(method, None).expect("needs no choice");
+            if method == Method::Ties {
+                group.throughput(Throughput::Elements(flops)).bench_function("ties, thresholds", |b| {
+                    b.iter(|| Elementwise::new(&fusion, black_box(&batch), None).expect("finite"))
+                });
+            }
+            let updates = Elementwise::new(&fusion, &batch, None).expect("finite");
+            group.throughput(Throughput::Bytes(2 * weight.len() as u64));
+            group.bench_function(format!("{method}, merge"), |b| {
+                b.iter(|| merge_rows(&w, (o, i), |rows, out| updates.rows(rows, out, true)).expect("finite"))
+            });
+        }
+    }
+}
+
 /// Writes an adapter of rank 8 on the seven linears of every layer of LLaMA-3-8B.
 fn write(dir: &Path, seed: u64) {
     fs::create_dir(dir).expect("a new folder");
@@ -255,5 +295,5 @@ fn files(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, steps, whole, files);
+criterion_group!(benches, steps, whole, entries, files);
 criterion_main!(benches);

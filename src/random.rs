@@ -42,6 +42,9 @@ pub enum Purpose {
     Test,
     /// The first centres of LoRA-LEGO's clusters; the index is the module's number, the step the run.
     Clusters,
+    /// Which entries of an adapter's update DARE drops; the index is the adapter's place among those fused, the step the
+    /// module's number.
+    Drop,
 }
 
 impl Purpose {

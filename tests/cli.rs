@@ -243,6 +243,8 @@ fn a_flow_with_absurd_values_is_refused_before_any_work() {
         ("ratio = 0.5", "ratio = 1.0", "edge.ratio is 1.0"),
         ("method = \"mean\"", "method = \"mean\"\nedges = []", "[[fuse]] of no edges"),
         ("method = \"mean\"", &many, "makes 1000000 fusions, expected at most 1000"),
+        ("method = \"mean\"", "method = \"dare\"", "which gives a result of full rank"),
+        ("method = \"mean\"", "method = [\"mean\", \"regmean\"]", "which needs --grams"),
         ("name = \"t\"", "name = \"../t\"", "task.name is \"../t\""),
     ] {
         assert!(text.contains(old), "{old}");
@@ -356,6 +358,45 @@ fn a_pruned_adapter_is_recovered_before_it_is_fused() {
     .success()
     .stdout(contains("effective scale"));
     anabranch(&["inspect", &at("fused"), "--verify"]).assert().success();
+
+    // Methods on entries go into a merged checkpoint, and each option goes with those that it means something to.
+    for (options, part) in [
+        (&["--method", "ties"][..], "--merged with --model"),
+        (
+            &["--method", "mean", "--lambda", "2"],
+            "--lambda goes with --method task-arithmetic, knots-ties, tsv",
+        ),
+        (
+            &["--method", "dare", "--density", "0.5"],
+            "--density goes with --method knots-ties, ties, not with dare",
+        ),
+        (&["--method", "ties", "--density", "0"], "--density 0: expected a number above 0"),
+        (&["--method", "knots-ties", "--density-scope", "model"], "--density-scope goes with --method ties"),
+        (&["--method", "ties", "--drop", "0.5"], "--drop goes with --method dare, dare-ties, not with ties"),
+        (&["--method", "mean", "--clusters", "2"], "--clusters goes with --method lora-lego, not with mean"),
+    ] {
+        let fuse = ["fuse", &full[0], &full[1], "--out", &at("none")];
+        refused(&[&fuse[..], options].concat(), 2, &[part]);
+    }
+    anabranch(&[
+        "fuse",
+        &full[0],
+        &full[1],
+        "--method",
+        "knots-ties",
+        "--density",
+        "0.5",
+        "--density-of",
+        "full",
+    ])
+    .args(["--out", &at("knots")])
+    .assert()
+    .success();
+    anabranch(&["fuse", &full[0], &full[1], "--method", "dare-ties", "--drop", "0.5", "--seed", "3"])
+        .args(["--model", &base, "--merged", &at("dare-ties")])
+        .assert()
+        .success()
+        .stdout(contains("entries kept of each adapter"));
 
     // Each edge's inputs, of its own pruned model with its adapter, are Grams for methods on the recovered adapters.
     let regmean = ["fuse", &full[0], &full[1], "--method", "regmean", "--out", &at("regmean")];

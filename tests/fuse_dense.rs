@@ -9,9 +9,11 @@ use anabranch::checkpoint::input_grams::{FORMAT, INPUT_GRAMS, InputGram, InputGr
 use anabranch::checkpoint::module::{Module, Source, Target};
 use anabranch::checkpoint::weights::OpenOptions;
 use anabranch::checkpoint::writer::{SafetensorsWriter, TensorSpec};
+use anabranch::fuse::elementwise::Sparse;
 use anabranch::fuse::measure::measure;
-use anabranch::fuse::options::{Fedsa, Method};
-use anabranch::fuse::{Batch, Factors, Fusion, LoraCr, Recipe};
+use anabranch::fuse::options::{DensityOf, Fedsa, Method};
+use anabranch::fuse::ties::Trim;
+use anabranch::fuse::{Batch, Factors, Fusion, Kept, LoraCr, Recipe};
 use anabranch::tensor::DType;
 use dense::methods as plain;
 use dense::{Pair, Random, adapters, batch, cpu, dense as product, distance, updates, weighted};
@@ -36,6 +38,16 @@ const BOUND: f64 = 1e-6;
 
 fn fusion(method: Method) -> Fusion {
     Fusion::new(method, (method == Method::Fedsa).then_some(Fedsa::Sum)).unwrap()
+}
+
+/// The methods whose result has factors: those on entries have tests of their own.
+fn with_factors() -> impl Iterator<Item = Method> {
+    Method::ALL.iter().copied().filter(|m| !m.is_elementwise())
+}
+
+fn knots_ties(density: f64) -> Fusion {
+    let sparse = Some(Sparse::Trim(Trim { density, ..Trim::default() }));
+    Fusion { sparse, ..fusion(Method::KnotsTies) }
 }
 
 fn weigh(mut x: Batch, weights: &[f64]) -> Batch {
@@ -111,7 +123,7 @@ fn methods_from_factors_are_the_dense_ones() {
             same(&fused(with(Method::Tsv), &x), &plain::tsv(&d, w, lambda), &what(Method::Tsv));
             same(&fused(with(Method::IsoC), &x), &plain::iso_c(&d, w, lambda), &what(Method::IsoC));
             for density in [0.2, 0.5, 1.0] {
-                let got = fused(Fusion { density, ..with(Method::KnotsTies) }, &x);
+                let got = fused(Fusion { lambda, ..knots_ties(density) }, &x);
                 same(&got, &plain::knots_ties(&d, w, density, lambda), &what(Method::KnotsTies));
             }
             let (x, grams) = with_grams(x.clone(), 100 * n as u64);
@@ -204,9 +216,26 @@ fn lego_finds_the_best_clusters() {
     assert!(text.to_string().contains("4 units"), "{text}");
 }
 
+/// A share of all entries is twice the share of those that a pruning of half the columns left.
+#[test]
+fn the_density_of_knots_ties_is_of_what_pruning_left_or_of_all() {
+    let mut pairs = adapters(18, 17, 12, &[3, 3]);
+    for (_, a) in &mut pairs {
+        *a = Mat::from_fn(3, 12, |k, i| if i.is_multiple_of(2) { a[(k, i)] } else { 0.0 });
+    }
+    let mut x = batch(&pairs);
+    x.frame.kept = vec![Kept { rows: None, columns: Some((0..12).step_by(2).collect()) }; 2];
+    let made = |density, of| {
+        let sparse = Some(Sparse::Trim(Trim { density, of, ..Trim::default() }));
+        product(&fused(Fusion { sparse, ..knots_ties(density) }, &x))
+    };
+    assert_eq!(made(0.25, DensityOf::Full), made(0.5, DensityOf::Support));
+    assert_ne!(made(0.25, DensityOf::Full), made(0.25, DensityOf::Support));
+}
+
 /// Every method, input Grams in place.
 fn each(x: &Batch, mut check: impl FnMut(Method, Mat<f64>)) {
-    for method in Method::ALL.iter().copied() {
+    for method in with_factors() {
         let x = if method.needs_input_grams() { with_grams(x.clone(), 7).0 } else { x.clone() };
         let got = fused(fusion(method), &x);
         assert!(got.is_finite(), "{method}");
@@ -228,8 +257,7 @@ fn one_adapter_alone_is_itself() {
         };
         assert!(distance(got.as_ref(), want.as_ref()) <= 1e-9, "{method}");
     });
-    let all = Fusion { density: 1.0, ..fusion(Method::KnotsTies) };
-    same(&fused(all, &x), &d, "knots-ties, all entries");
+    same(&fused(knots_ties(1.0), &x), &d, "knots-ties, all entries");
 }
 
 #[test]
@@ -332,7 +360,7 @@ fn a_giant_beside_an_adapter() {
 fn every_methods_certificate_is_exact_and_sees_a_wrong_scale() {
     let x = weigh(batch(&adapters(16, 26, 19, &[3, 3, 3])), &[0.5, 0.2, 0.3]);
     let round = |x: &f64| f64::from(*x as f32);
-    for method in Method::ALL.iter().copied() {
+    for method in with_factors() {
         let x = if method.needs_input_grams() { with_grams(x.clone(), 1).0 } else { x.clone() };
         for resolve in [None, Some(LoraCr::default())] {
             let recipe = Recipe { resolve, fusion: fusion(method) };
@@ -407,7 +435,7 @@ fn a_layer_of_llama_3_8b() {
         )
         .collect();
     let round = |x: &f64| f64::from(*x as f32);
-    for method in Method::ALL.iter().copied() {
+    for method in with_factors() {
         for resolve in [None, Some(LoraCr::default())] {
             let recipe = Recipe { resolve, fusion: fusion(method) };
             let start = std::time::Instant::now();

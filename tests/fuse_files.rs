@@ -17,9 +17,12 @@ use anabranch::checkpoint::provenance::{Provenance, Verdict};
 use anabranch::checkpoint::pruning::{BaseModel, KeptLayer, Pruning};
 use anabranch::checkpoint::weights::OpenOptions;
 use anabranch::checkpoint::writer::{ModelWriter, SHARD_BYTES, SafetensorsWriter, TensorSpec};
-use anabranch::fuse::options::{Coverage, Fedsa, Gate, Method, SharedRank};
+use anabranch::fuse::elementwise::{Elementwise, Sparse};
+use anabranch::fuse::inputs::Inputs;
+use anabranch::fuse::options::{Coverage, DensityOf, DensityScope, Fedsa, Gate, Method, SharedRank, Side};
+use anabranch::fuse::ties::Trim;
 use anabranch::fuse::weights::Weights;
-use anabranch::fuse::{Fusion, LoraCr, Recipe};
+use anabranch::fuse::{Batch, Factors, Frame, Fusion, LoraCr, Recipe};
 use anabranch::stage::common::Common;
 use anabranch::stage::conflict::{self, ConflictOptions};
 use anabranch::stage::fuse::{FuseOptions, Profile, plan, run};
@@ -211,7 +214,7 @@ fn every_method_writes_what_it_defines_and_certifies_it() {
     let inputs: Vec<_> = paths.iter().map(|p| updates(&open(p))).collect();
     let grams =
         [write_grams(&dir, "grams-one", 1, &base().fingerprint), write_grams(&dir, "grams-two", 2, "")];
-    for method in Method::ALL.iter().copied() {
+    for method in Method::ALL.iter().copied().filter(|m| !m.is_elementwise()) {
         for resolve in [None, Some(LoraCr::default())] {
             for dtype in [DType::F32, DType::BF16, DType::F16] {
                 if dtype != DType::F32 && (method != Method::Fedavg || resolve.is_some()) {
@@ -616,7 +619,7 @@ fn real_adapters() -> Option<Vec<PathBuf>> {
 #[test]
 fn certificates_of_every_method_on_real_adapters() {
     let Some(paths) = real_adapters() else { return };
-    for method in Method::ALL.iter().copied().filter(|m| !m.needs_input_grams()) {
+    for method in Method::ALL.iter().copied().filter(|m| !m.needs_input_grams() && !m.is_elementwise()) {
         let plan = plan(&options(&paths, method), &Common::default()).unwrap();
         let out = tempfile::tempdir().unwrap();
         let c = plan.write_adapter(&cpu(), out.path(), &Common::default()).unwrap();
@@ -702,6 +705,195 @@ fn a_declared_frozen_a_is_believed_only_where_it_is_common() {
     let c = plan(&options(&paths, Method::Ffa), &Common::default()).unwrap();
     let c = c.write_adapter(&cpu(), out.path(), &Common::default()).unwrap();
     assert_eq!(c.variants.keys().collect::<Vec<_>>(), ["ffa_ref(0)"]);
+}
+
+/// Two adapters of the base at `model` in `dir`, the second without the last four modules and of other edges' rows.
+fn two_of(dir: &TempDir, model: &Path) -> Vec<PathBuf> {
+    let base_of = Checkpoint::open(model, OpenOptions::default()).unwrap();
+    let make = |seed, modules: usize, kept: Pruning| {
+        let mut m = Maker { modules: all_modules()[..modules].to_vec(), ..maker(seed) };
+        let fingerprint = base_of.fingerprint().unwrap().to_owned();
+        m.provenance.base_fingerprint = Some(fingerprint.clone());
+        m.pruning = Some(Pruning { base: BaseModel { fingerprint, ..base() }, ..kept });
+        m
+    };
+    vec![
+        make(1, 14, pruning([0], 0..11)).write(dir, "one"),
+        Maker { rank: 2, ..make(2, 10, pruning([1], 5..17)) }.write(dir, "two"),
+    ]
+}
+
+/// The batch of every module of these adapters, weighted as `weights` say of all.
+fn batches(paths: &[PathBuf], weights: &[f64]) -> Vec<Batch> {
+    let inputs = Inputs::open(paths, true, OpenOptions::default()).unwrap();
+    let one = |&m: &Module| {
+        let mut frame = inputs.frame(m);
+        let sum: f64 = frame.members.iter().map(|&e| weights[e]).sum();
+        frame.weights = frame.members.iter().map(|&e| weights[e] / sum).collect();
+        inputs.batch(frame).unwrap()
+    };
+    inputs.modules.iter().map(one).collect()
+}
+
+/// The fused update of one module, row by row.
+fn rows(fusion: &Fusion, batch: &Batch) -> Vec<f32> {
+    let (o, i) = batch.frame.size;
+    let mut out = vec![0.0; o * i];
+    Elementwise::new(fusion, batch, None).unwrap().rows(0..o, &mut out, true).unwrap();
+    out
+}
+
+#[test]
+fn methods_on_entries_are_merged_and_certified() {
+    for (method, dtype, resolve) in [
+        (Method::Ties, DType::BF16, None),
+        (Method::Ties, DType::F32, Some(LoraCr::default())),
+        (Method::Dare, DType::F16, None),
+        (Method::DareTies, DType::BF16, None),
+        (Method::DareTies, DType::F32, Some(LoraCr { side: Side::Both, ..LoraCr::default() })),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = write_base(&dir, "base", dtype, false);
+        let paths = two_of(&dir, &model);
+        let fusion = Fusion { lambda: 0.5, seed: 5, ..Fusion::new(method, None).unwrap() };
+        let common = Common { seed: 5, ..Common::default() };
+        let ask = FuseOptions {
+            recipe: Recipe { resolve, fusion },
+            weights: Weights::List(vec![3.0, 1.0]),
+            allow_missing: true,
+            out: None,
+            model: Some(model.clone()),
+            merged: Some(dir.path().join("m")),
+            ..options(&paths, method)
+        };
+        let c = run(&cpu(), &ask, &common).unwrap().merged_certificate.unwrap();
+        let open = |dir: &Path| Checkpoint::open(dir, OpenOptions::default()).unwrap();
+        let (base, merged) = (open(&model), open(&dir.path().join("m")));
+        assert!(Provenance::verify(&dir.path().join("m")).unwrap().values().all(|v| *v == Verdict::Same));
+        let read = batches(&paths, &[0.75, 0.25]);
+        assert_eq!((c.modules.len(), c.variants[method.word()], c.dtype.as_str()), (14, 14, dtype.name()));
+        for (read, c) in read.iter().zip(&c.modules) {
+            let fused = resolve.map(|options| dense::resolve(&cpu(), read, &options).0);
+            let delta = rows(&fusion, fused.as_ref().unwrap_or(read));
+            let name = read.frame.module.weight();
+            let (old, new) = (base.weights().tensor(&name).unwrap(), merged.weights().tensor(&name).unwrap());
+            // Bit for bit: one addition and one rounding.
+            let sum: Vec<f32> = old.to_f32().iter().zip(&delta).map(|(w, d)| w + d).collect();
+            let mut want = vec![];
+            narrow(&mut want, &sum, dtype);
+            assert_eq!(new.bytes(), want, "{method} {name}");
+
+            let (o, i) = read.frame.size;
+            let got = Mat::from_fn(o, i, |r, c| f64::from(delta[r * i + c]));
+            let (old, new) = (old.to_f32(), new.to_f32());
+            let written = Mat::from_fn(o, i, |r, c| f64::from(new[r * i + c]) - f64::from(old[r * i + c]));
+            assert!((c.error - distance(written.as_ref(), got.as_ref())).abs() <= 1e-9, "{method} {name}");
+            let updates = |b: &Batch| dense::updates(b);
+            let mean = weighted(&updates(fused.as_ref().unwrap_or(read)), &read.frame.weights);
+            let off = distance(got.as_ref(), mean.as_ref());
+            assert!((c.distance_to_mean - off).abs() <= 1e-6, "{name}: {} {off}", c.distance_to_mean);
+            let nearest = weighted(&updates(read), &c.effective_scale);
+            let best = distance(nearest.as_ref(), got.as_ref());
+            for e in 0..read.frame.edges() {
+                for step in [-1e-3, 1e-3] {
+                    let mut scale = c.effective_scale.clone();
+                    scale[e] += step;
+                    let other = weighted(&updates(read), &scale);
+                    assert!(distance(other.as_ref(), got.as_ref()) >= best - 1e-9, "{name}");
+                }
+            }
+            let kept = c.kept.as_ref().unwrap();
+            assert_eq!((kept.len(), c.adapters.len()), (read.frame.edges(), read.frame.edges()));
+            assert!(kept.iter().all(|k| k.threshold.is_some() == (method == Method::Ties)));
+            assert!(kept.iter().all(|k| k.kept < (o * i) as u64 / 2), "{name}: {kept:?}");
+            assert_eq!(c.after.is_some(), resolve.is_some());
+        }
+        for (name, _) in base.expected() {
+            if read.iter().all(|b| b.frame.module.weight() != name) {
+                let tensor = |c: &Checkpoint| c.weights().tensor(&name).unwrap().bytes().to_vec();
+                assert_eq!(tensor(&base), tensor(&merged), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_threshold_for_all_modules_of_an_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = write_base(&dir, "base", DType::F32, false);
+    let paths = two_of(&dir, &model);
+    let read = batches(&paths, &[0.5, 0.5]);
+    let single = |b: &Batch, e: usize| {
+        let frame = Frame::new(b.frame.module, b.frame.size, &[b.frame.ranks()[e]]);
+        Batch::new(frame, Factors::new(b.bt(e).to_owned(), b.a(e).to_owned()).unwrap()).unwrap()
+    };
+    let sparse = |of, scope| Some(Sparse::Trim(Trim { density: 0.1, of, scope }));
+    let plain = Fusion::new(Method::Ties, None).unwrap();
+    let whole = Fusion { sparse: Some(Sparse::Trim(Trim { density: 1.0, ..Trim::default() })), ..plain };
+    for of in [DensityOf::Support, DensityOf::Full] {
+        let want: Vec<f32> = (0..2)
+            .map(|e| {
+                let mut n = 0;
+                let mut all: Vec<f32> = vec![];
+                for b in read.iter().filter(|b| b.frame.members.contains(&e)) {
+                    let at = b.frame.members.iter().position(|&m| m == e).unwrap();
+                    all.extend(rows(&whole, &single(b, at)).iter().map(|x| x.abs()));
+                    let (kept, (o, i)) = (&b.frame.kept[at], b.frame.size);
+                    let axis = |k: &Option<Vec<usize>>, n: usize| k.as_ref().map_or(n, Vec::len);
+                    n += match of {
+                        DensityOf::Support => axis(&kept.rows, o) * axis(&kept.columns, i),
+                        DensityOf::Full => o * i,
+                    };
+                }
+                all.sort_by(|a, b| b.total_cmp(a));
+                all[(0.1 * n as f64) as usize - 1]
+            })
+            .collect();
+        let ask = FuseOptions {
+            recipe: Recipe {
+                resolve: None,
+                fusion: Fusion { sparse: sparse(of, DensityScope::Model), ..plain },
+            },
+            allow_missing: true,
+            out: None,
+            model: Some(model.clone()),
+            merged: Some(dir.path().join(format!("m-{of}"))),
+            ..options(&paths, Method::Ties)
+        };
+        let c = run(&cpu(), &ask, &Common::default()).unwrap().merged_certificate.unwrap();
+        for m in &c.modules {
+            for (&e, kept) in m.adapters.iter().zip(m.kept.as_ref().unwrap()) {
+                assert_eq!(kept.threshold, Some(want[e]), "{of} layer {} {}", m.layer, m.target);
+            }
+        }
+    }
+}
+
+#[test]
+fn merging_entries_depends_on_the_seed_and_not_on_the_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = write_base(&dir, "base", DType::BF16, false);
+    let paths = two_of(&dir, &model);
+    let bytes = |threads: usize, seed: u64, no_mmap: bool| {
+        let out = dir.path().join(format!("m-{threads}-{seed}-{no_mmap}"));
+        let mut ask = options(&paths, Method::DareTies);
+        (ask.model, ask.merged, ask.out) = (Some(model.clone()), Some(out.clone()), None);
+        ask.allow_missing = true;
+        let common = Common { seed, no_mmap, ..Common::default() };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| run(&cpu(), &ask, &common)).unwrap();
+        ["model.safetensors", "certificate.json", "anabranch.json"]
+            .map(|f| std::fs::read(out.join(f)).unwrap())
+    };
+    let one = bytes(1, 0, false);
+    assert_eq!(bytes(2, 0, true), one);
+    assert_eq!(bytes(3, 0, false), one);
+    assert_ne!(bytes(1, 1, false)[0], one[0]);
+    // What cannot be is refused before anything is written.
+    let mut ask = options(&paths, Method::Ties);
+    ask.allow_missing = true;
+    let text = plan(&ask, &Common::default()).unwrap_err().to_string();
+    assert!(text.contains("--rank") && text.contains("--merged"), "{text}");
 }
 
 #[test]

@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::size::ByteSize;
 use crate::checkpoint::module::Target;
-use crate::fuse::DENSITY;
-use crate::fuse::options::{Coverage, Fedsa, Gate, Method, Restore, SharedRank, Side};
+use crate::fuse::options::{
+    Coverage, DensityOf, DensityScope, Fedsa, Gate, Method, Restore, SharedRank, Side,
+};
 use crate::fuse::weights::Weights;
 use crate::prune::groups::{Gqa, Reduce};
 use crate::prune::scores::Importance;
@@ -614,7 +615,8 @@ pub struct JoinArgs {
 #[derive(Clone, Debug, Args)]
 pub struct FuseHow {
     /// fedavg, mean, mean-svd, ffa, ffa-lsq, fedsa, fedex, task-arithmetic, knots-ties, tsv, iso-c, lora-lego,
-    /// peft-linear, peft-cat or peft-svd; with --grams regmean or cat-merging
+    /// peft-linear, peft-cat or peft-svd; with --grams regmean or cat-merging; into --merged alone ties, dare or
+    /// dare-ties
     ///
     /// Weights multiply the updates first and add up to 1 (but for task-arithmetic): with --lambda E, tsv, iso-c and
     /// cat-merging of E adapters have the size that their papers give them, a sum and not a mean.
@@ -638,12 +640,21 @@ pub struct FuseHow {
     /// Which FedSA: mean, client:J, sum or lsq
     #[arg(long, value_name = "WHICH")]
     pub fedsa: Option<Fedsa>,
-    /// Factor of the result: task-arithmetic, knots-ties, tsv, iso-c, cat-merging
+    /// Factor of the result: task-arithmetic, ties, dare, dare-ties, knots-ties, tsv, iso-c, cat-merging
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub lambda: f64,
-    /// The share of entries that knots-ties keeps of each update, the largest
-    #[arg(long, default_value_t = DENSITY, value_name = "X")]
-    pub density: f64,
+    /// The share of entries that ties and knots-ties keep of each update, the largest [default: 0.2]
+    #[arg(long, value_name = "X")]
+    pub density: Option<f64>,
+    /// Of which entries: support, those that pruning left, or full [default: support]
+    #[arg(long, value_name = "WHICH")]
+    pub density_of: Option<DensityOf>,
+    /// One threshold of ties for each module, or one for the model [default: module]
+    #[arg(long, value_name = "SCOPE")]
+    pub density_scope: Option<DensityScope>,
+    /// Probability with which dare and dare-ties drop an entry [default: 0.9]
+    #[arg(long, value_name = "X")]
+    pub drop: Option<f64>,
     /// Clusters of lora-lego, the rank of its result [default: the largest rank]
     #[arg(long, value_name = "N")]
     pub clusters: Option<usize>,

@@ -10,6 +10,7 @@ use super::plan;
 use super::size::ByteSize;
 use crate::checkpoint::json;
 use crate::error::{Error, Result};
+use crate::fuse::options::Method;
 use crate::stage::flow::{Edge, Flow, Fusion, Joint, Target, Task};
 
 const TOP: [&str; 10] =
@@ -325,6 +326,7 @@ impl Reader<'_> {
             for c in &combinations {
                 let matches = self.options("fuse", c, FuseHow::augment_args)?;
                 let how = self.typed("fuse", FuseHow::from_arg_matches(&matches))?;
+                self.fits_flow(how.method)?;
                 out.push(Fusion {
                     edges: set.clone(),
                     name: fusion_name(c),
@@ -333,6 +335,20 @@ impl Reader<'_> {
             }
         }
         Ok(())
+    }
+
+    /// An error, before anything is pruned, for a method whose result no adapter holds or that needs what no stage
+    /// makes.
+    fn fits_flow(&self, method: Method) -> Result<()> {
+        let why = if method.is_elementwise() {
+            "gives a result of full rank, and a flow's fusions are adapters; `anabranch fuse --merged` with --model \
+             writes it into the base's weights"
+        } else if method.needs_input_grams() {
+            "needs --grams, which no stage of a flow makes; `anabranch grams` and `anabranch fuse` do"
+        } else {
+            return Ok(());
+        };
+        Err(Error::file(self.path, format!("has a [[fuse]] with method = \"{method}\", which {why}")))
     }
 }
 

@@ -14,7 +14,9 @@ use crate::cpu::Cpu;
 use crate::cuda::Cuda;
 use crate::data::schedule::Extent;
 use crate::error::{Error, Result};
-use crate::fuse::{Fusion, LoraCr, Recipe};
+use crate::fuse::elementwise::Sparse;
+use crate::fuse::options::Method;
+use crate::fuse::{Fusion, LoraCr, Recipe, goes_with};
 use crate::model::shape::TrainingShape;
 use crate::stage::admit::Screen;
 use crate::stage::budget::BudgetOptions;
@@ -465,6 +467,35 @@ fn lora_cr(args: &ResolveArgs) -> LoraCr {
     LoraCr { shared_rank: args.shared_rank, side: args.side, gate: args.gate, restore: args.restore }
 }
 
+/// What is done to the entries of each update, by the methods that work on them.
+fn sparse(how: &FuseHow) -> Result<Option<Sparse>> {
+    let trims = |m| matches!(Sparse::of(m), Some(Sparse::Trim(_)));
+    let drops = |m| matches!(Sparse::of(m), Some(Sparse::Drop(_)));
+    if how.density.is_some() {
+        goes_with("--density", how.method, trims)?;
+    }
+    if how.density_of.is_some() {
+        goes_with("--density-of", how.method, trims)?;
+    }
+    if how.density_scope.is_some() {
+        goes_with("--density-scope", how.method, |m| m == Method::Ties)?;
+    }
+    if how.drop.is_some() {
+        goes_with("--drop", how.method, drops)?;
+    }
+    let mut sparse = Sparse::of(how.method);
+    match &mut sparse {
+        Some(Sparse::Trim(trim)) => {
+            trim.density = how.density.unwrap_or(trim.density);
+            trim.of = how.density_of.unwrap_or(trim.of);
+            trim.scope = how.density_scope.unwrap_or(trim.scope);
+        }
+        Some(Sparse::Drop(drop)) => drop.drop = how.drop.unwrap_or(drop.drop),
+        None => {}
+    }
+    Ok(sparse)
+}
+
 /// A fusion's options without adapters and outputs, which a flow fills in.
 pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
     let resolve = match how.resolve.as_str() {
@@ -478,7 +509,7 @@ pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
         lambda: how.lambda,
         rank: how.rank,
         coverage: how.coverage,
-        density: how.density,
+        sparse: sparse(how)?,
         clusters: how.clusters,
         seed: 0,
     };

@@ -344,6 +344,10 @@ fn certified(out: &Path, what: &str, certificate: Option<&Certificate>) -> Strin
             format!("effective scales from {} to {}, mean {}\n", number(s.min), number(s.max), number(s.mean))
         }
     };
+    if let Some(kept) = &c.kept {
+        let kept: Vec<String> = kept.iter().map(u64::to_string).collect();
+        text += &format!("entries kept of each adapter: {}\n", kept.join(", "));
+    }
     text += &match &c.after {
         Some(after) => format!(
             "conflict: {:.4} before, {:.4} after LoRA-CR\n",

@@ -1,11 +1,11 @@
-//! The dropout mask, by place.
+//! A mask of random zeros, by place: dropout's, and that of entries of an update that are dropped.
 
 use super::simd::{self, Isa, Kernel};
 use crate::ops::linear::Dropout;
 use crate::random::{Philox, Purpose};
 
 /// Which elements of one x are kept.
-pub(super) struct Mask {
+pub(crate) struct Mask {
     numbers: Philox,
     /// A word is kept from this on, once shifted: `uniform ≥ p` in integers.
     least: u32,
@@ -19,9 +19,14 @@ const LANES: usize = 16;
 impl Mask {
     pub(super) fn new(d: Dropout) -> Mask {
         let numbers = Philox::new(d.seed, Purpose::Dropout.stream(d.tensor)).at_step(d.step);
+        Mask::of(numbers, f64::from(d.p))
+    }
+
+    /// Each element is dropped with probability `p`, by the numbers at its place.
+    pub(super) fn of(numbers: Philox, p: f64) -> Mask {
         // Uniform numbers are multiples of 2^-24, so this bound is exact.
-        let least = (f64::from(d.p) * f64::from(1u32 << 24)).ceil() as u32;
-        Mask { numbers, least, scale: (1.0 / (1.0 - f64::from(d.p))) as f32 }
+        let least = (p * f64::from(1u32 << 24)).ceil() as u32;
+        Mask { numbers, least, scale: (1.0 / (1.0 - p)) as f32 }
     }
 
     /// Multiplies the elements from place `at` on by `scale` or, where they are dropped, by zero.

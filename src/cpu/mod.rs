@@ -11,6 +11,7 @@ mod cross_entropy;
 mod dropout;
 mod eigh;
 mod embed;
+pub(crate) mod entries;
 mod exp;
 mod gate;
 mod gram;

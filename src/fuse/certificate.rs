@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::fuse::compare::Compared;
 use crate::fuse::conflict::{Score, trace};
-use crate::fuse::factors::{Batch, Factors};
-use crate::fuse::measure::measure;
+use crate::fuse::elementwise::KeptEntries;
+use crate::fuse::factors::{Batch, Factors, Frame};
+use crate::fuse::measure::{Measured, measure};
 use crate::fuse::pipeline::{Outcome, Recipe};
 
 /// The file's name.
@@ -43,6 +45,9 @@ pub struct ModuleCertificate {
     pub after: Option<Score>,
     /// `Σ ‖D_i^CR‖² / Σ ‖Dᵢ‖²`, where `--resolve` was asked for.
     pub energy_resolved: Option<f64>,
+    /// What was kept of each update, by methods that work on entries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Vec<KeptEntries>>,
 }
 
 /// Least, mean and largest of a number over the modules.
@@ -79,6 +84,9 @@ pub struct Certificate {
     pub energy_kept: Spread,
     /// The mean effective scale of each adapter over the modules that it has.
     pub effective_scale: Vec<f64>,
+    /// How many entries of each adapter were kept in all modules, by methods that work on entries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Vec<u64>>,
     /// c̄ of the updates as read, mean over modules.
     pub before: Score,
     /// c̄ of the resolved updates, mean over modules.
@@ -92,24 +100,39 @@ impl ModuleCertificate {
     pub fn new(batch: &Batch, outcome: &Outcome, got: &Factors) -> Result<ModuleCertificate> {
         let (compared, fused) = (&outcome.compared, &outcome.fused);
         let measured = measure(got, &fused.factors, batch, compared)?;
+        let rank = fused.factors.rank();
+        let mut out = ModuleCertificate::of(&batch.frame, compared, &fused.variant, rank, measured);
+        out.energy_kept = fused.energy_kept;
+        Ok(out)
+    }
+
+    /// Of a result of rank `rank` that was `measured`, made by `variant` without truncation.
+    pub fn of(
+        frame: &Frame,
+        compared: &Compared,
+        variant: &str,
+        rank: usize,
+        measured: Measured,
+    ) -> ModuleCertificate {
         let energy_resolved = compared.resolved.as_ref().map(|r| {
             let total = trace(&compared.products);
             if total > 0.0 { trace(&r.products) / total } else { 1.0 }
         });
-        Ok(ModuleCertificate {
-            layer: batch.frame.module.layer,
-            target: batch.frame.module.target.short().to_owned(),
-            adapters: batch.frame.members.clone(),
-            variant: fused.variant.clone(),
-            rank: fused.factors.rank(),
+        ModuleCertificate {
+            layer: frame.module.layer,
+            target: frame.module.target.short().to_owned(),
+            adapters: frame.members.clone(),
+            variant: variant.to_owned(),
+            rank,
             error: measured.error,
             distance_to_mean: measured.distance_to_mean,
-            energy_kept: fused.energy_kept,
+            energy_kept: 1.0,
             effective_scale: measured.effective_scale,
             before: compared.score,
             after: compared.resolved.as_ref().map(|r| r.score),
             energy_resolved,
-        })
+            kept: None,
+        }
     }
 }
 
@@ -139,7 +162,11 @@ impl Certificate {
     ) -> Certificate {
         let mut variants = BTreeMap::new();
         let mut scales = vec![(0.0, 0usize); weights.len()];
+        let mut kept: Option<Vec<u64>> = None;
         for m in &modules {
+            for (&e, k) in m.adapters.iter().zip(m.kept.iter().flatten()) {
+                kept.get_or_insert_with(|| vec![0; weights.len()])[e] += k.kept;
+            }
             *variants.entry(m.variant.clone()).or_insert(0) += 1;
             for (&e, c) in m.adapters.iter().zip(&m.effective_scale) {
                 scales[e].0 += c;
@@ -158,6 +185,7 @@ impl Certificate {
             distance_to_mean: Spread::of(modules.iter().map(|m| m.distance_to_mean)),
             energy_kept: Spread::of(modules.iter().map(|m| m.energy_kept)),
             effective_scale: scales.into_iter().map(|(sum, n)| sum / n.max(1) as f64).collect(),
+            kept,
             before: Score::mean(modules.iter().map(|m| &m.before)),
             after: after.map(|scores| Score::mean(scores.iter())),
             modules,

@@ -54,7 +54,12 @@ pub(super) struct Maps {
 }
 
 impl Compared {
-    /// `⟨got, Dₑ⟩` of the resolved updates, `[E, 1]`, from `gb = Bᵀ [B₁ …]` and `ga = A [A₁; …]ᵀ` with the factors before,
+    /// The updates that are fused: the resolved ones, or those `read`.
+    pub fn updates<'a>(&'a self, read: &'a Batch) -> &'a Batch {
+        self.resolved.as_ref().and_then(|r| r.batch.as_ref()).unwrap_or(read)
+    }
+
+    /// `⟨got, Dₑ⟩` of the resolved updates, from `gb = Bᵀ [B₁ …]` and `ga = A [A₁; …]ᵀ` with the factors before,
     /// and got's own factors; none where nothing was resolved.
     pub(super) fn along_resolved(
         &self,
@@ -62,7 +67,7 @@ impl Compared {
         (bt, a): (MatRef<'_, f64>, MatRef<'_, f64>),
         gb: &Mat<f64>,
         ga: &Mat<f64>,
-    ) -> Option<Mat<f64>> {
+    ) -> Option<Vec<f64>> {
         let resolved = self.resolved.as_ref()?;
         let one = |old: &Mat<f64>, map: Option<MatRef<'_, f64>>| match map {
             Some(w) => product(old.as_ref(), w),

@@ -210,6 +210,9 @@ pub struct Frame {
     pub kept: Vec<Kept>,
     /// Whether the adapters declare that they were trained with one frozen A₀.
     pub frozen: bool,
+    /// The least magnitude of an entry of each update that `ties` keeps, as bits of an f32, where it does not follow from
+    /// the module alone.
+    pub least: Option<Vec<u32>>,
 }
 
 impl Frame {
@@ -229,6 +232,7 @@ impl Frame {
             scales: vec![1.0; e],
             kept: vec![Kept::default(); e],
             frozen: false,
+            least: None,
         }
     }
 

@@ -13,6 +13,7 @@ use crate::algebra::subspace::{Other, Shared};
 use crate::error::Result;
 use crate::fuse::factors::{Batch, Factors, Frame};
 use crate::fuse::grams::Grams;
+use crate::fuse::ties::Trim;
 use crate::ops::gate::Rule;
 
 /// Columns of the aligned updates that are elected at once.
@@ -21,7 +22,7 @@ const COLUMNS: usize = 256;
 const ZERO_SUM: f64 = 1e-10;
 
 /// `B = λ U`, `A = M`, of rank K, at most `min(P, O)`.
-pub fn fuse(batch: &Batch, grams: &Grams, density: f64, lambda: f64) -> Result<Factors> {
+pub fn fuse(batch: &Batch, grams: &Grams, trim: &Trim, lambda: f64) -> Result<Factors> {
     let frame = &batch.frame;
     let (_, i) = frame.size;
     let spread = frame.spread();
@@ -56,7 +57,7 @@ pub fn fuse(batch: &Batch, grams: &Grams, density: f64, lambda: f64) -> Result<F
     let least: Vec<f64> = (0..frame.edges())
         .map(|e| {
             let all = tiles().flat_map(|(first, n)| numbers(&aligned(e, first, n))).collect();
-            threshold(all, kept(frame, e, k, density))
+            threshold(all, kept(frame, e, k, trim))
         })
         .collect();
     let mut merged = Mat::zeros(k, i);
@@ -79,10 +80,9 @@ pub fn fuse(batch: &Batch, grams: &Grams, density: f64, lambda: f64) -> Result<F
     Factors::new(u * Scale(lambda), merged)
 }
 
-/// How many entries of update `e` are kept: `⌊density · n⌋`, at least 1, of the n that its pruning left of K × I.
-fn kept(frame: &Frame, e: usize, k: usize, density: f64) -> usize {
-    let columns = frame.kept[e].columns.as_ref().map_or(frame.size.1, Vec::len);
-    ((density * (k as f64 * columns as f64)) as usize).max(1)
+/// How many entries of update `e` are kept, of K × I or of the columns that its pruning left of that.
+fn kept(frame: &Frame, e: usize, k: usize, trim: &Trim) -> usize {
+    trim.rank(k as u64 * trim.along(&frame.kept[e].columns, frame.size.1)) as usize
 }
 
 /// The least magnitude among the `n` largest of `x`; entries of that magnitude are kept together.

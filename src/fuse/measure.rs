@@ -36,20 +36,34 @@ pub fn measure(got: &Factors, expected: &Factors, inputs: &Batch, compared: &Com
         true => a.was,
         false => spread.product(got.a(), inputs.stack.a().transpose()),
     };
-    let before = along(inputs, gb.as_ref(), ga.as_ref());
-    let scale = product(pseudo_inverse(compared.products.as_ref())?.as_ref(), before.as_ref());
+    let read = along(inputs, gb.as_ref(), ga.as_ref());
+    let fused = compared.along_resolved(inputs, (got.bt(), got.a()), &gb, &ga);
+    Measured::new(error, size, &read, fused.as_deref().unwrap_or(&read), &inputs.frame.weights, compared)
+}
 
-    let resolved = compared.along_resolved(inputs, (got.bt(), got.a()), &gb, &ga);
-    let products = compared.resolved.as_ref().map_or(&compared.products, |r| &r.products);
-    let w = mean_weights(&inputs.frame.weights);
-    let w = Mat::from_fn(w.len(), 1, |e, _| w[e]);
-    let mean = product(w.transpose(), product(products.as_ref(), w.as_ref()).as_ref())[(0, 0)];
-    let cross = product(w.transpose(), resolved.unwrap_or(before).as_ref())[(0, 0)];
-    Ok(Measured {
-        error,
-        distance_to_mean: ratio(size - 2.0 * cross + mean, mean, size),
-        effective_scale: (0..inputs.frame.edges()).map(|e| scale[(e, 0)]).collect(),
-    })
+impl Measured {
+    /// Of a result with this `error` and `size = ‖got‖²`, whose inner products with the updates are `read` and, with the
+    /// resolved ones, `fused`; the updates count as `weights` say, and `compared` is known of them.
+    pub fn new(
+        error: f64,
+        size: f64,
+        read: &[f64],
+        fused: &[f64],
+        weights: &[f64],
+        compared: &Compared,
+    ) -> Result<Measured> {
+        let column = |x: &[f64]| Mat::from_fn(x.len(), 1, |e, _| x[e]);
+        let scale = product(pseudo_inverse(compared.products.as_ref())?.as_ref(), column(read).as_ref());
+        let products = compared.resolved.as_ref().map_or(&compared.products, |r| &r.products);
+        let w = column(&mean_weights(weights));
+        let mean = product(w.transpose(), product(products.as_ref(), w.as_ref()).as_ref())[(0, 0)];
+        let cross = product(w.transpose(), column(fused).as_ref())[(0, 0)];
+        Ok(Measured {
+            error,
+            distance_to_mean: ratio(size - 2.0 * cross + mean, mean, size),
+            effective_scale: (0..read.len()).map(|e| scale[(e, 0)]).collect(),
+        })
+    }
 }
 
 /// Weights that add up to 1, as those of a mean do; equal ones where the sum is not positive.
@@ -62,12 +76,13 @@ fn mean_weights(weights: &[f64]) -> Vec<f64> {
     }
 }
 
-/// `⟨got, Dₑ⟩` for each e, `[E, 1]`, from `gb = Bᵀ [B₁ …]` and `ga = A [A₁; …]ᵀ`, both `[R, P]`.
-pub(super) fn along(inputs: &Batch, gb: MatRef<'_, f64>, ga: MatRef<'_, f64>) -> Mat<f64> {
-    Mat::from_fn(inputs.frame.edges(), 1, |e, _| {
+/// `⟨got, Dₑ⟩` for each e, from `gb = Bᵀ [B₁ …]` and `ga = A [A₁; …]ᵀ`, both `[R, P]`.
+pub(super) fn along(inputs: &Batch, gb: MatRef<'_, f64>, ga: MatRef<'_, f64>) -> Vec<f64> {
+    let one = |e| {
         let at = inputs.frame.block(e);
         inner(gb.subcols(at.start, at.len()), ga.subcols(at.start, at.len()))
-    })
+    };
+    (0..inputs.frame.edges()).map(one).collect()
 }
 
 /// `‖B A‖²` from `Bᵀ` and A.

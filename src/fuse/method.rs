@@ -1,22 +1,22 @@
 //! From the updates of one module to one update, by the method asked for.
 
 use std::borrow::Cow;
+use std::mem::discriminant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::fuse::coverage::covered;
+use crate::fuse::elementwise::Sparse;
 use crate::fuse::factors::{Batch, Factors, Frame};
 use crate::fuse::grams::Grams;
-use crate::fuse::options::{Coverage, Fedsa, Method};
+use crate::fuse::options::{Coverage, DensityScope, Fedsa, Method};
+use crate::fuse::ties::Trim;
 use crate::fuse::truncate::truncate;
 use crate::fuse::{
     cat_merging, fedavg, fedex, fedsa, ffa, ffa_lsq, iso_c, knots_ties, lora_lego, mean, mean_svd, peft_cat,
     peft_linear, peft_svd, regmean, task_arithmetic, tsv,
 };
-
-/// `--density` where none is asked for.
-pub const DENSITY: f64 = 0.2;
 
 /// How updates are fused.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,8 +31,9 @@ pub struct Fusion {
     pub rank: Option<usize>,
     /// What an edge says about what its pruning removed.
     pub coverage: Coverage,
-    /// The share of entries that `knots-ties` keeps of each update.
-    pub density: f64,
+    /// What is done to the entries of each update, by the methods that work on them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sparse: Option<Sparse>,
     /// The clusters of `lora-lego`; by default the largest rank.
     pub clusters: Option<usize>,
     /// The seed of methods that draw.
@@ -48,7 +49,7 @@ impl Fusion {
             lambda: 1.0,
             rank: None,
             coverage: Coverage::Zero,
-            density: DENSITY,
+            sparse: Sparse::of(method),
             clusters: None,
             seed: 0,
         };
@@ -74,27 +75,47 @@ impl Fusion {
         if !self.lambda.is_finite() {
             return usage(format!("--lambda {}: expected a finite number", self.lambda));
         }
-        if self.lambda != 1.0 && !self.method.scales() {
-            let with: Vec<_> = Method::ALL.iter().filter(|m| m.scales()).map(|m| m.word()).collect();
-            return usage(format!(
-                "--lambda goes with --method {}, not with {}",
-                with.join(", "),
-                self.method
-            ));
+        if self.lambda != 1.0 {
+            goes_with("--lambda", self.method, Method::scales)?;
         }
-        if !(self.density > 0.0 && self.density <= 1.0) {
-            return usage(format!("--density {}: expected more than 0 and at most 1", self.density));
+        if self.clusters.is_some() {
+            goes_with("--clusters", self.method, |m| m == Method::LoraLego)?;
         }
-        if self.density != DENSITY && self.method != Method::KnotsTies {
-            return usage(format!("--density goes with --method knots-ties, not with {}", self.method));
+        if self.clusters == Some(0) {
+            return usage("--clusters 0: expected at least 1".into());
         }
-        match self.clusters {
-            Some(0) => usage("--clusters 0: expected at least 1".into()),
-            Some(_) if self.method != Method::LoraLego => {
-                usage(format!("--clusters goes with --method lora-lego, not with {}", self.method))
+        if self.method == Method::KnotsTies && self.whole_model().is_some() {
+            return usage(
+                "--density-scope model goes with --method ties: the shared basis of knots-ties is a module's own"
+                    .into(),
+            );
+        }
+        let of = Sparse::of(self.method);
+        if of.as_ref().map(discriminant) == self.sparse.as_ref().map(discriminant) {
+            return self.sparse.map_or(Ok(()), |sparse| sparse.check());
+        }
+        usage(format!(
+            "--method {}: expected {} to say which entries are kept",
+            self.method,
+            match of {
+                None => "nothing",
+                Some(Sparse::Trim(_)) => "a density",
+                Some(Sparse::Drop(_)) => "a probability of dropping",
             }
-            _ => Ok(()),
+        ))
+    }
+
+    /// How entries are trimmed, where the method does that.
+    pub(crate) fn trim(&self) -> Option<&Trim> {
+        match &self.sparse {
+            Some(Sparse::Trim(trim)) => Some(trim),
+            _ => None,
         }
+    }
+
+    /// The trimming whose thresholds follow from all modules, where that was asked for.
+    pub(crate) fn whole_model(&self) -> Option<&Trim> {
+        self.trim().filter(|trim| trim.scope == DensityScope::Model)
     }
 
     /// The rank of the result for a batch with this frame, without computing it.
@@ -104,6 +125,9 @@ impl Fusion {
     pub fn rank_of(&self, frame: &Frame, as_adapter: bool) -> Result<usize> {
         let ranks = frame.ranks();
         let (p, (o, i)) = (frame.rank(), frame.size);
+        if self.method.is_elementwise() {
+            return if as_adapter || self.rank.is_some() { Err(self.no_factors()) } else { Ok(o.min(i)) };
+        }
         if self.method.needs_equal_ranks() && ranks.windows(2).any(|r| r[0] != r[1]) {
             return Err(Error::Usage(format!(
                 "--method {}: the adapters have ranks {ranks:?} in {}, it needs equal ones; mean and mean-svd take any",
@@ -149,6 +173,15 @@ impl Fusion {
         Ok(rank)
     }
 
+    /// Why a method on entries gives no factors.
+    fn no_factors(&self) -> Error {
+        Error::Usage(format!(
+            "--method {}: the result is of full rank, which no adapter holds, not with --rank either: \
+             --merged with --model writes it into the base's weights",
+            self.method
+        ))
+    }
+
     /// Fuses one module; refuses what [`Fusion::rank_of`] does.
     pub fn fuse(&self, batch: &Batch, as_adapter: bool) -> Result<Fused> {
         self.fuse_with(batch, None, as_adapter)
@@ -167,6 +200,7 @@ impl Fusion {
         let mut variant = self.method.word().to_owned();
         let mut energy_kept = 1.0;
         let factors = match self.method {
+            Method::Ties | Method::Dare | Method::DareTies => return Err(self.no_factors()),
             Method::Fedavg => fedavg::fuse(cover)?,
             Method::Mean => mean::fuse(cover)?,
             Method::MeanSvd => {
@@ -198,7 +232,13 @@ impl Fusion {
             Method::Fedex => fedex::fuse(cover)?,
             Method::Tsv => tsv::fuse(cover, &grams(), self.lambda)?,
             Method::IsoC => iso_c::fuse(cover, &grams(), self.lambda)?,
-            Method::KnotsTies => knots_ties::fuse(cover, &grams(), self.density, self.lambda)?,
+            Method::KnotsTies => {
+                let Some(trim) = self.trim() else {
+                    self.check()?;
+                    return Err(Error::Usage("--method knots-ties needs a density".into()));
+                };
+                knots_ties::fuse(cover, &grams(), trim, self.lambda)?
+            }
             Method::LoraLego => {
                 let clusters = self.clusters.unwrap_or_else(|| mean_svd::default_rank(&batch.frame));
                 lora_lego::fuse(cover, &grams(), clusters, self.seed)?
@@ -216,6 +256,15 @@ impl Fusion {
     }
 }
 
+/// An error that names the methods that `option` goes with, where `method` is none of them.
+pub(crate) fn goes_with(option: &str, method: Method, fits: impl Fn(Method) -> bool) -> Result<()> {
+    if fits(method) {
+        return Ok(());
+    }
+    let with: Vec<_> = Method::ALL.iter().filter(|m| fits(**m)).map(|m| m.word()).collect();
+    Err(Error::Usage(format!("{option} goes with --method {}, not with {method}", with.join(", "))))
+}
+
 impl Method {
     /// Whether the adapters' ranks must be equal.
     pub fn needs_equal_ranks(self) -> bool {
@@ -226,13 +275,26 @@ impl Method {
     pub fn scales(self) -> bool {
         matches!(
             self,
-            Method::TaskArithmetic | Method::KnotsTies | Method::Tsv | Method::IsoC | Method::CatMerging
+            Method::TaskArithmetic
+                | Method::KnotsTies
+                | Method::Tsv
+                | Method::IsoC
+                | Method::CatMerging
+                | Method::Ties
+                | Method::Dare
+                | Method::DareTies
         )
     }
 
     /// Whether the result depends on a seed.
     pub fn draws(self) -> bool {
-        self == Method::LoraLego
+        matches!(self, Method::LoraLego | Method::Dare | Method::DareTies)
+    }
+
+    /// Whether it works on the entries of the updates: its result has no factors of its own, and goes into a merged
+    /// checkpoint alone.
+    pub fn is_elementwise(self) -> bool {
+        matches!(self, Method::Ties | Method::Dare | Method::DareTies)
     }
 
     /// Whether it needs the Gram matrix of each adapter's inputs.
@@ -241,7 +303,7 @@ impl Method {
     }
 }
 
-/// The fused update of one module.
+/// The fused update of one module, in factors.
 #[derive(Clone, Debug)]
 pub struct Fused {
     /// Its factors, B carrying every scale.

@@ -1,6 +1,7 @@
 //! Fusing the updates of several adapters: conflict resolution, one file a method, and the certificate.
 //!
 //! Everything works on the factors of `ΔWₑ = Bₑ Aₑ` (the scale folded into B) in f64; no `[O, I]` update is formed.
+//! Methods that are defined on entries make them in f32, a tile at a time ([`elementwise`]).
 //! For a few modules at once: [`Batch`] → [`compare::compare`] → [`Fusion::fuse`] → [`measure::measure`]. Comparing goes
 //! [`Stacks`] → [`Grams`] → [`LoraCr::resolve`]; the passes over the factors and the eigenproblems are a back end's, but
 //! for modules whose Grams would be larger than the factors.
@@ -11,7 +12,9 @@ pub mod compare;
 pub mod conflict;
 mod core;
 mod coverage;
+pub mod dare;
 mod direction;
+pub mod elementwise;
 mod factors;
 mod fedavg;
 mod fedex;
@@ -37,9 +40,11 @@ mod peft_linear;
 mod peft_svd;
 mod pipeline;
 mod regmean;
+mod select;
 pub mod spd;
 mod stacks;
 mod task_arithmetic;
+pub mod ties;
 pub mod truncate;
 mod tsv;
 pub mod weights;
@@ -49,6 +54,7 @@ pub use direction::Direction;
 pub use factors::{Batch, Factors, Frame, Kept, Rows};
 pub use grams::Grams;
 pub use lora_cr::{LoraCr, Resolution};
-pub use method::{DENSITY, Fused, Fusion};
+pub(crate) use method::goes_with;
+pub use method::{Fused, Fusion};
 pub use pipeline::{Outcome, Recipe};
 pub use stacks::Stacks;

@@ -153,6 +153,34 @@ words! {
         PeftCat = "peft-cat",
         /// The best approximation of `Σ wᵢBᵢAᵢ` at a given rank, as PEFT.
         PeftSvd = "peft-svd",
+        /// The largest entries of each update, where they agree in sign with most of the weight.
+        Ties = "ties",
+        /// `λ Σ wᵢDᵢ` of updates that a random choice thinned out.
+        Dare = "dare",
+        /// Updates that a random choice thinned out, where they agree in sign with most of the weight.
+        DareTies = "dare-ties",
+    }
+}
+
+words! {
+    /// `--density-of`: of which entries the density is a share.
+    DensityOf, "--density-of", Support {
+        /// Those that pruning left: the others are zero by construction.
+        #[default]
+        Support = "support",
+        /// All.
+        Full = "full",
+    }
+}
+
+words! {
+    /// `--density-scope`: over what a threshold is one.
+    DensityScope, "--density-scope", Module {
+        /// One module of one adapter.
+        #[default]
+        Module = "module",
+        /// All modules of one adapter.
+        Model = "model",
     }
 }
 

@@ -34,23 +34,31 @@ pub struct Outcome {
 impl Recipe {
     /// Resolves and fuses each batch.
     ///
-    /// Refuses what [`Fusion::rank_of`] does and, where the method would use it, a declared frozen A that is not common.
+    /// Refuses what [`Fusion::rank_of`] and [`Recipe::compare`] do.
     pub fn run<B: Backend>(&self, backend: &B, batches: &[Batch], as_adapter: bool) -> Result<Vec<Outcome>> {
         for batch in batches {
             self.fusion.rank_of(&batch.frame, as_adapter)?;
-            if batch.frame.frozen && matches!(self.fusion.method, Method::Ffa | Method::FfaLsq) {
-                check_frozen(batch)?;
-            }
         }
-        let compared = compare(backend, batches, self.resolve.as_ref(), true)?;
+        let compared = self.compare(backend, batches)?;
         // Gathered before the first error is looked for, so that it is always the same one.
-        let one = |(batch, mut compared): (&Batch, Compared)| {
+        let one = |(read, mut compared): (&Batch, Compared)| {
             let grams = compared.grams.take();
-            let resolved = compared.resolved.as_ref().and_then(|r| r.batch.as_ref());
-            let fused = self.fusion.fuse_with(resolved.unwrap_or(batch), grams.as_ref(), as_adapter)?;
+            let fused = self.fusion.fuse_with(compared.updates(read), grams.as_ref(), as_adapter)?;
             Ok(Outcome { compared, fused })
         };
         let fused: Vec<_> = batches.par_iter().zip(compared).map(one).collect();
         fused.into_iter().collect()
+    }
+
+    /// Compares the updates of each batch, and resolves them where that was asked for.
+    ///
+    /// Refuses, where the method would use it, a declared frozen A that is not common.
+    pub fn compare<B: Backend>(&self, backend: &B, batches: &[Batch]) -> Result<Vec<Compared>> {
+        for batch in batches {
+            if batch.frame.frozen && matches!(self.fusion.method, Method::Ffa | Method::FfaLsq) {
+                check_frozen(batch)?;
+            }
+        }
+        compare(backend, batches, self.resolve.as_ref(), true)
     }
 }

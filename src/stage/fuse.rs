@@ -1,10 +1,10 @@
 //! `fuse`: several adapters become one, module by module, in memory of a few modules.
 
-use std::iter;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::mpsc::sync_channel;
-use std::thread;
+use std::{iter, thread};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -27,8 +27,10 @@ use crate::checkpoint::output::{Begun, Output, OutputOptions};
 use crate::checkpoint::provenance::Provenance;
 use crate::error::{Error, Result};
 use crate::fuse::certificate::{CERTIFICATE, Certificate, ModuleCertificate};
+use crate::fuse::elementwise::entries;
 use crate::fuse::inputs::Inputs;
 use crate::fuse::options::Method;
+use crate::fuse::ties;
 use crate::fuse::weights::{Weights, renormalised};
 use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe, spd};
 use crate::model::memory::{Part, Plan};
@@ -158,6 +160,8 @@ pub struct FusePlan {
     pub admission: Admission,
     /// Of the adapters that were not left out.
     options: FuseOptions,
+    /// The frames with thresholds that follow from all modules, once they were looked for.
+    whole: OnceLock<Vec<Frame>>,
 }
 
 /// Opens and checks the adapters, measures them, and checks everything that can be known before they are fused.
@@ -228,7 +232,7 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
             )));
         }
     }
-    let plan = FusePlan { inputs, frames, ranks, weights, base, admission, options };
+    let plan = FusePlan { inputs, frames, ranks, weights, base, admission, options, whole: OnceLock::new() };
     if let Some(limit) = common.memory_limit {
         plan.memory().fit(limit)?;
     }
@@ -256,6 +260,30 @@ impl FusePlan {
             Some(layers) => &self.frames[before(layers.start)..before(layers.end)],
             None => &self.frames,
         }
+    }
+
+    /// The frames, with what must be known of all modules before the first is fused: thresholds of the whole model.
+    pub(super) fn frames<B: Backend>(&self, backend: &B, common: &Common) -> Result<&[Frame]> {
+        let recipe = &self.options.recipe;
+        let Some(trim) = recipe.fusion.whole_model() else { return Ok(&self.frames) };
+        if let Some(frames) = self.whole.get() {
+            return Ok(frames);
+        }
+        let thresholds = ties::thresholds(trim, &self.frames, self.inputs.adapters.len(), |visit| {
+            for frame in &self.frames {
+                common.check_stop("nothing was written")?;
+                let batch = self.inputs.batch(frame.clone())?;
+                let compared = recipe.compare(backend, std::slice::from_ref(&batch))?.swap_remove(0);
+                visit(frame, &entries(compared.updates(&batch)));
+            }
+            Ok(())
+        })?;
+        let with = |frame: &Frame| {
+            let mut frame = frame.clone();
+            frame.least = Some(frame.members.iter().map(|&e| thresholds[e]).collect());
+            frame
+        };
+        Ok(self.whole.get_or_init(|| self.frames.iter().map(with).collect()))
     }
 
     /// What the result follows from.

@@ -1,7 +1,12 @@
-//! The second output of `fuse`: the base with the fused update in its weights, in the memory of one tensor.
+//! The second output of `fuse`: the base with the fused update in its weights, in the memory of a few tensors.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread;
+
+use indicatif::ProgressBar;
 
 use super::common::Common;
 use super::fuse::FusePlan;
@@ -13,8 +18,11 @@ use crate::checkpoint::weights::TensorRef;
 use crate::checkpoint::writer::{ModelWriter, SHARD_BYTES, TensorSpec};
 use crate::error::{Error, Result};
 use crate::fuse::certificate::{CERTIFICATE, Certificate, ModuleCertificate};
-use crate::fuse::merge::{Merged, merge};
-use crate::fuse::{Factors, Frame};
+use crate::fuse::compare::Compared;
+use crate::fuse::elementwise::{Elementwise, Sums};
+use crate::fuse::measure::Measured;
+use crate::fuse::merge::{Merged, merge, merge_rows};
+use crate::fuse::{Batch, Factors, Frame, Fusion};
 
 /// The base's config, copied as it is.
 const CONFIG: &str = "config.json";
@@ -31,7 +39,8 @@ impl FusePlan {
         dir: &Path,
         common: &Common,
     ) -> Result<Certificate> {
-        let frames: BTreeMap<String, &Frame> = self.frames.iter().map(|f| (f.module.weight(), f)).collect();
+        let frames = self.frames(backend, common)?;
+        let frames: BTreeMap<String, &Frame> = frames.iter().map(|f| (f.module.weight(), f)).collect();
         let names: Vec<String> = base.expected().into_iter().map(|(name, _)| name).collect();
         let specs = names
             .iter()
@@ -40,25 +49,39 @@ impl FusePlan {
             })
             .collect::<Result<Vec<_>>>()?;
         let bar = common.progress.bar("merge", names.len() as u64);
-        let mut writer = ModelWriter::create(dir, specs, SHARD_BYTES)?;
+        let writer = ModelWriter::create(dir, specs, SHARD_BYTES)?;
         let mut modules: BTreeMap<Module, ModuleCertificate> = BTreeMap::new();
-        for name in &names {
-            common.check_stop("nothing was written")?;
-            let tensor = base.weights().tensor(name)?;
-            match frames.get(name) {
-                None => {
-                    tensor.check_finite()?;
-                    writer.write(name, tensor.bytes())?;
+        // A tensor is written while the next one is made.
+        let (send, receive) = sync_channel::<(&str, Cow<'_, [u8]>)>(1);
+        let mut hashes = thread::scope(|scope| {
+            let writing = scope.spawn(|| write_all(writer, receive, &bar));
+            let mut make = || {
+                for name in &names {
+                    common.check_stop("nothing was written")?;
+                    let tensor = base.weights().tensor(name)?;
+                    let bytes = match frames.get(name) {
+                        None => {
+                            tensor.check_finite()?;
+                            Cow::Borrowed(tensor.bytes())
+                        }
+                        Some(frame) => {
+                            let (merged, certificate) = self.merged(backend, frame, &tensor)?;
+                            modules.insert(frame.module, certificate);
+                            Cow::Owned(merged.bytes)
+                        }
+                    };
+                    if send.send((name, bytes)).is_err() {
+                        break;
+                    }
                 }
-                Some(frame) => {
-                    let (merged, certificate) = self.merged(backend, frame, &tensor)?;
-                    writer.write(name, &merged.bytes)?;
-                    modules.insert(frame.module, certificate);
-                }
-            }
-            bar.inc(1);
-        }
-        let mut hashes = writer.finish()?;
+                Ok(())
+            };
+            let made = make();
+            drop(send);
+            let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            // A writer that stopped early says why; one that was not given everything only that something is missing.
+            made.and(written)
+        })?;
         bar.finish_and_clear();
         hashes.extend(base.copy_companions(dir)?);
         let config = base.dir().join(CONFIG);
@@ -82,6 +105,11 @@ impl FusePlan {
         weight: &TensorRef<'_>,
     ) -> Result<(Merged, ModuleCertificate)> {
         let batch = self.inputs.batch(frame.clone())?;
+        let fusion = &self.recipe().fusion;
+        if fusion.method.is_elementwise() {
+            let compared = self.recipe().compare(backend, std::slice::from_ref(&batch))?.swap_remove(0);
+            return merge_entries(fusion, &batch, &compared, weight);
+        }
         let outcome = self.recipe().run(backend, std::slice::from_ref(&batch), false)?.swap_remove(0);
         let factors = &outcome.fused.factors;
         let round = |x: &f64| f64::from(*x as f32);
@@ -91,4 +119,37 @@ impl FusePlan {
         certificate.error = merged.error;
         Ok((merged, certificate))
     }
+}
+
+/// The merged weight of a module whose update is made entry by entry, and its certificate.
+fn merge_entries(
+    fusion: &Fusion,
+    read: &Batch,
+    compared: &Compared,
+    weight: &TensorRef<'_>,
+) -> Result<(Merged, ModuleCertificate)> {
+    let frame = &read.frame;
+    let before = compared.resolved.as_ref().map(|_| read);
+    let entries = Elementwise::new(fusion, compared.updates(read), before)?;
+    let (merged, sums) = merge_rows(weight, frame.size, |rows, out| entries.rows(rows, out, true))?;
+    let sums = Sums::total(&sums, frame.edges());
+    let measured =
+        Measured::new(merged.error, sums.size, &sums.along_read, &sums.along, &frame.weights, compared)?;
+    let rank = fusion.rank_of(frame, false)?;
+    let mut certificate = ModuleCertificate::of(frame, compared, fusion.method.word(), rank, measured);
+    certificate.kept = Some(entries.kept(&sums));
+    Ok((merged, certificate))
+}
+
+/// Writes tensors as they come; the hashes of the files.
+fn write_all(
+    mut writer: ModelWriter,
+    receive: Receiver<(&str, Cow<'_, [u8]>)>,
+    bar: &ProgressBar,
+) -> Result<BTreeMap<String, String>> {
+    for (name, bytes) in receive {
+        writer.write(name, &bytes)?;
+        bar.inc(1);
+    }
+    writer.finish()
 }

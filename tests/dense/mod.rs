@@ -164,6 +164,38 @@ pub fn lora_cr(d: &[Mat<f64>], rank: SharedRank, gate: Gate) -> (Vec<Mat<f64>>, 
     (out, directions)
 }
 
+/// The magnitude of the entry at place `⌊density · n⌋` of `x` by magnitude, counted from 1; the least where there is no
+/// such place.
+pub fn threshold(x: impl Iterator<Item = f64>, density: f64, n: usize) -> f64 {
+    let mut x: Vec<f64> = x.map(f64::abs).collect();
+    x.sort_by(|a, b| b.total_cmp(a));
+    x[((density * n as f64) as usize).clamp(1, x.len()) - 1]
+}
+
+/// Every entry of a matrix.
+pub fn all(x: &Mat<f64>) -> impl Iterator<Item = f64> + '_ {
+    (0..x.nrows()).flat_map(move |r| (0..x.ncols()).map(move |c| x[(r, c)]))
+}
+
+/// An update without the entries that are smaller than `least`.
+pub fn trimmed(d: &Mat<f64>, least: f64) -> Mat<f64> {
+    d.map(|x| if x.abs() >= least { *x } else { 0.0 })
+}
+
+/// The mean of those whose sign is the weighted sum's, + where that is zero. Only ratios of weights matter: the largest
+/// is taken as 1, so that integers of equal weight cancel exactly.
+pub fn elected(d: &[Mat<f64>], weights: &[f64]) -> Mat<f64> {
+    let unit = weights.iter().copied().fold(0.0, f64::max);
+    Mat::from_fn(d[0].nrows(), d[0].ncols(), |r, c| {
+        let at: Vec<(f64, f64)> = d.iter().zip(weights).map(|(d, w)| (d[(r, c)], w / unit)).collect();
+        let sum: f64 = at.iter().map(|(x, w)| w * x).sum();
+        let sign = if sum < 0.0 { -1.0 } else { 1.0 };
+        let agree = at.iter().filter(|(x, _)| x * sign > 0.0);
+        let (sum, weight) = agree.fold((0.0, 0.0), |s, (x, w)| (s.0 + w * x, s.1 + w));
+        if weight > 0.0 { sum / weight } else { 0.0 }
+    })
+}
+
 /// Two threads.
 pub fn cpu() -> Cpu {
     Cpu::new(2).unwrap()
