@@ -6,7 +6,7 @@ use anabranch::Result;
 use anabranch::backend::Backend;
 use anabranch::host::MatrixSource;
 use anabranch::random::{Philox, Purpose};
-use anabranch::tensor::{Elem, Real, Store};
+use anabranch::tensor::{Elem, MemoryLayout, Real, Store};
 use half::bf16;
 
 /// In −1 … 1; a prime number of them, so that no two rows are alike.
