@@ -1,6 +1,9 @@
 //! Small dense algebra in f64, on one thread: products, Grams, symmetric eigenpairs, pseudo-inverses.
 //!
-//! Modules are worked on in parallel, so nothing here starts a thread, and every sum has one order.
+//! Modules are worked on in parallel, so nothing here starts a thread, and every sum has one order. [`rsvd`] is the
+//! exception: it reads large matrices, on the threads of the pool that it is called in.
+
+pub mod rsvd;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par, Side};

@@ -40,6 +40,8 @@ pub enum Purpose {
     Generate,
     /// The tensors of a seeded test model or adapter.
     Test,
+    /// Where the search for a tensor's largest singular values starts; the index is the tensor's number.
+    Sketch,
 }
 
 impl Purpose {

@@ -1,16 +1,19 @@
 //! A fused update written into a weight: `W' = W + B A`, rounded once to the weight's dtype.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, Par};
-use rayon::prelude::*;
+use std::borrow::Cow;
 
+use half::{bf16, f16};
+
+use crate::backend::Backend;
 use crate::checkpoint::convert;
 use crate::checkpoint::weights::TensorRef;
 use crate::error::Result;
 use crate::fuse::factors::Factors;
+use crate::ops::merge::{Merge, ROWS, Update};
+use crate::tensor::{DType, Real, Store};
 
-/// Rows of W that are worked on at once.
-const ROWS: usize = 64;
+/// Bytes of W that are on the device at a time, unless sixteen rows are more.
+const AT_ONCE: usize = 64 << 20;
 
 /// A merged weight.
 #[derive(Clone, Debug)]
@@ -21,55 +24,75 @@ pub struct Merged {
     pub error: f64,
 }
 
-/// `W'[O, I] = round(W[O, I] + B[O, R] A[R, I])`; sums and the product in f32, one rounding to W's dtype.
+/// `W'[O, I] = round(W[O, I] + B[O, R] A[R, I])` with B and A rounded to f32; sums in f64, one rounding to W's dtype.
 ///
-/// An error, naming the tensor, where W is not `[O, I]`, or W or W' holds NaN or infinity.
-pub fn merge(w: &TensorRef<'_>, update: &Factors) -> Result<Merged> {
+/// W goes to the device a few rows at a time. An error, naming the tensor, where W is not `[O, I]`, or W or W' holds NaN or
+/// infinity.
+pub fn merge<B: Backend>(backend: &B, w: &TensorRef<'_>, update: &Factors) -> Result<Merged> {
     let (o, i) = update.size();
     if w.shape() != [o, i] {
         return Err(w.error(format!("has shape {:?}, the update needs {:?}", w.shape(), [o, i])));
     }
     w.check_finite()?;
-    let dtype = w.dtype();
-    let row = i * dtype.size();
-    let b = Mat::from_fn(update.rank(), o, |k, x| update.bt()[(k, x)] as f32);
-    let a = update.a().map(|x| *x as f32);
-    let mut bytes = vec![0; o * row];
-    let sums: Vec<(f64, f64)> = bytes
-        .par_chunks_mut(ROWS * row)
-        .zip(w.bytes().par_chunks(ROWS * row))
-        .enumerate()
-        .map(|(block, (out, w))| {
-            let rows = out.len() / row;
-            let mut delta = vec![0.0_f32; rows * i];
-            let view = MatMut::from_row_major_slice_mut(&mut delta, rows, i);
-            matmul(
-                view,
-                Accum::Replace,
-                b.subcols(block * ROWS, rows).transpose(),
-                a.as_ref(),
-                1.0,
-                Par::Seq,
-            );
-            let mut old = vec![0.0_f32; rows * i];
-            convert::widen(&mut old, w, dtype);
-            let sum: Vec<f32> = old.iter().zip(&delta).map(|(w, d)| w + d).collect();
-            let mut rounded = Vec::with_capacity(out.len());
-            convert::narrow(&mut rounded, &sum, dtype);
-            out.copy_from_slice(&rounded);
-            let mut new = sum;
-            convert::widen(&mut new, out, dtype);
-            let lost =
-                |((n, w), d): ((&f32, &f32), &f32)| (f64::from(*n) - f64::from(*w) - f64::from(*d)).powi(2);
-            (
-                new.iter().zip(&old).zip(&delta).map(lost).sum::<f64>(),
-                delta.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>(),
-            )
-        })
-        .collect();
-    if convert::first_non_finite(&bytes, dtype).is_some() {
-        return Err(w.error(format!("and its update add up to more than {dtype} holds")));
+    let merged = match w.dtype() {
+        DType::BF16 => merge_in::<B, bf16>(backend, w, update)?,
+        DType::F16 => merge_in::<B, f16>(backend, w, update)?,
+        DType::F32 => merge_in::<B, f32>(backend, w, update)?,
+    };
+    if convert::first_non_finite(&merged.bytes, w.dtype()).is_some() {
+        return Err(w.error(format!("and its update add up to more than {} holds", w.dtype())));
     }
-    let (lost, size) = sums.iter().fold((0.0, 0.0), |s, x| (s.0 + x.0, s.1 + x.1));
+    Ok(merged)
+}
+
+/// [`merge`] of a weight whose elements are `T`.
+fn merge_in<B: Backend, T: Real>(backend: &B, w: &TensorRef<'_>, update: &Factors) -> Result<Merged> {
+    let ((o, i), rank) = (update.size(), update.rank());
+    let on_device = |name: &str, factor: Vec<f64>| -> Result<<B::Store as Store>::Buf<f32>> {
+        let factor: Vec<f32> = factor.into_iter().map(|x| x as f32).collect();
+        let mut buf = backend.alloc::<f32>(name, factor.len())?;
+        backend.upload(B::Store::view_mut(&mut buf, 0..factor.len()), &factor)?;
+        Ok(buf)
+    };
+    let (a, b) = (on_device("lora_A", update.a_rows())?, on_device("lora_B", update.b_rows())?);
+    let rows = (AT_ONCE / (i * size_of::<T>()).max(1)).next_multiple_of(ROWS).clamp(1, o.max(1));
+    let mut part = backend.alloc::<T>(w.name(), rows * i)?;
+    let mut sums = backend.alloc::<f64>("what rounding does", 2 * rows.div_ceil(ROWS))?;
+    let mut bytes = Vec::with_capacity(w.bytes().len());
+    let (mut lost, mut size) = (0.0, 0.0);
+    let mut host = vec![T::from_f32(0.0); rows * i];
+    for first in (0..o).step_by(rows) {
+        let out = rows.min(o - first);
+        let (len, count) = (out * i, 2 * out.div_ceil(ROWS));
+        let from = &w.bytes()[first * i * size_of::<T>()..][..len * size_of::<T>()];
+        let from: Cow<'_, [T]> = match bytemuck::try_cast_slice(from) {
+            Ok(aligned) => Cow::Borrowed(aligned),
+            Err(_) => {
+                let mut own = vec![T::from_f32(0.0); len];
+                bytemuck::cast_slice_mut(&mut own).copy_from_slice(from);
+                Cow::Owned(own)
+            }
+        };
+        backend.upload(B::Store::view_mut(&mut part, 0..len), &from)?;
+        backend.merge::<T>(Merge {
+            w: B::Store::view_mut(&mut part, 0..len),
+            sums: B::Store::view_mut(&mut sums, 0..count),
+            updates: vec![Update {
+                a: B::Store::view(&a, 0..rank * i),
+                b: B::Store::view(&b, first * rank..(first + out) * rank),
+                rank,
+                scale: 1.0,
+            }],
+            out,
+            inner: i,
+        })?;
+        backend.download(&mut host[..len], B::Store::view(&part, 0..len))?;
+        bytes.extend_from_slice(bytemuck::cast_slice(&host[..len]));
+        let mut found = vec![0.0; count];
+        backend.download(&mut found, B::Store::view(&sums, 0..count))?;
+        for pair in found.chunks_exact(2) {
+            (lost, size) = (lost + pair[0], size + pair[1]);
+        }
+    }
     Ok(Merged { bytes, error: if size > 0.0 { (lost / size).sqrt() } else { lost.sqrt() } })
 }

@@ -4,6 +4,7 @@
 #include "expect.h"
 #include "head.h"
 #include "products.h"
+#include "rsvd.h"
 
 using namespace device;
 using namespace numbers;
@@ -126,6 +127,11 @@ int main(int count, char** arguments) {
     if (only.empty() || only == "lora") products::lora(), products::gradients();
     if (only.empty() || only == "linear_bwd") products::linear_bwd();
     if (only.empty() || only == "importance") products::importance();
+    if (only.empty() || only == "rsvd") rsvd::test();
+    if (only.empty() || only == "merge") {
+        rsvd::merge(1, 1, {1});
+        rsvd::merge(18, 300, {3, 0, 130});
+    }
     if (only == "time") pipeline(512, 512, 512);
     check(!cuCtxSynchronize(), "synchronize");
 }

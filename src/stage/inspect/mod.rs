@@ -17,8 +17,10 @@ use crate::error::{Error, Result};
 use crate::model::memory::human_bytes;
 
 pub mod readers;
+pub mod spectrum;
 
 use readers::Reader;
+use spectrum::Spectrum;
 
 /// What a model is.
 #[derive(Clone, Debug, Serialize)]
@@ -120,6 +122,9 @@ pub struct Inspection {
     pub readers: Vec<Reader>,
     /// Under `--verify`: each file against its stored hash.
     pub verified: Option<BTreeMap<String, Verdict>>,
+    /// Under `--spectrum`: the largest singular values of each weight or update, see [`spectrum::spectra`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spectrum: Option<Vec<Spectrum>>,
 }
 
 /// Looks at the folder `path`; `verify` reads every byte against the stored hashes.
@@ -134,6 +139,7 @@ pub fn inspect(path: &Path, verify: bool, options: OpenOptions) -> Result<Inspec
         provenance: Provenance::open(path)?,
         readers: Vec::new(),
         verified: None,
+        spectrum: None,
     };
     if path.join(ADAPTER_CONFIG).exists() {
         let adapter = Adapter::open(path, options)?;
@@ -373,6 +379,9 @@ impl fmt::Display for Inspection {
                 Verdict::Unknown => "not written by this program",
             };
             writeln!(f, "  {text:<14} {name}")?;
+        }
+        for spectrum in self.spectrum.iter().flatten() {
+            write!(f, "{spectrum}")?;
         }
         Ok(())
     }
