@@ -187,7 +187,9 @@ fn compile(nvcc: &Path, version: &str, source: &Path, archs: &[String], out: &Pa
         let text =
             format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
         assert!(run.status.success(), "nvcc failed on {}:\n{text}", source.display());
-        for line in text.lines().filter(|l| l.contains("warning")) {
+        // ptxas only informs of warpgroup products that it makes run one after another.
+        let told = |line: &&str| line.contains("warning") || line.contains("Performance Loss");
+        for line in text.lines().filter(told) {
             println!("cargo:warning={line}");
         }
         fs::write(&log, text).and_then(|()| fs::write(&key_file, key)).expect("OUT_DIR can be written");

@@ -107,6 +107,8 @@ fn files(c: &mut Criterion) {
         out: Some(dir.path().join("out")),
         model: None,
         merged: None,
+        screen: Default::default(),
+        trust: Default::default(),
     };
     let bytes = plan(&ask, &common).expect("equal ranks").bytes();
     println!("llama-3-8b, rank 8: {bytes} bytes an adapter, two read, one written");

@@ -1,30 +1,75 @@
-//! One case per operation, at the shapes of a 157 M-parameter model (T 1024, D 1024, F 2816, V 32000) and of the demo
-//! (T 1500, D 192, F 512), rank 8; of whole weights at LLaMA-3-8B's. Of an operation with a frozen product, `Gelem/s` is
-//! that product's GFLOP/s.
+//! One case per operation, the same for every back end, at LLaMA-3-8B's sizes, full and pruned by 0.2, 0.4, 0.6 and 0.8
+//! (8,192 tokens on CUDA, 512 on the CPU), on the CPU also at those of a 157 M-parameter model and of the demo.
 //!
-//! `cargo bench --bench ops -- attention` runs the cases whose names contain `attention`.
+//! The device's roofs are measured first: a copy of its memory, and our largest square product. The table at the end
+//! has each case's time, TFLOP/s or GB/s, and share of its roof. CUDA is timed by events on the device; without one it is
+//! left out, and says so.
+//!
+//! `cargo bench --bench ops -- cuda/linear` runs the cases whose names contain that. `ANABRANCH_BENCH_SIZES=toy` takes
+//! sizes that an emulated device manages; `ANABRANCH_BENCH_JSON=FILE` writes the table's numbers there.
 
 mod ops {
+    pub mod adapters;
+    pub mod bench;
+    pub mod data;
     pub mod products;
     pub mod rows;
+    pub mod sizes;
     pub mod weights;
 }
 
-use criterion::{criterion_group, criterion_main};
+use anabranch::cpu::Cpu;
+use anabranch::cuda::{self, Cuda};
+use anabranch::tensor::Real;
+use criterion::Criterion;
+use half::bf16;
+use ops::bench::{Bench, Timed};
+use ops::sizes::{Model, Scale};
 
-criterion_group!(
-    all,
-    ops::products::linear,
-    ops::products::linear_bwd,
-    ops::products::head,
-    ops::products::importance,
-    ops::rows::embed,
-    ops::rows::rms_norm,
-    ops::rows::rope,
-    ops::rows::swiglu,
-    ops::rows::attention,
-    ops::rows::optimizer,
-    ops::weights::rsvd,
-    ops::weights::merge
-);
-criterion_main!(all);
+fn cases<B: Timed, T: Real>(bench: &mut Bench<'_, B>, models: &[Model]) {
+    for model in models {
+        ops::products::linears::<B, T>(bench, model);
+        ops::products::head::<B, T>(bench, model);
+        ops::products::importance::<B, T>(bench, model);
+        ops::rows::all::<B, T>(bench, model);
+        ops::rows::attention::<B, T>(bench, model);
+        ops::weights::merge::<B, T>(bench, model);
+    }
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let scale = Scale::asked();
+    let mut report = ops::bench::Report::default();
+    match device() {
+        Ok(gpu) if gpu.name() == EMULATED && scale == Scale::Full => {
+            println!("cuda: left out, the driver is emulated; ANABRANCH_BENCH_SIZES=toy takes sizes for it");
+        }
+        Ok(gpu) => {
+            let mut bench = Bench::new(&gpu, &mut criterion, &mut report, scale);
+            cases::<Cuda, bf16>(&mut bench, &Model::on_gpu(scale));
+            ops::rows::optimizer(&mut bench, scale);
+            ops::adapters::all(&mut bench, scale);
+            ops::weights::rsvd(&mut bench, &Model::on_gpu(scale)[0]);
+        }
+        Err(why) => println!("cuda: left out, {why}"),
+    }
+    let cpu = Cpu::new(std::thread::available_parallelism().map_or(1, |n| n.get())).expect("threads");
+    let mut bench = Bench::new(&cpu, &mut criterion, &mut report, scale);
+    let models = Model::on_cpu(scale);
+    cases::<Cpu, f32>(&mut bench, &models);
+    cases::<Cpu, bf16>(&mut bench, &models);
+    ops::rows::optimizer(&mut bench, scale);
+    ops::adapters::all(&mut bench, scale);
+    ops::weights::rsvd(&mut bench, &models[0]);
+    report.finish().expect("ANABRANCH_BENCH_JSON can be written");
+    criterion.final_summary();
+}
+
+/// What the emulated driver calls its device.
+const EMULATED: &str = "CPU emulator";
+
+fn device() -> anabranch::Result<Cuda> {
+    cuda::find().driver?;
+    Cuda::new(0, None)
+}

@@ -118,8 +118,7 @@ __device__ __forceinline__ void forward(Shared<WIDTH>& shared, bf16* o, float* l
                 lse[size_t(tile.q + pair / group) * heads + kv * group + pair % group] =
                     max_[m][i] * scale + logf(sum[m][i]);
         }
-    // The warp's rows of q are read by itself alone, and no more.
-    __syncwarp();
+    // The warp's rows of q are read by itself alone, the last time before the block met for the last values.
     round_rows<M, COLUMNS, WIDTH>(mine, out, 0, [&](int m, int i) { return 1.0f / sum[m][i]; });
     __syncwarp();
     write_rows<16 * M, WIDTH, WIDTH>(mine, 0, dim, [&](int r) { return first + r < tile.pairs ? o + place(first + r) : nullptr; });

@@ -85,6 +85,7 @@ importance(Shared<P, warps_m, warps_n>& shared, double* row_parts, double* col_p
             end += (int(samples[3 * sample + 1]) + DEPTH - 1) / DEPTH;
         });
     if (second && count > 0) fold();
+    __syncthreads(); // the ring is free
 
     // W's tile, zero past its edges.
     constexpr int chunks = P::n / 8;

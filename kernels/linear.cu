@@ -91,6 +91,7 @@ __device__ __forceinline__ void linear_tile(const Task& task, Shared<P>& shared)
         }
         return 0;
     });
+    __syncthreads(); // the ring is free
 
     // Through shared memory, for accesses of 16 bytes.
     if (task.residual) {

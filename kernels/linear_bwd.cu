@@ -71,6 +71,7 @@ __device__ __forceinline__ void linear_bwd_tile(const Task& task, Shared<P>& sha
                 v1 = bits & 2 ? v1 * task.dropout.scale : 0.0f;
             });
         });
+    __syncthreads(); // the ring is free
     product.each([&](int row, int column, float v0, float v1) {
         auto& held = *reinterpret_cast<__nv_bfloat162*>(shared.tile + place<P::n / 8>(row, column / 8) + column % 8);
         held = __floats2bfloat162_rn(v0, v1);

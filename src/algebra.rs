@@ -1,4 +1,4 @@
-//! Small dense algebra in f64, on one thread: products, Grams, symmetric eigenpairs, pseudo-inverses.
+//! Small dense algebra in f64, on one thread: products, Grams, symmetric eigenpairs, pseudo-inverses, whitening.
 //!
 //! Modules are worked on in parallel, so nothing here starts a thread, and every sum has one order. [`rsvd`] is the
 //! exception: it reads large matrices, on the threads of the pool that it is called in.
@@ -10,6 +10,7 @@ use faer::{Accum, Mat, MatRef, Par, Side};
 
 use crate::error::{Error, Result};
 use crate::ops::gate::RANK_CUT;
+use crate::ops::rsvd::sign;
 
 /// `x y`.
 pub fn product(x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> Mat<f64> {
@@ -38,6 +39,16 @@ pub fn scale_columns(x: MatRef<'_, f64>, d: &[f64]) -> Mat<f64> {
     Mat::from_fn(x.nrows(), x.ncols(), |i, j| x[(i, j)] * d[j])
 }
 
+/// Turns pairs of columns around so that the largest entry of each column of `u` is positive.
+pub fn positive(u: &mut Mat<f64>, v: &mut Mat<f64>) {
+    for j in 0..u.ncols() {
+        if sign(u.col_as_slice(j)) < 0.0 {
+            u.col_as_slice_mut(j).iter_mut().for_each(|x| *x = -*x);
+            v.col_as_slice_mut(j).iter_mut().for_each(|x| *x = -*x);
+        }
+    }
+}
+
 /// The lower triangle copied to the upper one.
 fn symmetric(mut x: Mat<f64>) -> Mat<f64> {
     for j in 1..x.ncols() {
@@ -60,6 +71,9 @@ pub fn eigen(g: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
     if !g.is_all_finite() {
         return Err(fail());
     }
+    if g.nrows() == 0 {
+        return Ok((Vec::new(), Mat::zeros(0, 0)));
+    }
     let e = g.self_adjoint_eigen(Side::Lower).map_err(|_| fail())?;
     let n = g.nrows();
     let values = (0..n).rev().map(|k| e.S().column_vector()[k]).collect();
@@ -69,8 +83,51 @@ pub fn eigen(g: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
 
 /// The pseudo-inverse of a symmetric positive semi-definite `g`; eigenvalues up to [`RANK_CUT`] of the largest are zero.
 pub fn pseudo_inverse(g: MatRef<'_, f64>) -> Result<Mat<f64>> {
+    spectral(g, |l| 1.0 / l)
+}
+
+/// `V diag(f(λ)) Vᵀ` of a symmetric `g`, 0 for f of eigenvalues up to [`RANK_CUT`] of the largest.
+fn spectral(g: MatRef<'_, f64>, f: impl Fn(f64) -> f64) -> Result<Mat<f64>> {
     let (values, v) = eigen(g)?;
     let cut = RANK_CUT * values.first().copied().unwrap_or(0.0).max(0.0);
-    let inverse: Vec<f64> = values.iter().map(|&l| if l > cut { 1.0 / l } else { 0.0 }).collect();
-    Ok(product(scale_columns(v.as_ref(), &inverse).as_ref(), v.transpose()))
+    let mapped: Vec<f64> = values.iter().map(|&l| if l > cut { f(l) } else { 0.0 }).collect();
+    Ok(product(scale_columns(v.as_ref(), &mapped).as_ref(), v.transpose()))
+}
+
+/// `V diag(λ^-½) Vᵀ` of a symmetric positive semi-definite `g = V diag(λ) Vᵀ`; eigenvalues up to [`RANK_CUT`] of the
+/// largest are zero, and so are their inverse roots.
+///
+/// With `g = XᵀX`, `X` times it is the orthogonal polar factor of X on the directions that X has.
+pub fn inverse_root(g: MatRef<'_, f64>) -> Result<Mat<f64>> {
+    spectral(g, |l| 1.0 / l.sqrt())
+}
+
+/// What makes the columns of X orthonormal, from the Gram `XᵀX = toᵀ to` alone: `X from` has orthonormal columns, and
+/// `X = (X from) to`.
+#[derive(Clone, Debug)]
+pub struct Whitening {
+    /// `[R, P]`.
+    pub to: Mat<f64>,
+    /// `[P, R]`.
+    pub from: Mat<f64>,
+}
+
+impl Whitening {
+    /// Of a Gram `[P, P]`; columns of X that are zero, and those that depend on others by [`RANK_CUT`], add no direction.
+    ///
+    /// Columns are first given norm 1, so that the cut tells dependent ones and not small ones.
+    pub fn of(gram: MatRef<'_, f64>) -> Result<Whitening> {
+        let p = gram.nrows();
+        let norm: Vec<f64> = (0..p).map(|k| gram[(k, k)].max(0.0).sqrt()).collect();
+        let inverse: Vec<f64> = norm.iter().map(|&n| if n > 0.0 { 1.0 / n } else { 0.0 }).collect();
+        let unit = Mat::from_fn(p, p, |i, j| gram[(i, j)] * inverse[i] * inverse[j]);
+        let (lambda, v) = eigen(unit.as_ref())?;
+        let cut = RANK_CUT * lambda.first().copied().unwrap_or(0.0).max(0.0);
+        let r = lambda.iter().take_while(|&&l| l > cut).count();
+        let root: Vec<f64> = lambda[..r].iter().map(|l| l.sqrt()).collect();
+        Ok(Whitening {
+            to: Mat::from_fn(r, p, |k, j| root[k] * v[(j, k)] * norm[j]),
+            from: Mat::from_fn(p, r, |i, k| inverse[i] * v[(i, k)] / root[k]),
+        })
+    }
 }

@@ -76,6 +76,10 @@ pub trait Backend: Scratch {
     fn device_free(&self) -> Result<Option<u64>> {
         Ok(None)
     }
+    /// Whether buffers are the system's memory, so that what the host holds besides counts against the same limit.
+    fn shares_memory(&self) -> bool {
+        true
+    }
     /// Makes room for buffers and weights of `bytes` together, which are asked for next. Does nothing where the system
     /// gives memory as it is touched.
     fn reserve(&self, bytes: u64) -> Result<()> {

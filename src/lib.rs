@@ -32,7 +32,7 @@ pub mod ops;
 pub mod prune;
 pub mod random;
 pub mod stage;
-
+pub mod subspace;
 pub mod tensor;
 
 pub use error::{Error, Result};

@@ -40,6 +40,8 @@ pub enum Purpose {
     Generate,
     /// The tensors of a seeded test model or adapter.
     Test,
+    /// The first centres of LoRA-LEGO's clusters; the index is the module's number, the step the run.
+    Clusters,
     /// Where the search for a tensor's largest singular values starts; the index is the tensor's number.
     Sketch,
 }

@@ -131,6 +131,9 @@ fn a_dry_run_of_every_command_writes_nothing() {
     anabranch(&recover).assert().success();
     plan(&["fuse", &full, &full, "--method", "fedavg", "--out", &at("fused")], &["28 modules", "rank 8"]);
     plan(&["conflict", &full, &full], &["reads"]);
+    let grams = ["grams", "--model", &small, "--adapter", &edge, "--data", &data, "--seq", "64"];
+    let parts = ["grams (new)", "of Grams over", "tokens", "activations"];
+    plan(&[&grams[..], &["--tokens", "200", "--out", &at("grams")]].concat(), &parts);
     let eval = ["eval", "--model", &base, "--adapter", &full, "--task", &task, "--predictions", &at("p")];
     plan(&eval, &["p (new)", "harbour.jsonl", "activations"]);
     // Predictions of an earlier run may be replaced, and a dry run knows them.
@@ -353,6 +356,25 @@ fn a_pruned_adapter_is_recovered_before_it_is_fused() {
     .success()
     .stdout(contains("effective scale"));
     anabranch(&["inspect", &at("fused"), "--verify"]).assert().success();
+
+    // Each edge's inputs, of its own pruned model with its adapter, are Grams for methods on the recovered adapters.
+    let regmean = ["fuse", &full[0], &full[1], "--method", "regmean", "--out", &at("regmean")];
+    refused(&regmean, 2, &["--grams", "anabranch grams"]);
+    for edge in ["harbour", "orchard"] {
+        let data = asset(&format!("{edge}.train.jsonl"));
+        anabranch(&["grams", "--model", &at("small"), "--adapter", &at(edge), "--data", &data])
+            .args(["--seq", "64", "--tokens", "500", "--out", &at(&format!("{edge}-grams"))])
+            .assert()
+            .success()
+            .stdout(contains("Grams of 16 inputs over"));
+    }
+    let grams = [at("harbour-grams"), at("orchard-grams")].join(",");
+    for method in ["regmean", "cat-merging"] {
+        anabranch(&["fuse", &full[0], &full[1], "--method", method, "--grams", &grams, "--out", &at(method)])
+            .assert()
+            .success()
+            .stdout(contains("error to the method's definition"));
+    }
 
     // The merged checkpoint and the adapter on the base answer alike.
     let task = asset("harbour.jsonl");

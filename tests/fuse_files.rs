@@ -11,11 +11,12 @@ use anabranch::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
 use anabranch::checkpoint::checkpoint::{Checkpoint, tensors};
 use anabranch::checkpoint::config::ModelConfig;
 use anabranch::checkpoint::convert::narrow;
-use anabranch::checkpoint::module::{Module, Target};
+use anabranch::checkpoint::input_grams::{FORMAT, INPUT_GRAMS, InputGrams, packed_len, tensor_name};
+use anabranch::checkpoint::module::{Module, Source, Target};
 use anabranch::checkpoint::provenance::{Provenance, Verdict};
 use anabranch::checkpoint::pruning::{BaseModel, KeptLayer, Pruning};
 use anabranch::checkpoint::weights::OpenOptions;
-use anabranch::checkpoint::writer::{ModelWriter, SHARD_BYTES, TensorSpec};
+use anabranch::checkpoint::writer::{ModelWriter, SHARD_BYTES, SafetensorsWriter, TensorSpec};
 use anabranch::fuse::options::{Coverage, Fedsa, Gate, Method, SharedRank};
 use anabranch::fuse::weights::Weights;
 use anabranch::fuse::{Fusion, LoraCr, Recipe};
@@ -121,6 +122,36 @@ impl Maker {
     }
 }
 
+/// A folder with a Gram of each input of the base, over 40 random inputs; of no known base where `fingerprint` is empty.
+fn write_grams(at: &TempDir, name: &str, seed: u64, fingerprint: &str) -> PathBuf {
+    let dir = at.path().join(name);
+    std::fs::create_dir(&dir).unwrap();
+    let inputs: Vec<_> = (0..2).flat_map(|layer| Source::ALL.map(|source| (layer, source))).collect();
+    let width = |source: Source| size(Module { layer: 0, target: source.target() }).1;
+    let specs = inputs
+        .iter()
+        .map(|&(l, s)| TensorSpec::new(tensor_name(l, s), DType::F32, [packed_len(width(s)).unwrap()]))
+        .collect();
+    let metadata = [("format", FORMAT), ("tokens", "40")];
+    let mut file = SafetensorsWriter::create(&dir.join(INPUT_GRAMS), specs, &metadata).unwrap();
+    for (n, &(l, s)) in inputs.iter().enumerate() {
+        let x = dense::Random(seed * 100 + n as u64).matrix(40, width(s));
+        let g = x.transpose() * &x;
+        let packed: Vec<f32> = (0..width(s))
+            .flat_map(|i| (i..width(s)).map(move |j| (i, j)))
+            .map(|at| (g[at] / 40.0) as f32)
+            .collect();
+        file.write(&tensor_name(l, s), bytemuck::cast_slice(&packed)).unwrap();
+    }
+    file.finish().unwrap();
+    if !fingerprint.is_empty() {
+        let mut provenance = Provenance::new("grams");
+        provenance.base_fingerprint = Some(fingerprint.to_string());
+        provenance.seal(&dir, BTreeMap::new()).unwrap();
+    }
+    dir
+}
+
 fn pruning(heads: [usize; 1], mlp: std::ops::Range<usize>) -> Pruning {
     let layer = KeptLayer { kv_heads: heads.to_vec(), mlp: mlp.collect() };
     Pruning::new(base(), 0.5, 0, vec![layer.clone(), layer])
@@ -138,12 +169,15 @@ fn options(adapters: &[PathBuf], method: Method) -> FuseOptions {
         adapters: adapters.to_vec(),
         recipe: Recipe { resolve: None, fusion: Fusion::new(method, fedsa).unwrap() },
         weights: Weights::Uniform,
+        grams: Vec::new(),
         allow_missing: false,
         dtype: DType::F32,
         profile: Profile::Portable,
         out: Some("out".into()),
         model: None,
         merged: None,
+        screen: Default::default(),
+        trust: Default::default(),
     }
 }
 
@@ -174,6 +208,8 @@ fn updates(adapter: &Adapter) -> BTreeMap<Module, Mat<f64>> {
 fn every_method_writes_what_it_defines_and_certifies_it() {
     let (dir, paths) = two();
     let inputs: Vec<_> = paths.iter().map(|p| updates(&open(p))).collect();
+    let grams =
+        [write_grams(&dir, "grams-one", 1, &base().fingerprint), write_grams(&dir, "grams-two", 2, "")];
     for method in Method::ALL.iter().copied() {
         for resolve in [None, Some(LoraCr::default())] {
             for dtype in [DType::F32, DType::BF16, DType::F16] {
@@ -181,7 +217,8 @@ fn every_method_writes_what_it_defines_and_certifies_it() {
                     continue;
                 }
                 let recipe = Recipe { resolve, ..options(&paths, method).recipe };
-                let options = FuseOptions { recipe, dtype, ..options(&paths, method) };
+                let grams = if method.needs_input_grams() { grams.to_vec() } else { Vec::new() };
+                let options = FuseOptions { recipe, dtype, grams, ..options(&paths, method) };
                 let out = dir.path().join(format!("{method}-{}-{dtype}", resolve.is_some()));
                 std::fs::create_dir(&out).unwrap();
                 let plan = plan(&options, &Common::default()).unwrap();
@@ -457,6 +494,154 @@ fn a_merged_base_is_the_weight_plus_the_update_rounded_once() {
 }
 
 #[test]
+fn input_grams_go_with_their_methods_and_their_adapters() {
+    let (dir, paths) = two();
+    let fingerprint = base().fingerprint;
+    let grams = [write_grams(&dir, "g1", 1, &fingerprint), write_grams(&dir, "g2", 2, &fingerprint)];
+    let ask = |method, grams: &[PathBuf]| FuseOptions { grams: grams.to_vec(), ..options(&paths, method) };
+    let text = refused(&ask(Method::Regmean, &[]));
+    assert!(text.contains("--method regmean needs --grams DIR,…"), "{text}");
+    let text = refused(&ask(Method::Tsv, &grams));
+    assert!(text.contains("--grams goes with") && text.contains("not with tsv"), "{text}");
+    let text = refused(&ask(Method::CatMerging, &grams[..1]));
+    assert!(text.contains("--grams names 1 folders for 2 adapters"), "{text}");
+    let other = write_grams(&dir, "g3", 3, &"b".repeat(64));
+    let text = refused(&ask(Method::Regmean, &[grams[0].clone(), other]));
+    assert!(text.contains("g3: has Grams of a base with fingerprint bbb"), "{text}");
+    // What a plan needs is told; more than the limit is refused before any work.
+    let limited = Common { memory_limit: Some(100), ..Common::default() };
+    let text = plan(&ask(Method::Regmean, &grams), &limited).unwrap_err().to_string();
+    assert!(text.contains("sum of input Grams of width 24"), "{text}");
+    assert_eq!(plan(&ask(Method::CatMerging, &grams), &limited).unwrap().memory().total(), 0);
+
+    // A pruned edge's Grams are narrower on o and down, and count where its channels are.
+    let pruning = pruning([1], 8..24);
+    let narrow = dir.path().join("narrow");
+    std::fs::create_dir(&narrow).unwrap();
+    pruning.write(&narrow.join("pruning.json")).unwrap();
+    let whole = write_grams(&dir, "whole", 5, &fingerprint);
+    let full = InputGrams::open(&whole, OpenOptions::default()).unwrap();
+    let entries = |m: Module, kept: &[usize]| {
+        let n = size(m).1;
+        let gram = full.of(m, n).unwrap();
+        let mut rows = vec![vec![0.0; n]; n];
+        rows.iter_mut().enumerate().for_each(|(k, row)| gram.row(k, row));
+        let pairs = kept.iter().enumerate().flat_map(|(x, &i)| kept[x..].iter().map(move |&j| (i, j)));
+        pairs.map(|(i, j)| rows[i][j - i] as f32).collect::<Vec<f32>>()
+    };
+    let inputs: Vec<_> = (0..2).flat_map(|l| Source::ALL.map(|s| (l, s))).collect();
+    let numbers: Vec<_> = inputs
+        .iter()
+        .map(|&(layer, s)| {
+            let m = Module { layer, target: s.target() };
+            match s {
+                Source::O | Source::Down => entries(m, &pruning.kept(m.target, layer)),
+                _ => entries(m, &(0..size(m).1).collect::<Vec<_>>()),
+            }
+        })
+        .collect();
+    let spec = |(&(l, s), x): (&(usize, Source), &Vec<f32>)| {
+        TensorSpec::new(tensor_name(l, s), DType::F32, [x.len()])
+    };
+    let specs = inputs.iter().zip(&numbers).map(spec).collect();
+    let metadata = [("format", FORMAT), ("tokens", "40")];
+    let mut file = SafetensorsWriter::create(&narrow.join(INPUT_GRAMS), specs, &metadata).unwrap();
+    for (&(l, s), x) in inputs.iter().zip(&numbers) {
+        file.write(&tensor_name(l, s), bytemuck::cast_slice(x)).unwrap();
+    }
+    file.finish().unwrap();
+    // The same Gram at full width, zero where the edge has no channel.
+    let padded = write_padded(&dir, &narrow, &pruning);
+    for method in [Method::Regmean, Method::CatMerging] {
+        let fuse = |second: &PathBuf, name: &str| {
+            let out = dir.path().join(format!("{method}-{name}"));
+            std::fs::create_dir(&out).unwrap();
+            let ask = ask(method, &[grams[0].clone(), second.clone()]);
+            plan(&ask, &Common::default()).unwrap().write_adapter(&cpu(), &out, &Common::default()).unwrap();
+            updates(&open(&out))
+        };
+        let (got, want) = (fuse(&narrow, "narrow"), fuse(&padded, "padded"));
+        for (m, want) in &want {
+            assert!(distance(got[m].as_ref(), want.as_ref()) <= 1e-6, "{method} {m}");
+        }
+    }
+}
+
+/// The Grams of a pruned edge at the full model's widths.
+fn write_padded(at: &TempDir, narrow: &Path, pruning: &Pruning) -> PathBuf {
+    let dir = at.path().join("padded");
+    std::fs::create_dir(&dir).unwrap();
+    let grams = InputGrams::open(narrow, OpenOptions::default()).unwrap();
+    let inputs: Vec<_> = (0..2).flat_map(|l| Source::ALL.map(|s| (l, s))).collect();
+    let width = |s: Source| size(Module { layer: 0, target: s.target() }).1;
+    let specs = inputs
+        .iter()
+        .map(|&(l, s)| TensorSpec::new(tensor_name(l, s), DType::F32, [packed_len(width(s)).unwrap()]))
+        .collect();
+    let metadata = [("format", FORMAT), ("tokens", "40")];
+    let mut file = SafetensorsWriter::create(&dir.join(INPUT_GRAMS), specs, &metadata).unwrap();
+    for &(layer, s) in &inputs {
+        let (m, n) = (Module { layer, target: s.target() }, width(s));
+        let gram = grams.of(m, n).unwrap();
+        let kept = match s {
+            Source::O | Source::Down => pruning.kept(m.target, layer),
+            _ => (0..n).collect(),
+        };
+        let mut whole = vec![vec![0.0f32; n]; n];
+        let mut row = vec![0.0; n];
+        for (k, &i) in kept.iter().enumerate() {
+            gram.row(k, &mut row);
+            kept[k..].iter().zip(&row).for_each(|(&j, g)| whole[i][j] = *g as f32);
+        }
+        let packed: Vec<f32> = (0..n).flat_map(|i| whole[i][i..].to_vec()).collect();
+        file.write(&tensor_name(layer, s), bytemuck::cast_slice(&packed)).unwrap();
+    }
+    file.finish().unwrap();
+    dir
+}
+
+/// Two adapters of TinyLLaMA that others trained; none, with a word, where they are absent.
+fn real_adapters() -> Option<Vec<PathBuf>> {
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/adapters");
+    let names = ["tinyllama-arona-lora-180", "tinyllama-arona-finetuned-75"];
+    let paths: Vec<PathBuf> = names.iter().map(|n| Path::new(data).join(n)).collect();
+    if !paths.iter().all(|p| p.exists()) {
+        eprintln!("skipped: {data} is absent");
+        return None;
+    }
+    Some(paths)
+}
+
+#[test]
+fn certificates_of_every_method_on_real_adapters() {
+    let Some(paths) = real_adapters() else { return };
+    for method in Method::ALL.iter().copied().filter(|m| !m.needs_input_grams()) {
+        let plan = plan(&options(&paths, method), &Common::default()).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let c = plan.write_adapter(&cpu(), out.path(), &Common::default()).unwrap();
+        assert_eq!(c.modules.len(), 44);
+        assert!(c.error.max <= 1e-6, "{method}: {:?}", c.error);
+        println!("{method:16} error {:.1e}, distance to the mean {:.3}", c.error.max, c.distance_to_mean.max);
+    }
+}
+
+/// What f16 cannot hold is said to be that, with what to do.
+#[test]
+fn a_result_that_f16_cannot_hold_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let giant = Maker { alpha: 6e9, ..maker(1) }.write(&dir, "giant");
+    let paths = [giant, maker(2).write(&dir, "small")];
+    for method in [Method::Fedavg, Method::Mean, Method::Fedex, Method::PeftCat] {
+        let text = refused(&FuseOptions { dtype: DType::F16, ..options(&paths, method) });
+        assert!(text.contains("too large for F16") && text.contains("--dtype f32"), "{method}: {text}");
+        let out = tempfile::tempdir().unwrap();
+        let c = plan(&options(&paths, method), &Common::default()).unwrap();
+        let c = c.write_adapter(&cpu(), out.path(), &Common::default()).unwrap();
+        assert!(c.error.max <= 1e-6, "{method}: {:?}", c.error);
+    }
+}
+
+#[test]
 fn a_base_that_does_not_fit_is_refused_and_nothing_is_left() {
     let dir = tempfile::tempdir().unwrap();
     let (good, bad) =
@@ -520,16 +705,14 @@ fn a_declared_frozen_a_is_believed_only_where_it_is_common() {
 
 #[test]
 fn conflict_of_real_adapters() {
-    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/adapters");
-    let paths: Vec<PathBuf> = ["tinyllama-arona-lora-180", "tinyllama-arona-finetuned-75"]
-        .iter()
-        .map(|n| Path::new(data).join(n))
-        .collect();
-    if !paths.iter().all(|p| p.exists()) {
-        eprintln!("skipped: {data} is absent");
-        return;
-    }
-    let ask = ConflictOptions { adapters: paths.clone(), resolve: LoraCr::default(), allow_missing: false };
+    let Some(paths) = real_adapters() else { return };
+    let ask = ConflictOptions {
+        adapters: paths.clone(),
+        resolve: LoraCr::default(),
+        allow_missing: false,
+        names: Vec::new(),
+        html: None,
+    };
     let report = conflict::run(&cpu(), &ask, &Common::default()).unwrap().report;
     assert_eq!((report.modules.len(), report.layers.len()), (44, 22));
     for m in &report.modules {

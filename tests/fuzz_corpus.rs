@@ -115,6 +115,11 @@ fn reports() {
 }
 
 #[test]
+fn signatures() {
+    replay("signature");
+}
+
+#[test]
 fn tokenizers() {
     replay("tokenizer");
 }

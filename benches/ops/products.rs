@@ -1,301 +1,316 @@
-//! The matrix-product operations.
+//! Operations that multiply by a frozen weight.
 
-use std::sync::Arc;
-
-use anabranch::backend::{Backend, LinearSize, Scratch};
-use anabranch::cpu::Cpu;
-use anabranch::host::{Host, HostMatrix, MatrixSource};
+use anabranch::Result;
+use anabranch::backend::{Backend, LinearSize};
 use anabranch::ops::choice::Choice;
 use anabranch::ops::cross_entropy::CrossEntropy;
 use anabranch::ops::importance::{Importance, Sample, Score};
 use anabranch::ops::linear::{Dropout, Epilogue, Linear, LinearBwd, LinearBwdOut, LinearOut, Lora, LoraRows};
-use anabranch::random::{Philox, Purpose};
-use anabranch::tensor::{DType, Real};
-use criterion::{Criterion, Throughput};
+use anabranch::tensor::{DType, Real, Store};
 use half::bf16;
 
-fn cpu() -> Cpu {
-    Cpu::new(std::thread::available_parallelism().map_or(1, |n| n.get())).expect("threads")
-}
-
-fn numbers<T: Real>(stream: u64, n: usize) -> Vec<T> {
-    let p = Philox::new(1, Purpose::Test.stream(stream));
-    (0..n as u64).map(|i| T::from_f32(2.0 * p.uniform(i) - 1.0)).collect()
-}
-
-fn matrix<W: Real>(o: usize, i: usize) -> HostMatrix {
-    let bytes = bytemuck::cast_slice::<W, u8>(&numbers::<W>(9, o * i)).to_vec();
-    let range = 0..bytes.len();
-    let source =
-        MatrixSource { name: "w".into(), bytes: Arc::new(bytes), range, dtype: W::DTYPE, size: (o, i) };
-    HostMatrix::new(source).expect("a matrix")
-}
-
-/// A linear of a model: what it is called, T, I, the widths of its outputs.
-type Shape = (&'static str, usize, usize, &'static [usize]);
-
-const SHAPES: [Shape; 6] = [
-    ("qkv", 1024, 1024, &[1024, 256, 256]),
-    ("o", 1024, 1024, &[1024]),
-    ("gate up", 1024, 1024, &[2816, 2816]),
-    ("down", 1024, 2816, &[1024]),
-    ("odd down", 1024, 1127, &[1024]),
-    ("demo gate up", 1500, 192, &[512, 512]),
-];
-
-fn flops(tokens: usize, inner: usize, out: usize) -> Throughput {
-    Throughput::Elements(2 * (tokens * inner * out) as u64)
-}
-
-/// Adapters of rank `rank` one after another in an arena; its length.
-fn adapters(outs: &[usize], inner: usize, rank: usize) -> (Vec<Lora>, usize) {
-    let mut end = 0;
-    let one = |&o: &usize| {
-        let lora = Lora { a: end, b: end + rank * inner, rank, scale: 2.0 };
-        end += rank * (inner + o);
-        lora
-    };
-    let loras = outs.iter().map(one).collect();
-    (loras, end)
-}
+use super::bench::{Bench, Timed, Work};
+use super::data;
+use super::sizes::{Layer, Model, RANK};
 
 const DROPOUT: Dropout = Dropout { p: 0.1, seed: 1, tensor: 2, step: 3 };
 
-/// Frozen, with an adapter, with dropout, from bf16 weights, and in bf16 precision.
-pub fn linear(c: &mut Criterion) {
-    let mut group = c.benchmark_group("linear");
-    group.sample_size(10);
-    for shape in SHAPES {
-        forward::<f32, f32>(&mut group, shape, 0, false);
-        forward::<f32, f32>(&mut group, shape, 8, false);
+/// Linears that read one x.
+struct Group {
+    tokens: usize,
+    inner: usize,
+    outs: Vec<usize>,
+    /// The outputs are gate and up.
+    swiglu: bool,
+}
+
+impl Group {
+    /// `8192×4096→14336+14336`.
+    fn name(&self) -> String {
+        let outs: Vec<String> = self.outs.iter().map(usize::to_string).collect();
+        format!("{}×{}→{}", self.tokens, self.inner, outs.join("+"))
     }
-    for shape in [SHAPES[1], SHAPES[2]] {
-        forward::<f32, f32>(&mut group, shape, 8, true);
-        forward::<f32, bf16>(&mut group, shape, 8, false);
-        forward::<bf16, bf16>(&mut group, shape, 8, false);
+
+    fn work(&self) -> Work {
+        Work::Flops(2 * self.tokens * self.inner * self.outs.iter().sum::<usize>())
+    }
+
+    /// Adapters of rank `rank` one after another in an arena; its length.
+    fn adapters(&self, rank: usize) -> (Vec<Lora>, usize) {
+        let mut end = 0;
+        let one = |&o: &usize| {
+            let lora = Lora { a: end, b: end + rank * self.inner, rank, scale: 2.0 };
+            end += rank * (self.inner + o);
+            lora
+        };
+        (self.outs.iter().map(one).collect(), end)
+    }
+
+    fn size(&self, rank: usize, dropout: bool) -> LinearSize {
+        LinearSize {
+            tokens: self.tokens,
+            copies: 1,
+            out: self.outs.iter().sum(),
+            inner: self.inner,
+            rank: rank * self.outs.len(),
+            adapters: 1,
+            dtype: DType::BF16,
+            dropout,
+        }
     }
 }
 
-type Group<'a> = criterion::BenchmarkGroup<'a, criterion::measurement::WallTime>;
-
-fn name<T: Real, W: Real>(what: &str, rank: usize, dropout: bool) -> String {
-    let rank = if rank == 0 { "frozen".into() } else { format!("rank {rank}") };
-    format!("{what}, {rank}{}, {} under {}", if dropout { ", dropout" } else { "" }, W::DTYPE, T::DTYPE)
+/// The linears of a model, each width that pruning makes alone, and those that share an x together.
+pub fn linears<B: Timed, T: Real>(bench: &mut Bench<'_, B>, model: &Model) {
+    let Model { tokens, width: d, head_dim: k, .. } = *model;
+    let group = |inner: usize, outs: &[usize]| Group { tokens, inner, outs: outs.to_vec(), swiglu: false };
+    let mut groups = vec![group(d, &[d])];
+    for Layer { mlp, .. } in &model.layers {
+        groups.extend([group(d, &[*mlp]), group(*mlp, &[d])]);
+    }
+    for layer in [Some(model.layers[0]), model.pruned()].into_iter().flatten() {
+        let Layer { heads, kv_heads, mlp } = layer;
+        groups.push(group(d, &[heads * k, kv_heads * k, kv_heads * k]));
+        groups.push(Group { swiglu: true, ..group(d, &[mlp, mlp]) });
+    }
+    for (n, group) in groups.iter().enumerate() {
+        for rank in [0, RANK] {
+            case::<B, T>(bench, group, rank, false);
+        }
+        // What dropout costs, once.
+        if n == 0 {
+            case::<B, T>(bench, group, RANK, true);
+        }
+    }
 }
 
-fn forward<T: Real, W: Real>(
-    group: &mut Group<'_>,
-    (what, tokens, inner, outs): Shape,
+fn case<B: Timed, T: Real>(bench: &mut Bench<'_, B>, group: &Group, rank: usize, dropout: bool) {
+    let with = if rank == 0 { "frozen".into() } else { format!("rank {rank}") };
+    let dropped = if dropout { ", dropout" } else { "" };
+    let name = format!("{}, {with}{dropped}, {}", group.name(), T::DTYPE);
+    let b = bench.backend;
+    bench.case("linear", &name, group.work(), || forward::<B, T>(b, group, rank, dropout));
+    bench.case("linear_bwd", &name, group.work(), || backward::<B, T>(b, group, rank, dropout));
+}
+
+fn forward<'a, B: Backend, T: Real>(
+    backend: &'a B,
+    group: &'a Group,
     rank: usize,
     dropout: bool,
-) {
-    let cpu = cpu();
-    let (loras, end) = adapters(outs, inner, rank);
-    let groups: Vec<Vec<LoraRows>> =
-        loras.iter().map(|&lora| vec![LoraRows { rows: 0..tokens, lora }; usize::from(rank > 0)]).collect();
-    let (x, params) = (numbers::<T>(1, tokens * inner), numbers::<f32>(2, end));
-    let ws: Vec<_> = outs.iter().map(|&o| matrix::<W>(o, inner)).collect();
-    let mut ys: Vec<_> =
-        outs.iter().map(|o| (vec![T::zeroed(); tokens * o], vec![T::zeroed(); tokens * rank])).collect();
-    let mut h = vec![T::zeroed(); tokens * outs[0]];
-    let out = outs.iter().sum();
-    let size = LinearSize {
-        tokens,
-        copies: 1,
-        out,
-        inner,
-        rank: rank * outs.len(),
-        adapters: 1,
-        dtype: W::DTYPE,
-        dropout,
+) -> Result<impl FnMut() -> Result<()> + 'a> {
+    let (tokens, inner, outs) = (group.tokens, group.inner, &group.outs);
+    let (loras, end) = group.adapters(rank);
+    let rows = |&lora: &Lora| vec![LoraRows { rows: 0..tokens, lora }; usize::from(rank > 0)];
+    let carried: Vec<Vec<LoraRows>> = loras.iter().map(rows).collect();
+    let (x, params) = (data::rows::<B, T>(backend, 1, tokens, inner)?, data::vector(backend, 2, end)?);
+    let ws = outs.iter().map(|&o| data::matrix(backend, (o, inner))).collect::<Result<Vec<_>>>()?;
+    let written = |&o: &usize| {
+        Ok((data::rows::<B, T>(backend, 3, tokens, o)?, data::rows::<B, T>(backend, 4, tokens, rank)?))
     };
-    let mut scratch = vec![0f32; cpu.linear_scratch::<T>(size)];
-    group.throughput(flops(tokens, inner, out));
-    group.bench_function(name::<T, W>(what, rank, dropout), |b| {
-        b.iter(|| {
-            let outs = ys.iter_mut().zip(&ws).zip(&groups).map(|(((y, t), w), groups)| LinearOut {
-                y: &mut y[..],
-                t: &mut t[..],
-                w,
-                bias: None,
-                groups,
-            });
-            let op: Linear<'_, Host, T> = Linear {
-                outs: outs.collect(),
-                epilogue: if what.ends_with("gate up") {
-                    Epilogue::SwiGlu(&mut h[..])
-                } else {
-                    Epilogue::None
-                },
-                scratch: &mut scratch,
-                x: &x,
-                params: &params,
-                tokens,
-                copies: 1,
-                dropout: dropout.then_some(DROPOUT),
-            };
-            cpu.linear(op).expect("linear");
+    let mut ys = outs.iter().map(written).collect::<Result<Vec<_>>>()?;
+    let mut h = data::rows::<B, T>(backend, 5, if group.swiglu { tokens } else { 0 }, outs[0])?;
+    let room = backend.linear_scratch::<T>(group.size(rank, dropout));
+    let mut scratch = backend.alloc("scratch", room)?;
+    Ok(move || {
+        let outs = ys.iter_mut().zip(&ws).zip(&carried).zip(outs).map(|((((y, t), w), groups), &o)| {
+            let y = B::Store::rows_mut(y, 0..tokens, o);
+            LinearOut { y, t: B::Store::rows_mut(t, 0..tokens, rank), w, bias: None, groups }
         });
-    });
+        backend.linear(Linear {
+            outs: outs.collect(),
+            epilogue: match group.swiglu {
+                true => Epilogue::SwiGlu(B::Store::rows_mut(&mut h, 0..tokens, group.outs[0])),
+                false => Epilogue::None,
+            },
+            scratch: B::Store::view_mut(&mut scratch, 0..room),
+            x: B::Store::rows(&x, 0..tokens, inner),
+            params: B::Store::view(&params, 0..end),
+            tokens,
+            copies: 1,
+            dropout: dropout.then_some(DROPOUT),
+        })
+    })
 }
 
-/// dx, dA and dB.
-pub fn linear_bwd(c: &mut Criterion) {
-    let mut group = c.benchmark_group("linear_bwd");
-    group.sample_size(10);
-    for shape in SHAPES {
-        backward::<f32, f32>(&mut group, shape, 0, false);
-        backward::<f32, f32>(&mut group, shape, 8, false);
-    }
-    for shape in [SHAPES[1], SHAPES[2]] {
-        backward::<f32, f32>(&mut group, shape, 8, true);
-        backward::<bf16, bf16>(&mut group, shape, 8, false);
-    }
-}
-
-fn backward<T: Real, W: Real>(
-    group: &mut Group<'_>,
-    (what, tokens, inner, outs): Shape,
+fn backward<'a, B: Backend, T: Real>(
+    backend: &'a B,
+    group: &'a Group,
     rank: usize,
     dropout: bool,
-) {
-    let cpu = cpu();
-    let (loras, end) = adapters(outs, inner, rank);
-    let (x, params) = (numbers::<T>(1, tokens * inner), numbers::<f32>(2, end));
-    let (mut grads, mut dx) = (vec![0f32; end], x.clone());
-    let ws: Vec<_> = outs.iter().map(|&o| matrix::<W>(o, inner)).collect();
-    let dys: Vec<_> =
-        outs.iter().map(|o| (numbers::<T>(3, tokens * o), numbers::<T>(4, tokens * rank))).collect();
-    let out = outs.iter().sum();
-    let size = LinearSize {
-        tokens,
-        copies: 1,
-        out,
-        inner,
-        rank: rank * outs.len(),
-        adapters: 1,
-        dtype: W::DTYPE,
-        dropout,
+) -> Result<impl FnMut() -> Result<()> + 'a> {
+    let (tokens, inner, outs) = (group.tokens, group.inner, &group.outs);
+    let (loras, end) = group.adapters(rank);
+    let (x, params) = (data::rows::<B, T>(backend, 1, tokens, inner)?, data::vector(backend, 2, end)?);
+    let mut dx = data::rows::<B, T>(backend, 3, tokens, inner)?;
+    let mut grads = backend.alloc::<f32>("gradients", end)?;
+    let ws = outs.iter().map(|&o| data::matrix(backend, (o, inner))).collect::<Result<Vec<_>>>()?;
+    let read = |&o: &usize| {
+        Ok((data::rows::<B, T>(backend, 4, tokens, o)?, data::rows::<B, T>(backend, 5, tokens, rank)?))
     };
-    let mut scratch = vec![0f32; cpu.linear_bwd_scratch::<T>(size)];
-    group.throughput(flops(tokens, inner, out));
-    group.bench_function(name::<T, W>(what, rank, dropout), |b| {
-        b.iter(|| {
-            let outs = dys.iter().zip(&ws).zip(&loras).map(|(((dy, t), w), &lora)| LinearBwdOut {
-                dy: &dy[..],
-                t: &t[..],
-                w,
-                lora: (rank > 0).then_some(lora),
-            });
-            let op: LinearBwd<'_, Host, T> = LinearBwd {
-                dx: Some(&mut dx),
-                grads: &mut grads,
-                scratch: &mut scratch,
-                outs: outs.collect(),
-                x: &x,
-                params: &params,
-                tokens,
-                dropout: dropout.then_some(DROPOUT),
-                freeze_a: false,
-            };
-            cpu.linear_bwd(op).expect("linear_bwd");
+    let dys = outs.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let room = backend.linear_bwd_scratch::<T>(group.size(rank, dropout));
+    let mut scratch = backend.alloc("scratch", room)?;
+    Ok(move || {
+        let outs = dys.iter().zip(&ws).zip(&loras).zip(outs).map(|((((dy, t), w), &lora), &o)| {
+            let dy = B::Store::rows(dy, 0..tokens, o);
+            LinearBwdOut { dy, t: B::Store::rows(t, 0..tokens, rank), w, lora: (rank > 0).then_some(lora) }
         });
-    });
+        backend.linear_bwd(LinearBwd {
+            dx: Some(B::Store::rows_mut(&mut dx, 0..tokens, inner)),
+            grads: B::Store::view_mut(&mut grads, 0..end),
+            scratch: B::Store::view_mut(&mut scratch, 0..room),
+            outs: outs.collect(),
+            x: B::Store::rows(&x, 0..tokens, inner),
+            params: B::Store::view(&params, 0..end),
+            tokens,
+            dropout: dropout.then_some(DROPOUT),
+            freeze_a: false,
+        })
+    })
 }
 
-/// cross_entropy with and without its gradient, and choice of four tokens a row.
-pub fn head(c: &mut Criterion) {
-    let mut group = c.benchmark_group("head");
-    group.sample_size(10);
-    loss::<f32, f32>(&mut group, (1024, 1024, 32_000), true);
-    loss::<f32, f32>(&mut group, (1024, 1024, 32_000), false);
-    loss::<bf16, bf16>(&mut group, (1024, 1024, 32_000), true);
-    loss::<f32, f32>(&mut group, (1500, 192, 2048), true);
-    choice(&mut group, (64, 1024, 32_000));
+/// `[n, n]` by a frozen `[n, n]`, in bf16: what products are measured against.
+pub fn square<B: Backend>(backend: &B, n: usize) -> Result<impl FnMut() -> Result<()> + '_> {
+    let x = data::rows::<B, bf16>(backend, 1, n, n)?;
+    let mut y = data::rows::<B, bf16>(backend, 2, n, n)?;
+    let w = data::matrix(backend, (n, n))?;
+    let (mut t, params) = (backend.alloc::<bf16>("no adapter", 0)?, backend.alloc::<f32>("no adapter", 0)?);
+    let group = Group { tokens: n, inner: n, outs: vec![n], swiglu: false };
+    let room = backend.linear_scratch::<bf16>(group.size(0, false));
+    let mut scratch = backend.alloc("scratch", room)?;
+    Ok(move || {
+        let out = LinearOut {
+            y: B::Store::rows_mut(&mut y, 0..n, n),
+            t: B::Store::view_mut(&mut t, 0..0),
+            w: &w,
+            bias: None,
+            groups: &[],
+        };
+        backend.linear(Linear {
+            outs: vec![out],
+            epilogue: Epilogue::None,
+            scratch: B::Store::view_mut(&mut scratch, 0..room),
+            x: B::Store::rows(&x, 0..n, n),
+            params: B::Store::view(&params, 0..0),
+            tokens: n,
+            copies: 1,
+            dropout: None,
+        })
+    })
 }
 
-fn loss<T: Real, W: Real>(
-    group: &mut Group<'_>,
-    (tokens, width, vocab): (usize, usize, usize),
+/// cross_entropy with and without its gradient, every token supervised; choice of four tokens in each of 64 rows.
+pub fn head<B: Timed, T: Real>(bench: &mut Bench<'_, B>, model: &Model) {
+    let Model { tokens, width, vocab, .. } = *model;
+    let b = bench.backend;
+    let name = format!("{tokens}×{width}→{vocab}, {}", T::DTYPE);
+    let product = 2 * tokens * width * vocab;
+    bench.case("cross_entropy", &name, Work::Flops(product), || loss::<B, T>(b, model, false));
+    let name = format!("{name}, gradient");
+    bench.case("cross_entropy", &name, Work::Flops(2 * product), || loss::<B, T>(b, model, true));
+    let rows = tokens.min(64);
+    let name = format!("{rows}×{width}→{vocab}, {}", T::DTYPE);
+    bench.case("choice", &name, Work::Flops(2 * rows * width * vocab), || choice::<B, T>(b, model, rows));
+}
+
+fn loss<'a, B: Backend, T: Real>(
+    backend: &'a B,
+    model: &Model,
     gradient: bool,
-) {
-    let cpu = cpu();
-    let (x, head) = (numbers::<T>(1, tokens * width), matrix::<W>(vocab, width));
+) -> Result<impl FnMut() -> Result<()> + 'a> {
+    let Model { tokens, width, vocab, .. } = *model;
+    let x = data::rows::<B, T>(backend, 1, tokens, width)?;
+    let head = data::matrix(backend, (vocab, width))?;
     let rows: Vec<u32> = (0..tokens as u32).collect();
     let targets: Vec<u32> = rows.iter().map(|r| r * 7919 % vocab as u32).collect();
-    let (mut nll, mut dx) = (vec![0f32; tokens], x.clone());
-    let mut scratch = vec![0f32; cpu.cross_entropy_scratch::<T>(tokens, vocab, width, W::DTYPE)];
-    group.throughput(flops(tokens, width, if gradient { 2 * vocab } else { vocab }));
-    let what = if gradient { "cross_entropy and gradient" } else { "cross_entropy" };
-    group.bench_function(format!("{what}, V {vocab}, {} under {}", W::DTYPE, T::DTYPE), |b| {
-        b.iter(|| {
-            let op: CrossEntropy<'_, Host, T> = CrossEntropy {
-                nll: &mut nll,
-                dx: gradient.then_some(&mut dx[..]),
-                scratch: &mut scratch,
-                x: &x,
-                head: &head,
-                rows: &rows,
-                targets: &targets,
-                tokens,
-                weight: 0.1,
-            };
-            cpu.cross_entropy(op).expect("cross_entropy");
-        });
-    });
+    let mut nll = backend.alloc::<f32>("nll", tokens)?;
+    let mut dx = data::rows::<B, T>(backend, 2, tokens, width)?;
+    let room = backend.cross_entropy_scratch::<T>(tokens, vocab, width, DType::BF16);
+    let mut scratch = backend.alloc("scratch", room)?;
+    Ok(move || {
+        backend.cross_entropy(CrossEntropy {
+            nll: B::Store::view_mut(&mut nll, 0..tokens),
+            dx: gradient.then_some(B::Store::rows_mut(&mut dx, 0..tokens, width)),
+            scratch: B::Store::view_mut(&mut scratch, 0..room),
+            x: B::Store::rows(&x, 0..tokens, width),
+            head: &head,
+            rows: &rows,
+            targets: &targets,
+            tokens,
+            weight: 0.1,
+        })
+    })
 }
 
-fn choice(group: &mut Group<'_>, (tokens, width, vocab): (usize, usize, usize)) {
-    let cpu = cpu();
-    let (x, head) = (numbers::<f32>(1, tokens * width), matrix::<f32>(vocab, width));
+fn choice<'a, B: Backend, T: Real>(
+    backend: &'a B,
+    model: &Model,
+    tokens: usize,
+) -> Result<impl FnMut() -> Result<()> + 'a> {
+    let Model { width, vocab, .. } = *model;
+    let x = data::rows::<B, T>(backend, 1, tokens, width)?;
+    let head = data::matrix(backend, (vocab, width))?;
     let rows: Vec<u32> = (0..4 * tokens as u32).map(|i| i / 4).collect();
     let ids: Vec<u32> = (0..4 * tokens as u32).map(|i| i % 4).collect();
-    let mut out = vec![0f32; rows.len()];
-    let mut scratch = vec![0f32; cpu.choice_scratch::<f32>(rows.len(), vocab, width, DType::F32)];
-    group.throughput(flops(tokens, width, vocab));
-    group.bench_function(format!("choice, V {vocab}"), |b| {
-        b.iter(|| {
-            let op: Choice<'_, Host, f32> = Choice {
-                out: &mut out,
-                scratch: &mut scratch,
-                x: &x,
-                head: &head,
-                rows: &rows,
-                ids: &ids,
-                tokens,
-            };
-            cpu.choice(op).expect("choice");
-        });
-    });
+    let mut out = backend.alloc::<f32>("out", rows.len())?;
+    let room = backend.choice_scratch::<T>(rows.len(), vocab, width, DType::BF16);
+    let mut scratch = backend.alloc("scratch", room)?;
+    Ok(move || {
+        backend.choice(Choice {
+            out: B::Store::view_mut(&mut out, 0..rows.len()),
+            scratch: B::Store::view_mut(&mut scratch, 0..room),
+            x: B::Store::rows(&x, 0..tokens, width),
+            head: &head,
+            rows: &rows,
+            ids: &ids,
+            tokens,
+        })
+    })
 }
 
-/// Eight samples of 128 tokens, first order and second.
-pub fn importance(c: &mut Criterion) {
-    let mut group = c.benchmark_group("importance");
-    group.sample_size(10);
-    let (tokens, o, i) = (1024, 1024, 1024);
-    let cpu = cpu();
-    let (dy, x, w) = (numbers::<f32>(1, tokens * o), numbers::<f32>(2, tokens * i), matrix::<f32>(o, i));
-    let samples: Vec<_> = (0..8).map(|s| Sample { rows: s * 128..(s + 1) * 128, supervised: 127 }).collect();
-    group.throughput(flops(tokens, i, o));
-    for scores in [&[Score::AbsFirst][..], &[Score::First, Score::Second, Score::AbsMix]] {
-        let mut scratch = vec![0f32; cpu.importance_scratch::<f32>(o, i, scores)];
-        let (mut rows, mut cols) = (vec![0f64; scores.len() * o], vec![0f64; scores.len() * i]);
-        group.bench_function(format!("{scores:?}"), |b| {
-            b.iter(|| {
-                let op: Importance<'_, Host, f32> = Importance {
-                    row_sums: &mut rows,
-                    col_sums: &mut cols,
-                    scratch: &mut scratch,
-                    dy: &dy,
-                    x: &x,
-                    w: &w,
-                    samples: &samples,
-                    scores,
-                    tokens,
-                };
-                cpu.importance(op).expect("importance");
-            });
+/// Eight samples, first order and second, on the largest weight of a layer.
+pub fn importance<B: Timed, T: Real>(bench: &mut Bench<'_, B>, model: &Model) {
+    let b = bench.backend;
+    let (tokens, i, o) = (model.tokens, model.width, model.layers[0].mlp);
+    let cases: [(&str, &'static [Score]); 2] = [
+        ("first order", &[Score::AbsFirst]),
+        ("second order", &[Score::First, Score::Second, Score::AbsMix]),
+    ];
+    for (what, scores) in cases {
+        let name = format!("{tokens}×{i}→{o}, {what}, {}", T::DTYPE);
+        bench.case("importance", &name, Work::Flops(2 * tokens * i * o), || {
+            scored::<B, T>(b, [tokens, o, i], scores)
         });
     }
+}
+
+fn scored<'a, B: Backend, T: Real>(
+    backend: &'a B,
+    [tokens, o, i]: [usize; 3],
+    scores: &'static [Score],
+) -> Result<impl FnMut() -> Result<()> + 'a> {
+    let (dy, x) = (data::rows::<B, T>(backend, 1, tokens, o)?, data::rows::<B, T>(backend, 2, tokens, i)?);
+    let w = data::matrix(backend, (o, i))?;
+    let bound = |s: usize| s * tokens / 8;
+    let sample = |s| Sample { rows: bound(s)..bound(s + 1), supervised: bound(s + 1) - bound(s) };
+    let samples: Vec<Sample> = (0..8).map(sample).collect();
+    let room = backend.importance_scratch::<T>(o, i, scores);
+    let mut scratch = backend.alloc("scratch", room)?;
+    let n = scores.len();
+    let mut row_sums = backend.alloc::<f64>("sums", n * o)?;
+    let mut col_sums = backend.alloc::<f64>("sums", n * i)?;
+    Ok(move || {
+        backend.importance(Importance {
+            row_sums: B::Store::view_mut(&mut row_sums, 0..n * o),
+            col_sums: B::Store::view_mut(&mut col_sums, 0..n * i),
+            scratch: B::Store::view_mut(&mut scratch, 0..room),
+            dy: B::Store::rows(&dy, 0..tokens, o),
+            x: B::Store::rows(&x, 0..tokens, i),
+            w: &w,
+            samples: &samples,
+            scores,
+            tokens,
+        })
+    })
 }

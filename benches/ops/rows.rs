@@ -1,8 +1,7 @@
-//! The operations without a frozen product, in f32 and bf16.
+//! The operations without a frozen product.
 
+use anabranch::Result;
 use anabranch::backend::Backend;
-use anabranch::cpu::Cpu;
-use anabranch::host::{HostMatrix, MatrixSource};
 use anabranch::ops::adamw::{AdamW, Hyper};
 use anabranch::ops::attention::{Attention, AttentionBwd, Heads, Segment};
 use anabranch::ops::embed::Embed;
@@ -10,247 +9,260 @@ use anabranch::ops::rms_norm::{RmsNorm, RmsNormBwd};
 use anabranch::ops::rope::Rope;
 use anabranch::ops::sum_sq::SumSq;
 use anabranch::ops::swiglu::{SwiGlu, SwiGluBwd};
-use anabranch::random::{Philox, Purpose};
-use anabranch::tensor::Real;
-use criterion::{BenchmarkId, Criterion, Throughput};
-use half::bf16;
-use std::sync::Arc;
+use anabranch::tensor::{Real, Store};
 
-fn cpu() -> Cpu {
-    Cpu::new(std::thread::available_parallelism().map_or(1, |n| n.get())).expect("threads")
-}
+use super::bench::{Bench, Timed, Work};
+use super::data;
+use super::sizes::{ADAPTER, Layer, Model, Scale};
 
-fn numbers<T: Real>(stream: u64, n: usize) -> Vec<T> {
-    let random = Philox::new(1, Purpose::Test.stream(stream));
-    (0..n as u64).map(|i| T::from_f32(2.0 * random.uniform(i) - 1.0)).collect()
-}
-
-/// Bytes that an operation reads and writes.
-fn bytes<T>(elements: usize) -> Throughput {
-    Throughput::Bytes((elements * size_of::<T>()) as u64)
-}
-
-/// T and D of the 157 M-parameter model.
-const TOKENS: usize = 1024;
-const WIDTH: usize = 1024;
-
-/// `y[1024, 1024]`.
-pub fn embed(c: &mut Criterion) {
-    let table = numbers::<bf16>(1, 8192 * WIDTH);
-    let data = bytemuck::cast_slice::<_, u8>(&table).to_vec();
-    let range = 0..data.len();
-    let source = MatrixSource {
-        name: "table".into(),
-        bytes: Arc::new(data),
-        range,
-        dtype: bf16::DTYPE,
-        size: (8192, WIDTH),
-    };
-    let table = HostMatrix::new(source).expect("a table");
-    let ids: Vec<u32> = (0..TOKENS as u32).map(|t| t * 7919 % 8192).collect();
-    let mut y = numbers::<f32>(2, TOKENS * WIDTH);
-    let cpu = cpu();
-    let mut group = c.benchmark_group("embed");
-    group.throughput(Throughput::Bytes((TOKENS * WIDTH * 6) as u64));
-    group.bench_function("bf16 to f32", |b| {
-        b.iter(|| cpu.embed(Embed { y: &mut y[..], table: &table, ids: &ids }).expect("rows"))
+/// embed, norms, rope and swiglu.
+pub fn all<B: Timed, T: Real>(bench: &mut Bench<'_, B>, model: &Model) {
+    let Model { tokens, width, head_dim, vocab, .. } = *model;
+    let Layer { heads, mlp, .. } = model.layers[0];
+    let b = bench.backend;
+    let size = size_of::<T>();
+    let name = |columns: usize| format!("{tokens}×{columns}, {}", T::DTYPE);
+    let n = tokens * width;
+    bench.case("embed", &name(width), Work::Bytes(n * (2 + size)), || {
+        let table = data::matrix(b, (vocab, width))?;
+        let mut y = data::rows::<B, T>(b, 1, tokens, width)?;
+        let ids: Vec<u32> = (0..tokens as u32).map(|t| t * 7919 % vocab as u32).collect();
+        Ok(move || {
+            b.embed(Embed { y: B::Store::rows_mut(&mut y, 0..tokens, width), table: &table, ids: &ids })
+        })
+    });
+    bench.case("rms_norm", &name(width), Work::Bytes(2 * n * size), || {
+        let (x, w) = (data::rows::<B, T>(b, 1, tokens, width)?, data::vector(b, 2, width)?);
+        let mut y = data::rows::<B, T>(b, 3, tokens, width)?;
+        let mut rstd = b.alloc::<f32>("rstd", tokens)?;
+        Ok(move || {
+            b.rms_norm::<T>(RmsNorm {
+                y: B::Store::rows_mut(&mut y, 0..tokens, width),
+                rstd: B::Store::view_mut(&mut rstd, 0..tokens),
+                x: B::Store::rows(&x, 0..tokens, width),
+                w: B::Store::view(&w, 0..width),
+                tokens,
+                width,
+                eps: 1e-5,
+            })
+        })
+    });
+    bench.case("rms_norm_bwd", &name(width), Work::Bytes(4 * n * size), || {
+        let [x, dy, residual] =
+            [1, 2, 3].map(|from| data::rows::<B, T>(b, from, tokens, width)).map(Result::unwrap);
+        let mut dx = data::rows::<B, T>(b, 4, tokens, width)?;
+        let (w, rstd) = (data::vector(b, 5, width)?, data::vector(b, 6, tokens)?);
+        Ok(move || {
+            b.rms_norm_bwd::<T>(RmsNormBwd {
+                dx: B::Store::rows_mut(&mut dx, 0..tokens, width),
+                dy: B::Store::rows(&dy, 0..tokens, width),
+                residual: Some(B::Store::rows(&residual, 0..tokens, width)),
+                x: B::Store::rows(&x, 0..tokens, width),
+                rstd: B::Store::view(&rstd, 0..tokens),
+                w: B::Store::view(&w, 0..width),
+                tokens,
+                width,
+            })
+        })
+    });
+    let columns = heads * head_dim;
+    bench.case("rope", &name(columns), Work::Bytes(2 * tokens * columns * size), || {
+        let half = head_dim / 2;
+        let mut x = data::rows::<B, T>(b, 1, tokens, columns)?;
+        let (cos, sin) = (data::vector(b, 2, tokens * half)?, data::vector(b, 3, tokens * half)?);
+        let rows: Vec<u32> = (0..tokens as u32).collect();
+        Ok(move || {
+            b.rope::<T>(Rope {
+                x: B::Store::rows_mut(&mut x, 0..tokens, columns),
+                cos: B::Store::view(&cos, 0..tokens * half),
+                sin: B::Store::view(&sin, 0..tokens * half),
+                rows: &rows,
+                heads,
+                head_dim,
+                inverse: false,
+            })
+        })
+    });
+    let n = tokens * mlp;
+    bench.case("swiglu", &name(mlp), Work::Bytes(3 * n * size), || {
+        let (gate, up) = (data::rows::<B, T>(b, 1, tokens, mlp)?, data::rows::<B, T>(b, 2, tokens, mlp)?);
+        let mut h = data::rows::<B, T>(b, 3, tokens, mlp)?;
+        Ok(move || {
+            b.swiglu::<T>(SwiGlu {
+                h: B::Store::rows_mut(&mut h, 0..tokens, mlp),
+                gate: B::Store::rows(&gate, 0..tokens, mlp),
+                up: B::Store::rows(&up, 0..tokens, mlp),
+                tokens,
+                width: mlp,
+            })
+        })
+    });
+    bench.case("swiglu_bwd", &name(mlp), Work::Bytes(5 * n * size), || {
+        let [gate, up, dh] =
+            [1, 2, 3].map(|from| data::rows::<B, T>(b, from, tokens, mlp)).map(Result::unwrap);
+        let (mut dgate, mut dup) =
+            (data::rows::<B, T>(b, 4, tokens, mlp)?, data::rows::<B, T>(b, 5, tokens, mlp)?);
+        Ok(move || {
+            b.swiglu_bwd::<T>(SwiGluBwd {
+                dgate: B::Store::rows_mut(&mut dgate, 0..tokens, mlp),
+                dup: B::Store::rows_mut(&mut dup, 0..tokens, mlp),
+                dh: B::Store::rows(&dh, 0..tokens, mlp),
+                gate: B::Store::rows(&gate, 0..tokens, mlp),
+                up: B::Store::rows(&up, 0..tokens, mlp),
+                tokens,
+                width: mlp,
+            })
+        })
     });
 }
 
-/// `[1024, 1024]`, forward and backward with a residual.
-pub fn rms_norm(c: &mut Criterion) {
-    fn case<T: Real>(c: &mut Criterion) {
-        let n = TOKENS * WIDTH;
-        let [x, dy, residual] = [1, 2, 3].map(|stream| numbers::<T>(stream, n));
-        let w = numbers::<f32>(4, WIDTH);
-        let (mut y, mut rstd) = (x.clone(), vec![1f32; TOKENS]);
-        let cpu = cpu();
-        let mut group = c.benchmark_group("rms_norm");
-        group.throughput(bytes::<T>(2 * n));
-        group.bench_function(BenchmarkId::new("forward", T::DTYPE), |b| {
-            b.iter(|| {
-                cpu.rms_norm::<T>(RmsNorm {
-                    y: &mut y,
-                    rstd: &mut rstd,
-                    x: &x,
-                    w: &w,
-                    tokens: TOKENS,
-                    width: WIDTH,
-                    eps: 1e-5,
-                })
-                .expect("a norm")
-            })
-        });
-        group.throughput(bytes::<T>(4 * n));
-        group.bench_function(BenchmarkId::new("backward", T::DTYPE), |b| {
-            b.iter(|| {
-                cpu.rms_norm_bwd::<T>(RmsNormBwd {
-                    dx: &mut y,
-                    dy: &dy,
-                    residual: Some(&residual),
-                    x: &x,
-                    rstd: &rstd,
-                    w: &w,
-                    tokens: TOKENS,
-                    width: WIDTH,
-                })
-                .expect("a gradient")
-            })
-        });
+/// Long documents and short ones, causal, full and pruned heads: two products forward and five backward, of the scores
+/// that are seen.
+pub fn attention<B: Timed, T: Real>(bench: &mut Bench<'_, B>, model: &Model) {
+    let b = bench.backend;
+    for layer in [Some(model.layers[0]), model.pruned()].into_iter().flatten() {
+        let (q, kv, dim) = (layer.heads, layer.kv_heads, model.head_dim);
+        let heads = Heads { q, kv, dim, scale: 1.0 / (dim as f32).sqrt() };
+        for documents in &model.documents {
+            let longest = documents.iter().max().copied().unwrap_or(0);
+            let seen: usize = documents.iter().map(|n| n * (n + 1) / 2).sum();
+            let product = 2 * seen * q * dim;
+            let name = format!(
+                "{} documents of up to {longest}, {q}/{kv} heads of {dim}, {}",
+                documents.len(),
+                T::DTYPE
+            );
+            bench.case("attention", &name, Work::Flops(2 * product), || {
+                let mut a = Attending::<B, T>::new(b, documents, heads)?;
+                Ok(move || a.forward())
+            });
+            bench.case("attention_bwd", &name, Work::Flops(5 * product), || {
+                let mut a = Attending::<B, T>::new(b, documents, heads)?;
+                a.forward()?;
+                Ok(move || a.backward())
+            });
+        }
     }
-    case::<f32>(c);
-    case::<bf16>(c);
-}
-
-/// 16 heads of 64 columns.
-pub fn rope(c: &mut Criterion) {
-    fn case<T: Real>(c: &mut Criterion) {
-        let mut x = numbers::<T>(1, TOKENS * WIDTH);
-        let [cos, sin] = [2, 3].map(|stream| numbers::<f32>(stream, TOKENS * 32));
-        let rows: Vec<u32> = (0..TOKENS as u32).collect();
-        let cpu = cpu();
-        let mut group = c.benchmark_group("rope");
-        group.throughput(bytes::<T>(2 * TOKENS * WIDTH));
-        group.bench_function(T::DTYPE.name(), |b| {
-            b.iter(|| {
-                let (x, cos, sin, rows) = (&mut x[..], &cos[..], &sin[..], &rows[..]);
-                cpu.rope::<T>(Rope { x, cos, sin, rows, heads: 16, head_dim: 64, inverse: false })
-                    .expect("a rotation")
-            })
-        });
-    }
-    case::<f32>(c);
-    case::<bf16>(c);
-}
-
-/// `[1024, 2816]`.
-pub fn swiglu(c: &mut Criterion) {
-    fn case<T: Real>(c: &mut Criterion) {
-        let (tokens, width) = (TOKENS, 2816);
-        let n = tokens * width;
-        let [gate, up, dh] = [1, 2, 3].map(|stream| numbers::<T>(stream, n));
-        let (mut h, mut dup) = (gate.clone(), gate.clone());
-        let cpu = cpu();
-        let mut group = c.benchmark_group("swiglu");
-        group.throughput(bytes::<T>(3 * n));
-        group.bench_function(BenchmarkId::new("forward", T::DTYPE), |b| {
-            b.iter(|| cpu.swiglu::<T>(SwiGlu { h: &mut h, gate: &gate, up: &up, tokens, width }).expect("h"))
-        });
-        group.throughput(bytes::<T>(5 * n));
-        group.bench_function(BenchmarkId::new("backward", T::DTYPE), |b| {
-            b.iter(|| {
-                cpu.swiglu_bwd::<T>(SwiGluBwd {
-                    dgate: &mut h,
-                    dup: &mut dup,
-                    dh: &dh,
-                    gate: &gate,
-                    up: &up,
-                    tokens,
-                    width,
-                })
-                .expect("gradients")
-            })
-        });
-    }
-    case::<f32>(c);
-    case::<bf16>(c);
-}
-
-/// Five million parameters.
-pub fn optimizer(c: &mut Criterion) {
-    let n = 5_000_000;
-    let grads = numbers::<f32>(1, n);
-    let mut params = numbers::<f32>(2, n);
-    let (mut m, mut v, mut norm_sq) = (vec![0f32; n], vec![0f32; n], [1f64]);
-    let hyper = Hyper { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_norm: 1.0 };
-    let cpu = cpu();
-    let mut group = c.benchmark_group("optimizer");
-    group.throughput(bytes::<f32>(n));
-    group.bench_function("sum_sq", |b| {
-        b.iter(|| cpu.sum_sq(SumSq { out: &mut norm_sq[..], x: &grads[..] }).expect("a sum"))
+    // A token against what a cache holds.
+    let (heads, past) = (model.layers[0], model.documents[0][0]);
+    let (q, kv, dim) = (heads.heads, heads.kv_heads, model.head_dim);
+    let heads = Heads { q, kv, dim, scale: 1.0 / (dim as f32).sqrt() };
+    let name = format!("a token and {past} before it, {q}/{kv} heads of {dim}, {}", T::DTYPE);
+    let bytes = 2 * (past + 1) * kv * dim * size_of::<T>();
+    bench.case("attention", &name, Work::Bytes(bytes), || {
+        let mut a = Attending::<B, T>::cached(b, past, heads)?;
+        Ok(move || a.forward())
     });
-    group.throughput(bytes::<f32>(7 * n));
-    group.bench_function("adamw", |b| {
-        b.iter(|| {
-            cpu.adamw(AdamW {
-                params: &mut params[..],
-                m: &mut m[..],
-                v: &mut v[..],
-                grads: &grads[..],
-                norm_sq: &norm_sq[..],
+}
+
+type Buf<B, T> = <<B as Backend>::Store as Store>::Buf<T>;
+
+/// The buffers of attention, forward and backward.
+struct Attending<'a, B: Backend, T: Real> {
+    backend: &'a B,
+    segments: Vec<Segment>,
+    heads: Heads,
+    /// T and U.
+    tokens: [usize; 2],
+    q: [Buf<B, T>; 4],
+    kv: [Buf<B, T>; 4],
+    lse: Buf<B, f32>,
+    scratch: Buf<B, f32>,
+}
+
+impl<'a, B: Backend, T: Real> Attending<'a, B, T> {
+    fn new(backend: &'a B, documents: &[usize], heads: Heads) -> Result<Attending<'a, B, T>> {
+        let mut end = 0;
+        let segment = |&n: &usize| {
+            end += n;
+            Segment { q: end - n..end, own: end - n, past: vec![] }
+        };
+        let segments = documents.iter().map(segment).collect();
+        Attending::with(backend, segments, [end, end], heads)
+    }
+
+    fn cached(backend: &'a B, past: usize, heads: Heads) -> Result<Attending<'a, B, T>> {
+        let segment = Segment { q: 0..1, own: past, past: vec![0..past] };
+        Attending::with(backend, vec![segment], [1, past + 1], heads)
+    }
+
+    fn with(backend: &'a B, segments: Vec<Segment>, tokens: [usize; 2], heads: Heads) -> Result<Self> {
+        let q = |from| data::rows::<B, T>(backend, from, tokens[0], heads.q * heads.dim);
+        let kv = |from| data::rows::<B, T>(backend, from, tokens[1], heads.kv * heads.dim);
+        let room = backend.attention_bwd_scratch(tokens[0], heads.q);
+        Ok(Attending {
+            backend,
+            segments,
+            heads,
+            tokens,
+            q: [q(1)?, q(2)?, q(3)?, q(4)?],
+            kv: [kv(5)?, kv(6)?, kv(7)?, kv(8)?],
+            lse: backend.alloc("log-sum-exp", tokens[0] * heads.q)?,
+            scratch: backend.alloc("scratch", room)?,
+        })
+    }
+
+    fn forward(&mut self) -> Result<()> {
+        let (wide, narrow) = (self.heads.q * self.heads.dim, self.heads.kv * self.heads.dim);
+        let ([t, u], [q, o, ..], [k, v, ..]) = (self.tokens, &mut self.q, &self.kv);
+        self.backend.attention::<T>(Attention {
+            o: B::Store::rows_mut(o, 0..t, wide),
+            lse: B::Store::view_mut(&mut self.lse, 0..t * self.heads.q),
+            q: B::Store::rows(q, 0..t, wide),
+            k: B::Store::rows(k, 0..u, narrow),
+            v: B::Store::rows(v, 0..u, narrow),
+            segments: &self.segments,
+            heads: self.heads,
+        })
+    }
+
+    fn backward(&mut self) -> Result<()> {
+        let (wide, narrow) = (self.heads.q * self.heads.dim, self.heads.kv * self.heads.dim);
+        let ([t, u], [q, o, do_, dq], [k, v, dk, dv]) = (self.tokens, &mut self.q, &mut self.kv);
+        let room = B::Store::len(&self.scratch);
+        self.backend.attention_bwd::<T>(AttentionBwd {
+            dq: B::Store::rows_mut(dq, 0..t, wide),
+            dk: B::Store::rows_mut(dk, 0..u, narrow),
+            dv: B::Store::rows_mut(dv, 0..u, narrow),
+            scratch: B::Store::view_mut(&mut self.scratch, 0..room),
+            do_: B::Store::rows(do_, 0..t, wide),
+            o: B::Store::rows(o, 0..t, wide),
+            lse: B::Store::view(&self.lse, 0..t * self.heads.q),
+            q: B::Store::rows(q, 0..t, wide),
+            k: B::Store::rows(k, 0..u, narrow),
+            v: B::Store::rows(v, 0..u, narrow),
+            segments: &self.segments,
+            heads: self.heads,
+        })
+    }
+}
+
+/// All parameters of an adapter.
+pub fn optimizer<B: Timed>(bench: &mut Bench<'_, B>, scale: Scale) {
+    let n = if scale == Scale::Full { ADAPTER } else { 5003 };
+    let b = bench.backend;
+    let name = format!("{n} parameters");
+    bench.case("sum_sq", &name, Work::Bytes(4 * n), || {
+        let x = data::vector(b, 1, n)?;
+        let mut out = b.alloc::<f64>("a sum", 1)?;
+        Ok(move || b.sum_sq(SumSq { out: B::Store::view_mut(&mut out, 0..1), x: B::Store::view(&x, 0..n) }))
+    });
+    bench.case("adamw", &name, Work::Bytes(7 * 4 * n), || {
+        let (grads, mut params) = (data::vector(b, 1, n)?, data::vector(b, 2, n)?);
+        let (mut m, mut v) = (b.alloc::<f32>("moments", n)?, b.alloc::<f32>("moments", n)?);
+        let norm_sq = data::buffer(b, &[1.0f64])?;
+        let hyper =
+            Hyper { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_norm: 1.0 };
+        Ok(move || {
+            b.adamw(AdamW {
+                params: B::Store::view_mut(&mut params, 0..n),
+                m: B::Store::view_mut(&mut m, 0..n),
+                v: B::Store::view_mut(&mut v, 0..n),
+                grads: B::Store::view(&grads, 0..n),
+                norm_sq: B::Store::view(&norm_sq, 0..1),
                 hyper,
                 step: 3,
             })
-            .expect("an update")
-        })
-    });
-}
-
-/// Documents of the 157 M-parameter model and of the demo, forward and backward, and a token against a cache of 500.
-/// `Gelem/s` is GFLOP/s of the two products forward and five backward, of the scores that are seen.
-pub fn attention(c: &mut Criterion) {
-    let demo: Vec<usize> = (0..40).map(|i| 30 + i * 7 % 11).collect();
-    let heads = |q, kv, dim: usize| Heads { q, kv, dim, scale: 1.0 / (dim as f32).sqrt() };
-    attention_case::<f32>(c, "4 × 256", &[256; 4], 0, heads(16, 4, 64));
-    attention_case::<bf16>(c, "4 × 256", &[256; 4], 0, heads(16, 4, 64));
-    attention_case::<f32>(c, "demo", &demo, 0, heads(16, 8, 32));
-    attention_case::<f32>(c, "2048", &[2048], 0, heads(8, 8, 128));
-    attention_case::<f32>(c, "decode", &[1], 500, heads(32, 8, 128));
-}
-
-fn attention_case<T: Real>(c: &mut Criterion, name: &str, documents: &[usize], past: usize, heads: Heads) {
-    let mut segments = Vec::new();
-    let (mut end, mut seen) = (0, 0);
-    for n in documents {
-        let before = if past > 0 { vec![0..past] } else { vec![] };
-        segments.push(Segment { q: end..end + n, own: past + end, past: before });
-        end += n;
-        seen += n * (n + 1) / 2 + n * past;
-    }
-    let (wide, narrow) = (end * heads.q * heads.dim, (past + end) * heads.kv * heads.dim);
-    let [q, do_] = [1, 2].map(|stream| numbers::<T>(stream, wide));
-    let [k, v] = [3, 4].map(|stream| numbers::<T>(stream, narrow));
-    let (mut o, mut lse) = (q.clone(), vec![0f32; end * heads.q]);
-    let product = (2 * seen * heads.q * heads.dim) as u64;
-    let cpu = cpu();
-    let mut group = c.benchmark_group(format!("attention/{name}"));
-    group.throughput(Throughput::Elements(2 * product)).sample_size(20);
-    group.bench_function(BenchmarkId::new("forward", T::DTYPE), |b| {
-        b.iter(|| {
-            cpu.attention::<T>(Attention {
-                o: &mut o,
-                lse: &mut lse,
-                q: &q,
-                k: &k,
-                v: &v,
-                segments: &segments,
-                heads,
-            })
-            .expect("attention")
-        })
-    });
-    if past > 0 {
-        return;
-    }
-    let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
-    group.throughput(Throughput::Elements(5 * product));
-    group.bench_function(BenchmarkId::new("backward", T::DTYPE), |b| {
-        b.iter(|| {
-            cpu.attention_bwd::<T>(AttentionBwd {
-                dq: &mut dq,
-                dk: &mut dk,
-                dv: &mut dv,
-                scratch: &mut [],
-                do_: &do_,
-                o: &o,
-                lse: &lse,
-                q: &q,
-                k: &k,
-                v: &v,
-                segments: &segments,
-                heads,
-            })
-            .expect("gradients")
         })
     });
 }

@@ -1,75 +1,70 @@
-//! What is done to whole weights: the search for singular values, and merging; of LLaMA-3-8B's shapes, in bf16.
+//! What is done to whole weights: the search for singular values, and merging.
 
-use std::sync::Arc;
-
-use anabranch::backend::{Backend, Scratch};
-use anabranch::cpu::Cpu;
-use anabranch::host::{HostMatrix, MatrixSource};
-use anabranch::ops::merge::{Merge, Update};
+use anabranch::Result;
+use anabranch::ops::merge::{Merge, ROWS, Update};
 use anabranch::ops::rsvd::{Rsvd, Sketch};
-use anabranch::random::{Philox, Purpose};
-use anabranch::tensor::Real;
-use criterion::{Criterion, Throughput};
-use half::bf16;
+use anabranch::tensor::{Real, Store};
 
-fn cpu() -> Cpu {
-    Cpu::new(std::thread::available_parallelism().map_or(1, |n| n.get())).expect("threads")
-}
+use super::bench::{Bench, Timed, Work};
+use super::data;
+use super::sizes::{Model, RANK};
 
-fn numbers<T: Real>(stream: u64, n: usize) -> Vec<T> {
-    let random = Philox::new(1, Purpose::Test.stream(stream));
-    (0..n as u64).map(|i| T::from_f32(2.0 * random.uniform(i) - 1.0)).collect()
-}
-
-/// 16 values in three passes.
-pub fn rsvd(c: &mut Criterion) {
-    let cpu = cpu();
+/// 16 values in three passes, each of which has two products of 24 directions.
+pub fn rsvd<B: Timed>(bench: &mut Bench<'_, B>, model: &Model) {
+    let b = bench.backend;
     let sketch = Sketch::new(16, 0);
-    let mut group = c.benchmark_group("rsvd");
-    group.sample_size(10);
-    for size in [(4096, 4096), (14336, 4096), (4096, 14336)] {
-        let bytes = bytemuck::cast_slice::<bf16, u8>(&numbers(1, size.0 * size.1)).to_vec();
-        let range = 0..bytes.len();
-        let source =
-            MatrixSource { name: "w".into(), bytes: Arc::new(bytes), range, dtype: bf16::DTYPE, size };
-        let w = HostMatrix::new(source).expect("a weight");
-        let (mut values, mut residuals, mut energy) = ([0.0; 16], [0.0; 16], [0.0; 1]);
-        let mut scratch = vec![0f32; cpu.rsvd_scratch(1, size, &sketch)];
-        group.throughput(Throughput::Bytes((3 * 2 * size.0 * size.1) as u64));
-        group.bench_function(format!("{} x {}, rank 16", size.0, size.1), |b| {
-            b.iter(|| {
-                cpu.rsvd(Rsvd {
-                    values: &mut values,
-                    residuals: &mut residuals,
-                    energy: &mut energy,
+    let (width, mlp) = (model.width, model.layers[0].mlp);
+    for size in [(width, width), (mlp, width), (width, mlp)] {
+        let (k, l) = (sketch.values(size), sketch.width(size));
+        let flops = 4 * (sketch.iterations + 1) * size.0 * size.1 * l;
+        bench.case("rsvd", &format!("{}×{}, {k} values", size.0, size.1), Work::Flops(flops), || {
+            let w = data::matrix(b, size)?;
+            let (mut values, mut residuals) = (b.alloc::<f64>("values", k)?, b.alloc::<f64>("residuals", k)?);
+            let mut energy = b.alloc::<f64>("energy", 1)?;
+            let len = b.rsvd_scratch(1, size, &sketch);
+            let mut scratch = b.alloc::<f32>("scratch", len)?;
+            Ok(move || {
+                b.rsvd(Rsvd {
+                    values: B::Store::view_mut(&mut values, 0..k),
+                    residuals: B::Store::view_mut(&mut residuals, 0..k),
+                    energy: B::Store::view_mut(&mut energy, 0..1),
                     vectors: None,
-                    scratch: &mut scratch,
+                    scratch: B::Store::view_mut(&mut scratch, 0..len),
                     a: &[&w],
                     tensors: &[0],
                     sketch,
                 })
-                .expect("finite numbers")
             })
         });
     }
 }
 
-/// One adapter of rank 8, and four.
-pub fn merge(c: &mut Criterion) {
-    let cpu = cpu();
-    let (o, i) = (4096, 4096);
-    let (a, b) = (numbers::<f32>(2, 8 * i), numbers::<f32>(3, o * 8));
-    let mut w = numbers::<bf16>(1, o * i);
-    let mut sums = vec![0.0; o / 8];
-    let mut group = c.benchmark_group("merge");
-    group.sample_size(10).throughput(Throughput::Bytes((2 * 2 * o * i) as u64));
+/// One adapter, and four.
+pub fn merge<B: Timed, T: Real>(bench: &mut Bench<'_, B>, model: &Model) {
+    let b = bench.backend;
+    let (o, i) = (model.layers[0].mlp, model.width);
     for adapters in [1, 4] {
-        group.bench_function(format!("4096 x 4096, rank 8 of {adapters}"), |bench| {
-            bench.iter(|| {
-                let update = |_| Update { a: &a[..], b: &b[..], rank: 8, scale: 1e-3 };
-                let updates = (0..adapters).map(update).collect();
-                cpu.merge::<bf16>(Merge { w: &mut w, sums: &mut sums, updates, out: o, inner: i })
-                    .expect("sizes that fit")
+        let name = format!("{o}×{i}, {}, rank {RANK} of {adapters}", T::DTYPE);
+        bench.case("merge", &name, Work::Bytes(2 * o * i * size_of::<T>()), || {
+            // Small factors: the weight is added to again and again.
+            let (up, down) = (data::vector(b, 2, RANK * i)?, data::vector(b, 3, o * RANK)?);
+            let mut w = data::buffer(b, &vec![T::from_f32(1.0); o * i])?;
+            let count = 2 * o.div_ceil(ROWS);
+            let mut sums = b.alloc::<f64>("what rounding does", count)?;
+            Ok(move || -> Result<()> {
+                let update = |_| Update {
+                    a: B::Store::view(&up, 0..RANK * i),
+                    b: B::Store::view(&down, 0..o * RANK),
+                    rank: RANK,
+                    scale: 1e-6,
+                };
+                b.merge::<T>(Merge {
+                    w: B::Store::view_mut(&mut w, 0..o * i),
+                    sums: B::Store::view_mut(&mut sums, 0..count),
+                    updates: (0..adapters).map(update).collect(),
+                    out: o,
+                    inner: i,
+                })
             })
         });
     }

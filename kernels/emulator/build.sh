@@ -28,6 +28,8 @@ while [ $# -gt 0 ]; do
 done
 
 mkdir -p "$out"
+# The management library is in the same file, so that it counts the same memory.
+ln -sf libcuda.so.1 "$out/libnvidia-ml.so.1"
 export CXX=${CXX:-g++}
 flags=(-std=c++17 -O2 -fPIC -ftls-model=initial-exec -fvisibility-inlines-hidden -Wall -Wextra "${mode[@]}")
 kernel_flags=(-g1 -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -Wno-tsan "${instrument[@]}"

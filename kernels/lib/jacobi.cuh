@@ -14,7 +14,8 @@ struct JacobiShared {
 __device__ __forceinline__ int jacobi_even(int rows) { return rows + (rows & 1); }
 
 /// `a`[n, n] = v diag(λ) vᵀ: λ stays on a's diagonal in no order, the columns of `v` are the vectors. n is even; rows of
-/// both lie `ld` apart. The block has n/2 threads or more. Ends at once where a holds NaN. The block has met when it returns.
+/// both lie `ld` apart. The block has n/2 threads or more. Ends at once where a holds NaN. Before others' parts
+/// are read the block must meet, as it does in `descending`.
 __device__ __forceinline__ void jacobi(double* a, double* v, int n, int ld, JacobiShared& s) {
     const int half = n / 2, thread = threadIdx.x;
     for (int i = thread; i < n * n; i += blockDim.x) v[i / n * ld + i % n] = i / n == i % n ? 1.0 : 0.0;
@@ -71,12 +72,11 @@ __device__ __forceinline__ void jacobi(double* a, double* v, int n, int ld, Jaco
                 a[qi * ld + qj] = a[qj * ld + qi] = n11;
             }
         }
-        __syncthreads();
+        // Written before the round's second barrier, and next after the coming sweep's first.
         bool any = false;
         for (int pair = 0; pair < half; pair++) any |= s.moved[pair] != 0;
         if (!any) break;
     }
-    __syncthreads();
 }
 
 /// `order[k]` = where the k-th largest of the first `rows` eigenvalues lies on the diagonal; `values[k]` = it.

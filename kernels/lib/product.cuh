@@ -8,23 +8,17 @@
 // A line is a row of A or a column of B. An operand lies in memory with k contiguous (`along_k`: rows of x, rows of
 // W[O, I] in a forward product) or with its lines contiguous (rows are steps of k). Base addresses are multiples of 16
 // bytes, leading dimensions multiples of 8 elements, and a matrix has less than 2^35 elements.
-// Shared memory: rows of 16-byte chunks, permuted so that eight rows of one chunk column lie in 32 different banks.
 #pragma once
+#include "chunks.cuh"
 #include "fragments.cuh"
 #include "kernel.cuh"
 #include "ptx.cuh"
+#include "raster.cuh"
 
 namespace product {
 
 /// Steps of k in a tile.
 constexpr int DEPTH = 32;
-
-/// Where chunk `chunk` of row `row` lies, in elements, in rows of `chunks` chunks.
-template <int chunks>
-__device__ __forceinline__ int place(int row, int chunk) {
-    constexpr int line = chunks >= 8 ? 1 : 8 / chunks; // rows in 128 bytes
-    return (row * chunks + (chunk ^ (row / line & (chunks >= 8 ? 7 : chunks - 1)))) * 8;
-}
 
 /// One operand's tile in shared memory.
 template <int lines_, bool along_k_>
@@ -173,7 +167,8 @@ struct Product {
 
     /// Adds the product of all segments. `open(s, a, b)` begins segment s and returns its K, 0 if there is none.
     /// `landed(tile, a)` is called when this thread's own copies of A's tile number `tile` are in shared memory, before
-    /// others read them; `before(tile, a)` before the tile is multiplied, when all may read it. Afterwards the ring is free.
+    /// others read them; `before(tile, a)` before the tile is multiplied, when all may read it. Afterwards no copy is on
+    /// its way; the ring is free when the block has met once more.
     template <class Open, class Landed = Nothing, class Before = Nothing>
     __device__ __forceinline__ void add(Ring& ring, Open open, Landed landed = {}, Before before = {}) {
         CopyA copy_a;
@@ -228,8 +223,6 @@ struct Product {
             free = now;
             now = next;
         }
-        ptx::copy_async_wait_all();
-        __syncthreads();
     }
 
     /// Calls `f(row, column, v0, v1)` for each pair of neighbouring columns that this thread holds, v by reference.
@@ -258,18 +251,6 @@ __device__ __forceinline__ void store(bf16* out, const bf16* tile, int row0, int
         *reinterpret_cast<uint4*>(out + size_t(row) * ld + column) =
             *reinterpret_cast<const uint4*>(tile + place<chunks>(i / chunks, i % chunks));
     }
-}
-
-/// The tile's place in a grid of `down` × `across` tiles, numbered so that blocks that run at a time share operands:
-/// strips of eight tiles down, columns first.
-struct Place {
-    int down, across;
-};
-__device__ __forceinline__ Place raster(int index, int down, int across) {
-    constexpr int STRIP = 8;
-    const int strip = index / (STRIP * across), within = index % (STRIP * across);
-    const int height = min(down - strip * STRIP, STRIP);
-    return {strip * STRIP + within % height, within / height};
 }
 
 } // namespace product

@@ -1,5 +1,5 @@
-// Every PTX instruction that kernels use, each in a function of real pointers; the only inline assembly of the project.
-// Compiled for the CPU, the same functions come from kernels/emulator/include/ptx_twins.h.
+// Every PTX instruction that kernels use, each in a function of real pointers; with ptx_sm90.cuh, the only inline assembly
+// of the project. Compiled for the CPU, the same functions come from kernels/emulator/include/ptx_twins.h.
 //
 //   copy_async<4|8|16>(shared, global, source_bytes)  cp.async; bytes past source_bytes become zero, and then global need
 //                                   not be readable there (0: not at all). 16 goes around L1. Alignment: as many bytes.

@@ -9,9 +9,9 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 use rayon::prelude::*;
 
-use super::{eigen, gram, product, scale_columns};
+use super::{eigen, gram, positive, product, scale_columns};
 use crate::error::{Error, Result};
-use crate::ops::rsvd::{CUT, Sketch, orthonormal, sign};
+use crate::ops::rsvd::{CUT, Sketch, orthonormal};
 
 /// Rows that are read at a time.
 const BLOCK: usize = 128;
@@ -102,12 +102,7 @@ pub fn rsvd<S: RowBlocks + ?Sized>(source: &S, sketch: &Sketch, tensor: u64) -> 
         pairs.map(|(d, v)| (d - values[j] * v).powi(2)).sum::<f64>().sqrt()
     };
     let residuals = (0..k).map(missing).collect();
-    for j in 0..k {
-        if sign(u.col_as_slice(j)) < 0.0 {
-            u.col_as_slice_mut(j).iter_mut().for_each(|x| *x = -*x);
-            v.col_as_slice_mut(j).iter_mut().for_each(|x| *x = -*x);
-        }
-    }
+    positive(&mut u, &mut v);
     Ok(Svd { u, values, v, residuals, energy })
 }
 

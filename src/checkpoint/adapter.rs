@@ -1,9 +1,11 @@
 //! LoRA adapters in PEFT's folders: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::adapter_config::{ADAPTER_CONFIG, AdapterConfig};
+use super::bytes;
 use super::config::ModelConfig;
 use super::factor::{Factor, Pair};
 use super::module::{Module, Target};
@@ -15,6 +17,8 @@ use crate::tensor::DType;
 
 /// The file with the tensors.
 pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";
+/// The longest header of an adapter that is read: 14 tensors a layer, of some 200 bytes each, of 6,000 layers.
+const MAX_ADAPTER_HEADER: u64 = 16 << 20;
 /// What PEFT puts before every name.
 const PREFIX: &str = "base_model.model.";
 
@@ -72,6 +76,7 @@ impl Adapter {
             };
             return Err(Error::file(dir, why));
         }
+        check_header(&file)?;
         let weights = Weights::open(&file, options)?;
         let modules = pairs(&config, &weights)?;
         if modules.is_empty() {
@@ -166,6 +171,22 @@ impl Adapter {
     /// An error where a value is NaN or infinite: reads all of the file.
     pub fn check_finite(&self) -> Result<()> {
         self.modules.values().try_for_each(Pair::check_finite)
+    }
+}
+
+/// An error where the file announces a header that no adapter has, before it is parsed. What else is wrong with it is for
+/// [`Weights::open`] to say.
+fn check_header(file: &Path) -> Result<()> {
+    let mut length = [0; 8];
+    if bytes::open(file)?.0.read_exact(&mut length).is_err() {
+        return Ok(());
+    }
+    match u64::from_le_bytes(length) {
+        n if n > MAX_ADAPTER_HEADER => Err(Error::file(
+            file,
+            format!("announces a header of {n} bytes, the most of an adapter is {MAX_ADAPTER_HEADER}"),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 /// The file's name.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 const MAX_RANK: usize = 1 << 20;
+/// Patterns for every module of the largest model, several times over.
+const MAX_CONFIG: u64 = 4 << 20;
 
 /// A pattern of PEFT with its text.
 #[derive(Clone, Debug)]
@@ -87,7 +89,7 @@ impl AdapterConfig {
     /// Reads `adapter_config.json` in the folder `dir`.
     pub fn open(dir: &Path) -> Result<AdapterConfig> {
         let path = dir.join(ADAPTER_CONFIG);
-        AdapterConfig::from_json(&path, json::read_object(&path)?)
+        AdapterConfig::from_json(&path, json::object(&path, &json::read_at_most(&path, MAX_CONFIG)?)?)
     }
 
     /// Reads the object `raw`; `path` is for the errors' text.
@@ -242,6 +244,11 @@ fn whole(alpha: f64) -> Value {
     if alpha.fract() == 0.0 && alpha.abs() < 2f64.powi(53) { json!(alpha as i64) } else { json!(alpha) }
 }
 
+/// Whether the initialisation `init` changes the base's weights, so that an adapter means nothing on the original ones.
+pub fn changes_base(init: &str) -> bool {
+    BASE_CHANGING.iter().any(|b| init.to_lowercase().starts_with(b))
+}
+
 fn refuse(f: &Fields<'_>) -> Result<()> {
     for (key, why) in REFUSED {
         let fine = match f.get(key) {
@@ -257,7 +264,7 @@ fn refuse(f: &Fields<'_>) -> Result<()> {
         }
     }
     match f.get("init_lora_weights") {
-        Some(Value::String(s)) if BASE_CHANGING.iter().any(|b| s.to_lowercase().starts_with(b)) => Err(f.error(
+        Some(Value::String(s)) if changes_base(s) => Err(f.error(
             "init_lora_weights",
             format!("is {s:?}, which changes the base's weights: convert the adapter to plain LoRA when saving it (path_initial_model_for_weight_conversion in PEFT)"),
         )),

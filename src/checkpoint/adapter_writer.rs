@@ -13,6 +13,26 @@ use super::{convert, digest};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
+/// `A[rank, I]` and `scale · B[O, rank]` at the rank `ranks.1`, which is no smaller than theirs, `ranks.0`: rows of A and
+/// columns of B beyond it are zeros.
+pub fn folded(
+    a: &[f64],
+    b: &[f64],
+    ranks: (usize, usize),
+    dims: (usize, usize),
+    scale: f64,
+) -> (Vec<f64>, Vec<f64>) {
+    let mut padded_a = a.to_vec();
+    padded_a.resize(ranks.1 * dims.1, 0.0);
+    let mut padded_b = vec![0.0; dims.0 * ranks.1];
+    for (row, b) in padded_b.chunks_exact_mut(ranks.1).zip(b.chunks_exact(ranks.0)) {
+        for (r, &x) in row.iter_mut().zip(b) {
+            *r = scale * x;
+        }
+    }
+    (padded_a, padded_b)
+}
+
 /// A module that will be written.
 #[derive(Clone, Copy, Debug)]
 pub struct PairSpec {
@@ -104,27 +124,15 @@ impl AdapterWriter {
             );
             return Err(Error::file(&self.dir, why));
         }
-        let mut bytes = Vec::new();
-        convert::narrow_f64(&mut bytes, a, p.dtypes.0);
-        bytes.resize(p.rank * i * p.dtypes.0.size(), 0);
-        self.put(name_a(module), &bytes, p.dtypes.0)?;
-        bytes.clear();
-        let mut padded = vec![0.0; o * p.rank];
-        for (row, b) in padded.chunks_exact_mut(p.rank).zip(b.chunks_exact(rank)) {
-            for (r, &x) in row.iter_mut().zip(b) {
-                *r = scale * x;
-            }
-        }
-        convert::narrow_f64(&mut bytes, &padded, p.dtypes.1);
-        self.put(name_b(module), &bytes, p.dtypes.1)
+        let (a, b) = folded(a, b, (rank, p.rank), p.dims, scale);
+        self.put(name_a(module), &a, p.dtypes.0)?;
+        self.put(name_b(module), &b, p.dtypes.1)
     }
 
-    fn put(&mut self, name: String, bytes: &[u8], dtype: DType) -> Result<()> {
-        if let Some(i) = convert::first_non_finite(bytes, dtype) {
-            let why = format!("would hold NaN or infinity at element {i} in {dtype}");
-            return Err(Error::tensor(self.dir.join(ADAPTER_MODEL), name, why));
-        }
-        self.file.write(&name, bytes)
+    fn put(&mut self, name: String, x: &[f64], dtype: DType) -> Result<()> {
+        let bytes = convert::narrow_finite(x, dtype)
+            .map_err(|why| Error::tensor(self.dir.join(ADAPTER_MODEL), name.as_str(), why))?;
+        self.file.write(&name, &bytes)
     }
 
     /// Writes `adapter_config.json`, a copy of `pruning`, and last `anabranch.json` with the hashes of all files.

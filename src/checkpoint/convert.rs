@@ -69,6 +69,16 @@ pub fn narrow_f64(out: &mut Vec<u8>, x: &[f64], dtype: DType) {
     }
 }
 
+/// The bytes of `x`, each rounded once to `dtype`; or which element is then no finite number.
+pub fn narrow_finite(x: &[f64], dtype: DType) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    narrow_f64(&mut bytes, x, dtype);
+    match first_non_finite(&bytes, dtype) {
+        None => Ok(bytes),
+        Some(i) => Err(format!("would hold NaN or infinity at element {i} in {dtype}")),
+    }
+}
+
 /// Appends the bytes of each element; into memory of known length, so that the loop becomes vector code.
 fn append<T: Copy, const N: usize>(out: &mut Vec<u8>, x: &[T], bytes: impl Fn(T) -> [u8; N]) {
     let start = out.len();

@@ -1,6 +1,5 @@
 //! SHA-256 of files, as they are written and as they lie there.
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -23,11 +22,7 @@ impl Hasher {
 
     /// The digest, 64 hexadecimal digits.
     pub fn finish(self) -> String {
-        self.0.finalize().iter().fold(String::with_capacity(64), |mut s, b| {
-            // Writing to a string cannot fail.
-            let _ = write!(s, "{b:02x}");
-            s
-        })
+        hex::encode(self.0.finalize())
     }
 }
 

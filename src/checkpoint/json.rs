@@ -79,11 +79,16 @@ impl<'de> Visitor<'de> for UniqueVisitor {
 
 /// The bytes of the file at `path`; an error above 256 MiB.
 pub fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+    read_at_most(path, MAX_JSON)
+}
+
+/// The bytes of the file at `path`; an error above `most`.
+pub fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
     let (file, _) = bytes::open(path)?;
     let mut text = Vec::new();
-    file.take(MAX_JSON + 1).read_to_end(&mut text).map_err(Error::io(path))?;
-    if text.len() as u64 > MAX_JSON {
-        return Err(Error::file(path, format!("has more than {MAX_JSON} bytes, which no such file needs")));
+    file.take(most + 1).read_to_end(&mut text).map_err(Error::io(path))?;
+    if text.len() as u64 > most {
+        return Err(Error::file(path, format!("has more than {most} bytes, which no such file needs")));
     }
     Ok(text)
 }
@@ -100,9 +105,24 @@ pub fn parse_line(text: &[u8]) -> serde_json::Result<Value> {
 
 /// The JSON object in the file at `path`.
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    match parse(path, &read_bounded(path)?)? {
+    object(path, &read_bounded(path)?)
+}
+
+/// The JSON object in `text`; `path` is for the errors' text.
+pub fn object(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
+    match parse(path, text)? {
         Value::Object(map) => Ok(map),
         other => Err(Error::file(path, format!("holds {}, expected an object", kind(&other)))),
+    }
+}
+
+/// The JSON object in `text` whose `format` is `expected`; `path` is for the errors' text.
+pub fn parse_format(path: &Path, text: &[u8], expected: &str) -> Result<Value> {
+    let value = parse(path, text)?;
+    match value.get("format").and_then(Value::as_str) {
+        Some(found) if found == expected => Ok(value),
+        Some(other) => Err(Error::file(path, format!("format is {other:?}, expected {expected:?}"))),
+        None => Err(Error::file(path, format!("has no format, expected {expected:?}"))),
     }
 }
 

@@ -63,6 +63,16 @@ impl Target {
         }
     }
 
+    /// The input that it reads.
+    pub fn source(self) -> Source {
+        match self {
+            Target::Q | Target::K | Target::V => Source::Qkv,
+            Target::O => Source::O,
+            Target::Gate | Target::Up => Source::GateUp,
+            Target::Down => Source::Down,
+        }
+    }
+
     /// Whether pruning removes output rows (q, k, v, gate, up) rather than input columns (o, down).
     pub fn prunes_rows(self) -> bool {
         !matches!(self, Target::O | Target::Down)
@@ -83,6 +93,44 @@ impl FromStr for Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.short())
+    }
+}
+
+/// The inputs of a layer's linears: q, k and v share one, gate and up another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// The first norm's output, `[T, D]`.
+    Qkv,
+    /// Attention's output, `[T, H·K]`.
+    O,
+    /// The second norm's output, `[T, D]`.
+    GateUp,
+    /// The MLP's inner activation, `[T, F]`.
+    Down,
+}
+
+impl Source {
+    /// All four, in the order of the forward pass.
+    pub const ALL: [Source; 4] = [Source::Qkv, Source::O, Source::GateUp, Source::Down];
+
+    /// The first linear that reads it: its I is the input's width.
+    pub fn target(self) -> Target {
+        match self {
+            Source::Qkv => Target::Q,
+            Source::O => Target::O,
+            Source::GateUp => Target::Gate,
+            Source::Down => Target::Down,
+        }
+    }
+
+    /// The name in files: `qkv`, `o`, `gate_up`, `down`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Qkv => "qkv",
+            Source::O => "o",
+            Source::GateUp => "gate_up",
+            Source::Down => "down",
+        }
     }
 }
 

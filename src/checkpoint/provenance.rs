@@ -6,14 +6,18 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::manifest::{MANIFEST, SIGNATURE};
 use super::{digest, json};
 use crate::error::{Error, Result};
 
 /// The file's name.
 pub const PROVENANCE: &str = "anabranch.json";
 const FORMAT: &str = "anabranch/1";
-/// Files of an output folder that are not hashed: this one cannot hold its own hash, and metrics hold times.
-pub const NOT_HASHED: [&str; 2] = [PROVENANCE, "metrics.jsonl"];
+/// Metrics of a run: they hold times, lie outside every hash, and stay at home.
+pub const METRICS: &str = "metrics.jsonl";
+/// Files of an output folder that are not hashed: this one cannot hold its own hash, metrics hold times, and a signature
+/// comes after all else.
+pub const NOT_HASHED: [&str; 4] = [PROVENANCE, METRICS, MANIFEST, SIGNATURE];
 
 /// Where an output folder comes from: no paths, host names, user names or text of the data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -109,12 +113,7 @@ impl Provenance {
 
     /// Reads `text`; `path` is for the errors' text.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Provenance> {
-        let value = json::parse(path, text)?;
-        match value.get("format").and_then(Value::as_str) {
-            Some(FORMAT) => json::typed(path, value),
-            Some(other) => Err(Error::file(path, format!("format is {other:?}, expected {FORMAT:?}"))),
-            None => Err(Error::file(path, format!("has no format, expected {FORMAT:?}"))),
-        }
+        json::typed(path, json::parse_format(path, text, FORMAT)?)
     }
 
     /// Writes `anabranch.json` in `dir`, the last file of an output folder: hashes of all files there, those in `known`

@@ -15,6 +15,8 @@ pub const PRUNING: &str = "pruning.json";
 const FORMAT: &str = "anabranch-pruning/1";
 /// As for `config.json`: products of two sizes stay within u64.
 const MAX_SIZE: usize = 1 << 22;
+/// The most bytes of the file: four times the indices of a model with 80 layers of 28,672 channels.
+const MAX_FILE: u64 = 64 << 20;
 
 /// The six sizes of the full model, and which model it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +99,18 @@ pub struct Pruning {
 }
 
 impl BaseModel {
+    /// The six sizes by their names in the file.
+    pub fn named(&self) -> [(&'static str, usize); 6] {
+        [
+            ("hidden_size", self.hidden_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+        ]
+    }
+
     /// The sizes of each layer of the full model.
     pub fn sizes(&self) -> LayerSizes {
         LayerSizes {
@@ -133,19 +147,12 @@ impl Pruning {
 
     /// Reads and checks the file at `path`.
     pub fn read(path: &Path) -> Result<Pruning> {
-        Pruning::parse(path, &json::read_bounded(path)?)
+        Pruning::parse(path, &json::read_at_most(path, MAX_FILE)?)
     }
 
     /// Reads and checks `text`; `path` is for the errors' text.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Pruning> {
-        let value = json::parse(path, text)?;
-        match value.get("format").and_then(Value::as_str) {
-            Some(FORMAT) => {}
-            Some(other) => {
-                return Err(Error::file(path, format!("format is {other:?}, expected {FORMAT:?}")));
-            }
-            None => return Err(Error::file(path, format!("has no format, expected {FORMAT:?}"))),
-        }
+        let value = json::parse_format(path, text, FORMAT)?;
         let plan: Pruning = json::typed(path, value)?;
         plan.check().map_err(|why| Error::file(path, why))?;
         Ok(plan)
@@ -153,15 +160,8 @@ impl Pruning {
 
     fn check(&self) -> Result<(), String> {
         let b = &self.base;
-        for (name, n) in [
-            ("hidden_size", b.hidden_size),
-            ("num_attention_heads", b.num_attention_heads),
-            ("num_key_value_heads", b.num_key_value_heads),
-            ("head_dim", b.head_dim),
-            ("intermediate_size", b.intermediate_size),
-            ("num_hidden_layers", b.num_hidden_layers),
-            ("num_attention_heads × head_dim", b.num_attention_heads.saturating_mul(b.head_dim)),
-        ] {
+        let width = ("num_attention_heads × head_dim", b.num_attention_heads.saturating_mul(b.head_dim));
+        for (name, n) in b.named().into_iter().chain([width]) {
             if n == 0 || n > MAX_SIZE {
                 return Err(format!("base.{name} is {n}, expected 1 to {MAX_SIZE}"));
             }

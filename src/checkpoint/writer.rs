@@ -37,16 +37,97 @@ impl TensorSpec {
     pub fn bytes(&self) -> Option<u64> {
         self.shape.iter().try_fold(self.dtype.size() as u64, |n, &d| n.checked_mul(d as u64))
     }
+
+    /// An error unless it is the tensor `name` that came with this many bytes.
+    fn check(&self, path: &Path, name: &str, came: u64) -> Result<()> {
+        if self.name == name && self.bytes() == Some(came) {
+            return Ok(());
+        }
+        let why = format!(
+            "of {came} bytes came, expected {} of shape {:?} in {}",
+            self.name, self.shape, self.dtype
+        );
+        Err(Error::tensor(path, name, why))
+    }
 }
 
-/// One safetensors file being written, with its SHA-256.
+/// A file of tensors being written, with its SHA-256: a header, then the data in the order of the header.
 #[derive(Debug)]
-pub struct SafetensorsWriter {
+pub(super) struct TensorFile {
     path: PathBuf,
     file: File,
     hasher: Hasher,
     pending: VecDeque<TensorSpec>,
+    /// What the header and each tensor are padded with zeros to a multiple of.
+    alignment: usize,
 }
+
+impl TensorFile {
+    /// Creates the file at `path` and writes `header`; `tensors` in the order in which their data will come.
+    pub(super) fn create(
+        path: &Path,
+        header: &[u8],
+        tensors: Vec<TensorSpec>,
+        alignment: usize,
+    ) -> Result<TensorFile> {
+        let file = File::create(path).map_err(Error::io(path))?;
+        let hasher = Hasher::default();
+        let mut w = TensorFile { path: path.to_path_buf(), file, hasher, pending: tensors.into(), alignment };
+        w.put(header)?;
+        w.pad(header.len() as u64)?;
+        Ok(w)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(Error::io(&self.path))?;
+        self.hasher.update(bytes);
+        Ok(())
+    }
+
+    /// Zeros behind `len` bytes, up to the next multiple of the alignment.
+    fn pad(&mut self, len: u64) -> Result<()> {
+        let padding = len.next_multiple_of(self.alignment as u64) - len;
+        self.put(&vec![0; padding as usize])
+    }
+
+    /// Writes the whole of the next tensor. It is an error if that is not `name` or `bytes` has another length.
+    pub(super) fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let next = self.next(name)?;
+        next.check(&self.path, name, bytes.len() as u64)?;
+        self.put(bytes)?;
+        self.pad(bytes.len() as u64)
+    }
+
+    /// Writes the whole of the next tensor as its parts come, one after another. It is an error if that is not `name`,
+    /// or if the parts together have another length.
+    pub(super) fn write_parts(&mut self, name: &str, parts: impl IntoIterator<Item = Vec<u8>>) -> Result<()> {
+        let next = self.next(name)?;
+        let mut came = 0u64;
+        for part in parts {
+            came += part.len() as u64;
+            self.put(&part)?;
+        }
+        next.check(&self.path, name, came)?;
+        self.pad(came)
+    }
+
+    fn next(&mut self, name: &str) -> Result<TensorSpec> {
+        self.pending.pop_front().ok_or_else(|| Error::tensor(&self.path, name, "was not announced"))
+    }
+
+    /// Makes the file durable; gives its SHA-256 in hexadecimal. It is an error if a tensor has not come.
+    pub(super) fn finish(self) -> Result<String> {
+        if let Some(t) = self.pending.front() {
+            return Err(Error::tensor(&self.path, t.name.as_str(), "was announced and has not come"));
+        }
+        self.file.sync_all().map_err(Error::io(&self.path))?;
+        Ok(self.hasher.finish())
+    }
+}
+
+/// One safetensors file being written, with its SHA-256.
+#[derive(Debug)]
+pub struct SafetensorsWriter(TensorFile);
 
 impl SafetensorsWriter {
     /// Creates the file at `path` and writes the header: `tensors` in the order in which their data will come, the
@@ -57,48 +138,23 @@ impl SafetensorsWriter {
         metadata: &[(&str, &str)],
     ) -> Result<SafetensorsWriter> {
         let header = header(path, &tensors, metadata)?;
-        let file = File::create(path).map_err(Error::io(path))?;
-        let mut w = SafetensorsWriter {
-            path: path.to_path_buf(),
-            file,
-            hasher: Hasher::default(),
-            pending: tensors.into(),
-        };
-        w.put(&header)?;
-        Ok(w)
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(Error::io(&self.path))?;
-        self.hasher.update(bytes);
-        Ok(())
+        Ok(SafetensorsWriter(TensorFile::create(path, &header, tensors, 1)?))
     }
 
     /// Writes the whole of the next tensor. It is an error if that is not `name` or `bytes` has another length.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let Some(next) = self.pending.pop_front() else {
-            return Err(Error::tensor(&self.path, name, "was not announced"));
-        };
-        if next.name != name || next.bytes() != Some(bytes.len() as u64) {
-            let why = format!(
-                "of {} bytes came, expected {} of shape {:?} in {}",
-                bytes.len(),
-                next.name,
-                next.shape,
-                next.dtype
-            );
-            return Err(Error::tensor(&self.path, name, why));
-        }
-        self.put(bytes)
+        self.0.write(name, bytes)
+    }
+
+    /// Writes the whole of the next tensor as its parts come, one after another. It is an error if that is not `name`,
+    /// or if the parts together have another length.
+    pub fn write_parts(&mut self, name: &str, parts: impl IntoIterator<Item = Vec<u8>>) -> Result<()> {
+        self.0.write_parts(name, parts)
     }
 
     /// Makes the file durable; gives its SHA-256 in hexadecimal. It is an error if a tensor has not come.
     pub fn finish(self) -> Result<String> {
-        if let Some(t) = self.pending.front() {
-            return Err(Error::tensor(&self.path, t.name.as_str(), "was announced and has not come"));
-        }
-        self.file.sync_all().map_err(Error::io(&self.path))?;
-        Ok(self.hasher.finish())
+        self.0.finish()
     }
 }
 
@@ -199,7 +255,7 @@ impl ModelWriter {
 
     /// Writes the whole of the next tensor. It is an error if that is not `name` or `bytes` has another length.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        if self.current.as_ref().is_some_and(|(_, w)| w.pending.is_empty()) {
+        if self.current.as_ref().is_some_and(|(_, w)| w.0.pending.is_empty()) {
             self.advance()?;
         }
         match &mut self.current {

@@ -7,10 +7,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::size::ByteSize;
 use crate::checkpoint::module::Target;
+use crate::fuse::DENSITY;
 use crate::fuse::options::{Coverage, Fedsa, Gate, Method, Restore, SharedRank, Side};
 use crate::fuse::weights::Weights;
 use crate::prune::groups::{Gqa, Reduce};
 use crate::prune::scores::Importance;
+use crate::stage::export::Format;
 use crate::stage::measure::Of;
 
 /// Prune a large model to an edge device's memory, train LoRA adapters there, recover them, resolve their conflicts,
@@ -117,6 +119,16 @@ pub enum Command {
     ///
     /// Example: anabranch fuse hum-full sc-full --method fedavg --resolve lora-cr --out fused
     Fuse(FuseArgs),
+    /// Gram matrices of what a model's linears read, for the fusion methods that need them
+    ///
+    /// It runs where the data are, and what leaves is the folder: for each input of a linear the mean of x xᵀ over the
+    /// tokens. That is not the data, but it is not nothing: whoever has the base can work out from the first layer's
+    /// matrix which tokens occur in the data and how often, and the deeper ones tell about the contexts that they stand
+    /// in; of fewer tokens than a matrix is wide, their inputs' whole span is in it. Share it as you would share word
+    /// counts of the data.
+    ///
+    /// Example: anabranch grams --model small --adapter hum --data hum.train.jsonl --out hum-grams
+    Grams(GramsArgs),
     /// Accuracy on multiple-choice tasks, or perplexity on a text
     ///
     /// Example: anabranch eval --model llama-3-8b --adapter fused --base --task hum_sc.jsonl
@@ -129,6 +141,29 @@ pub enum Command {
     ///
     /// Example: anabranch generate --model llama-3-8b --adapter fused --prompt "Question: …"
     Generate(GenerateArgs),
+    /// Keys for signatures
+    ///
+    /// Example: anabranch keys new hum.key
+    Keys {
+        /// What to do
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
+    /// Sign a folder: manifest.json with the SHA-256 of every file, and manifest.sig
+    ///
+    /// Example: anabranch sign hum --key hum.key --run winter --round 3
+    Sign(SignArgs),
+    /// Check that a folder is what trusted keys signed
+    ///
+    /// FOLDER holds public keys: NAME.pub counts for everything, edges/NAME.pub for edges only, recoverers/NAME.pub for
+    /// recoverers only.
+    ///
+    /// Example: anabranch verify hum --trusted keys --run winter --round 3
+    Verify(VerifyArgs),
+    /// An adapter in another format: a GGUF file for llama.cpp, or a folder in PEFT's own form
+    ///
+    /// Example: anabranch export fused --to gguf --model llama-3-8b --out fused.gguf
+    Export(ExportArgs),
     /// report.html of a finished run: one file, no network
     ///
     /// Example: anabranch report runs/first
@@ -322,6 +357,15 @@ pub struct TrainCommand {
     /// Store the data's fingerprint, keyed by this file so that it cannot be guessed
     #[arg(long, value_name = "KEYFILE")]
     pub data_fingerprint: Option<PathBuf>,
+    /// Sign the adapter with this secret key
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// The run that it is signed for: what was signed for one is not taken for another
+    #[arg(long, value_name = "NAME", requires = "key")]
+    pub run: Option<String>,
+    /// The round of the run
+    #[arg(long, value_name = "N", requires = "key")]
+    pub round: Option<u64>,
     /// The run's shape
     #[command(flatten)]
     pub shape: ShapeArgs,
@@ -392,6 +436,86 @@ pub struct TrainHow {
     pub skip_bad: bool,
 }
 
+/// `keys`.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// A new ed25519 key in FILE, for its owner alone, and the public one in FILE.pub
+    ///
+    /// Example: anabranch keys new hum.key
+    New {
+        /// Where to write; nothing is ever replaced
+        #[arg(value_name = "FILE")]
+        path: PathBuf,
+    },
+}
+
+/// The run and the round that a signature is for.
+#[derive(Clone, Debug, Args)]
+pub struct OccasionArgs {
+    /// The run: what was signed for one is not taken for another
+    #[arg(long, value_name = "NAME")]
+    pub run: Option<String>,
+    /// The round of the run
+    #[arg(long, value_name = "N")]
+    pub round: Option<u64>,
+}
+
+/// Whose folders are taken.
+#[derive(Clone, Debug, Args)]
+pub struct TrustArgs {
+    /// Take only what these public keys signed; NAME.pub, edges/NAME.pub, recoverers/NAME.pub
+    #[arg(long, value_name = "FOLDER")]
+    pub trusted: Option<PathBuf>,
+    /// Which run and round are expected
+    #[command(flatten)]
+    pub expected: OccasionArgs,
+}
+
+/// `sign`.
+#[derive(Debug, Args)]
+pub struct SignArgs {
+    /// The folder
+    pub dir: PathBuf,
+    /// The secret key
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// What it is signed for
+    #[command(flatten)]
+    pub occasion: OccasionArgs,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The folder
+    pub dir: PathBuf,
+    /// The public keys that are trusted; NAME.pub, edges/NAME.pub, recoverers/NAME.pub
+    #[arg(long, value_name = "FOLDER")]
+    pub trusted: PathBuf,
+    /// What it should be signed for
+    #[command(flatten)]
+    pub expected: OccasionArgs,
+}
+
+/// `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The adapter
+    pub adapter: PathBuf,
+    /// gguf: a file that llama.cpp loads; peft: a folder with a rank by module, as PEFT's patterns
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Format,
+    /// The model that the adapter is for; GGUF needs its head counts, where the adapter has no pruning.json
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_name = "DTYPE")]
+    pub dtype: String,
+    /// Where to write
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+}
+
 /// `recover`.
 #[derive(Debug, Args)]
 pub struct RecoverArgs {
@@ -401,6 +525,12 @@ pub struct RecoverArgs {
     /// The full model, to check the adapter against
     #[arg(long, value_name = "BASE")]
     pub model: Option<PathBuf>,
+    /// Sign the result with this secret key, for the run and round that the edge's signature names
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Whose adapters are taken
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// Where to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -432,6 +562,9 @@ pub struct ConflictArgs {
     /// Two or more adapters
     #[arg(required = true, num_args = 1.., value_name = "ADAPTER")]
     pub adapters: Vec<PathBuf>,
+    /// A page of drawings: by layer and module, by direction, adapter against adapter
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// How they would be resolved
     #[command(flatten)]
     pub resolve: ResolveArgs,
@@ -452,6 +585,12 @@ pub struct FuseArgs {
     /// A whole checkpoint with the update added, one rounding
     #[arg(long, value_name = "DIR", requires = "model")]
     pub merged: Option<PathBuf>,
+    /// What `anabranch grams` made of each adapter's data, in the adapters' order: for regmean and cat-merging
+    #[arg(long, value_delimiter = ',', value_name = "DIR,…")]
+    pub grams: Vec<PathBuf>,
+    /// Whose adapters are taken
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// How they are fused
     #[command(flatten)]
     pub how: FuseHow,
@@ -460,7 +599,11 @@ pub struct FuseArgs {
 /// How adapters are fused.
 #[derive(Clone, Debug, Args)]
 pub struct FuseHow {
-    /// fedavg, mean, mean-svd, ffa, ffa-lsq, fedsa or task-arithmetic
+    /// fedavg, mean, mean-svd, ffa, ffa-lsq, fedsa, fedex, task-arithmetic, knots-ties, tsv, iso-c, lora-lego,
+    /// peft-linear, peft-cat or peft-svd; with --grams regmean or cat-merging
+    ///
+    /// Weights multiply the updates first and add up to 1 (but for task-arithmetic): with --lambda E, tsv, iso-c and
+    /// cat-merging of E adapters have the size that their papers give them, a sum and not a mean.
     #[arg(long, value_name = "METHOD")]
     pub method: Method,
     /// none or lora-cr, before any method
@@ -481,15 +624,56 @@ pub struct FuseHow {
     /// Which FedSA: mean, client:J, sum or lsq
     #[arg(long, value_name = "WHICH")]
     pub fedsa: Option<Fedsa>,
-    /// Factor of task-arithmetic's sum
+    /// Factor of the result: task-arithmetic, knots-ties, tsv, iso-c, cat-merging
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub lambda: f64,
+    /// The share of entries that knots-ties keeps of each update, the largest
+    #[arg(long, default_value_t = DENSITY, value_name = "X")]
+    pub density: f64,
+    /// Clusters of lora-lego, the rank of its result [default: the largest rank]
+    #[arg(long, value_name = "N")]
+    pub clusters: Option<usize>,
+    /// The most that the norm of an adapter's update may be
+    #[arg(long, value_name = "X")]
+    pub max_norm: Option<f64>,
+    /// Leave out adapters whose update is far from the others', or above --max-norm
+    #[arg(long)]
+    pub reject_outliers: bool,
     /// f32, bf16 or f16
     #[arg(long, default_value = "f32", value_name = "DTYPE")]
     pub dtype: String,
     /// portable: right in every reader; or peft
     #[arg(long, default_value = "portable", value_name = "PROFILE")]
     pub profile: String,
+}
+
+/// `grams`.
+#[derive(Debug, Args)]
+pub struct GramsArgs {
+    /// The model's folder, pruned or not
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The adapter whose inputs are wanted: they are those of the model with it
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// The data: JSONL with text, prompt and completion, or messages; or plain text
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    pub data: Vec<PathBuf>,
+    /// Where to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The most tokens that are used, in whole documents drawn by --seed
+    #[arg(long, default_value_t = 8192, value_name = "N")]
+    pub tokens: usize,
+    /// Tokens of a document, at most the model's positions
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub seq: usize,
+    /// The most tokens that go through a layer together
+    #[arg(long, default_value_t = 2048, value_name = "N")]
+    pub batch_tokens: usize,
+    /// Count and leave out bad lines instead of failing
+    #[arg(long)]
+    pub skip_bad: bool,
 }
 
 /// `eval`.

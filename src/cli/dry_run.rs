@@ -11,11 +11,12 @@ use super::plan::on_machine;
 use super::{plan, print};
 use crate::checkpoint::output::{Output, Standing};
 use crate::checkpoint::output_file::{self, OutputFile};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, human_bytes};
 use crate::fuse::inputs::Inputs;
 use crate::model::memory::Plan;
 use crate::stage::common::Common;
-use crate::stage::{evaluate, fuse, generate, logits, prune, recover, train};
+use crate::stage::export::Format;
+use crate::stage::{evaluate, export, fuse, generate, grams, logits, prune, recover, train};
 
 /// What a command would do.
 #[derive(Debug, Default, Serialize)]
@@ -87,16 +88,37 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
         Command::Conflict(args) => {
             let options = plan::conflict(args);
             o.reads(&options.adapters);
+            if let Some(file) = &options.html {
+                o.file(file, common, output_file::made_here)?;
+            }
             Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
         }
         Command::Fuse(args) => {
             let options = plan::fuse(args)?;
-            o.reads(options.adapters.iter().chain(&options.model));
+            o.reads(options.adapters.iter().chain(&options.grams).chain(&options.model));
             for out in options.out.iter().chain(&options.merged) {
                 o.folder(out, common)?;
             }
             let ready = fuse::plan(&options, common)?;
             o.steps.push(format!("fuse {} modules, largest rank {}", ready.frames.len(), ready.rank()));
+            o.memory = Some(ready.memory()).filter(|plan| plan.total() > 0);
+        }
+        Command::Grams(args) => {
+            let options = plan::grams(args);
+            o.reads(std::iter::once(&options.model).chain(&options.adapter).chain(&options.data));
+            o.folder(&options.out, common)?;
+            let mut does = String::new();
+            planned!(o, global, common, |b: B, T| {
+                grams::Prepared::new::<T>(b, options, common).and_then(|ready: grams::Prepared<B>| {
+                    does = format!(
+                        "collect {} of Grams over {} tokens",
+                        human_bytes(ready.bytes()?),
+                        ready.tokens()
+                    );
+                    Ok(ready.plan)
+                })
+            });
+            o.steps.push(does);
         }
         Command::Eval(args) => {
             let options = plan::eval(args)?;
@@ -123,6 +145,15 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
             o.reads(std::iter::once(&options.model).chain(&options.adapter));
             planned!(o, global, common, |b: B, T| generate::plan::<B, T>(b, &options, common));
         }
+        Command::Export(args) => {
+            let options = plan::export(args)?;
+            o.reads(std::iter::once(&options.adapter).chain(&options.model));
+            match options.to {
+                Format::Gguf => o.file(&options.out, common, output_file::made_here)?,
+                Format::Peft => o.folder(&options.out, common)?,
+            }
+            export::Ready::new(&options, common)?;
+        }
         Command::Run(args) => {
             let flow = super::flow::read(&args.flow, global.seed)?;
             let data = flow.edges.iter().flat_map(|e| e.data.iter().chain(&e.val));
@@ -135,10 +166,19 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
         }
         Command::Demo(_) | Command::Report(_) => {
             return Err(Error::Usage(
-                "--dry-run goes with run, prune, train, recover, conflict, fuse, eval, logits and generate; demo and report only write a folder of their own".into(),
+                "--dry-run goes with run, prune, train, recover, conflict, fuse, grams, eval, logits, generate and export; demo and report only write a folder of their own".into(),
             ));
         }
-        Command::Budget(_) | Command::Inspect(_) | Command::Doctor | Command::Completions { .. } => {
+        Command::Keys { .. } | Command::Sign(_) => {
+            return Err(Error::Usage(
+                "--dry-run goes with commands that plan a work; keys and sign take a moment".into(),
+            ));
+        }
+        Command::Budget(_)
+        | Command::Inspect(_)
+        | Command::Verify(_)
+        | Command::Doctor
+        | Command::Completions { .. } => {
             return Err(Error::Usage(
                 "--dry-run goes with commands that compute or write; this one only prints".into(),
             ));

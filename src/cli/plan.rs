@@ -5,28 +5,35 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::args::{
-    BudgetArgs, ConflictArgs, EvalArgs, FuseArgs, FuseHow, GenerateArgs, Global, LogitsArgs, PrecisionArg,
-    PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs, TrainCommand, TrainHow,
+    BudgetArgs, ConflictArgs, EvalArgs, ExportArgs, FuseArgs, FuseHow, GenerateArgs, Global, GramsArgs,
+    LogitsArgs, OccasionArgs, PrecisionArg, PruneArgs, PruneHow, RecoverArgs, ResolveArgs, ShapeArgs,
+    SignArgs, TrainCommand, TrainHow, TrustArgs, VerifyArgs,
 };
+use crate::checkpoint::manifest::Occasion;
 use crate::cpu::Cpu;
 use crate::cuda::Cuda;
 use crate::data::schedule::Extent;
 use crate::error::{Error, Result};
 use crate::fuse::{Fusion, LoraCr, Recipe};
 use crate::model::shape::TrainingShape;
+use crate::stage::admit::Screen;
 use crate::stage::budget::BudgetOptions;
 use crate::stage::common::Common;
 use crate::stage::conflict::ConflictOptions;
 use crate::stage::doctor::{self, Doctor};
 use crate::stage::evaluate::EvalOptions;
+use crate::stage::export::ExportOptions;
 use crate::stage::fuse::{FuseOptions, Profile};
 use crate::stage::generate::GenerateOptions;
+use crate::stage::grams::GramsOptions;
 use crate::stage::logits::LogitsOptions;
 use crate::stage::measure::StepSize;
 use crate::stage::progress::Progress;
 use crate::stage::prune::{Amount, PruneOptions};
 use crate::stage::recover::RecoverOptions;
+use crate::stage::sign::SignOptions;
 use crate::stage::train::TrainOptions;
+use crate::stage::trust::TrustOptions;
 use crate::tensor::DType;
 
 /// A device that is ready.
@@ -262,6 +269,7 @@ pub fn train_template(how: &TrainHow, shape: &ShapeArgs) -> Result<TrainOptions>
         checkpoint_every: how.checkpoint_every as u64,
         skip_bad: how.skip_bad,
         data_key: None,
+        sign: None,
     })
 }
 
@@ -288,6 +296,10 @@ pub fn train(command: &TrainCommand) -> Result<TrainOptions> {
         data: command.data.clone(),
         out: command.out.clone(),
         data_key: command.data_fingerprint.clone(),
+        sign: command.key.as_ref().map(|key| SignOptions {
+            key: key.clone(),
+            occasion: Occasion { run: command.run.clone(), round: command.round },
+        }),
         ..train_template(&command.how, &command.shape)?
     })
 }
@@ -345,6 +357,20 @@ pub fn generate(args: &GenerateArgs) -> GenerateOptions {
     }
 }
 
+/// `grams`' options.
+pub fn grams(args: &GramsArgs) -> GramsOptions {
+    GramsOptions {
+        model: args.model.clone(),
+        adapter: args.adapter.clone(),
+        data: args.data.clone(),
+        out: args.out.clone(),
+        tokens: args.tokens,
+        seq: args.seq,
+        batch_tokens: args.batch_tokens,
+        skip_bad: args.skip_bad,
+    }
+}
+
 /// `logits`' options.
 pub fn logits(args: &LogitsArgs) -> LogitsOptions {
     LogitsOptions {
@@ -357,7 +383,48 @@ pub fn logits(args: &LogitsArgs) -> LogitsOptions {
 
 /// `recover`'s options.
 pub fn recover(args: &RecoverArgs) -> RecoverOptions {
-    RecoverOptions { adapter: args.adapter.clone(), model: args.model.clone(), out: args.out.clone() }
+    RecoverOptions {
+        adapter: args.adapter.clone(),
+        model: args.model.clone(),
+        out: args.out.clone(),
+        key: args.key.clone(),
+        trust: trust(&args.trust),
+    }
+}
+
+fn occasion(args: &OccasionArgs) -> Occasion {
+    Occasion { run: args.run.clone(), round: args.round }
+}
+
+fn trust(args: &TrustArgs) -> TrustOptions {
+    TrustOptions { trusted: args.trusted.clone(), expected: occasion(&args.expected) }
+}
+
+/// `sign`'s options.
+pub fn sign(args: &SignArgs) -> SignOptions {
+    SignOptions { key: args.key.clone(), occasion: occasion(&args.occasion) }
+}
+
+/// `verify`'s options.
+pub fn verify(args: &VerifyArgs) -> TrustOptions {
+    TrustOptions { trusted: Some(args.trusted.clone()), expected: occasion(&args.expected) }
+}
+
+/// `export`'s options.
+pub fn export(args: &ExportArgs) -> Result<ExportOptions> {
+    Ok(ExportOptions {
+        adapter: args.adapter.clone(),
+        to: args.to,
+        model: args.model.clone(),
+        dtype: dtype(&args.dtype)?,
+        out: args.out.clone(),
+    })
+}
+
+/// The dtype that `--dtype` means.
+fn dtype(typed: &str) -> Result<DType> {
+    DType::from_name(&typed.to_uppercase())
+        .ok_or_else(|| Error::Usage(format!("--dtype is {typed:?}, expected f32, bf16 or f16")))
 }
 
 /// A pruning's options without model, out and amount, which a flow fills in.
@@ -410,10 +477,13 @@ pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
         lambda: how.lambda,
         rank: how.rank,
         coverage: how.coverage,
+        density: how.density,
+        clusters: how.clusters,
+        seed: 0,
     };
     fusion.check()?;
-    let dtype = DType::from_name(&how.dtype.to_uppercase())
-        .ok_or_else(|| Error::Usage(format!("--dtype is {:?}, expected f32, bf16 or f16", how.dtype)))?;
+    let screen = Screen { max_norm: how.max_norm, reject_outliers: how.reject_outliers };
+    screen.check()?;
     let profile = match how.profile.as_str() {
         "portable" => Profile::Portable,
         "peft" => Profile::Peft,
@@ -423,12 +493,15 @@ pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
         adapters: Vec::new(),
         recipe: Recipe { resolve, fusion },
         weights: how.weights.clone(),
+        grams: Vec::new(),
         allow_missing: how.conflict.allow_missing,
-        dtype,
+        dtype: dtype(&how.dtype)?,
         profile,
         out: None,
         model: None,
         merged: None,
+        screen,
+        trust: TrustOptions::default(),
     })
 }
 
@@ -439,6 +512,8 @@ pub fn fuse(args: &FuseArgs) -> Result<FuseOptions> {
         out: args.out.clone(),
         model: args.model.clone(),
         merged: args.merged.clone(),
+        grams: args.grams.clone(),
+        trust: trust(&args.trust),
         ..fuse_template(&args.how)?
     })
 }
@@ -449,5 +524,7 @@ pub fn conflict(args: &ConflictArgs) -> ConflictOptions {
         adapters: args.adapters.clone(),
         resolve: lora_cr(&args.resolve),
         allow_missing: args.resolve.allow_missing,
+        names: Vec::new(),
+        html: args.html.clone(),
     }
 }

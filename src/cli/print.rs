@@ -8,15 +8,22 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::fuse::conflict::{ConflictReport, Score};
 use crate::model::memory::{Part, Plan, human_bytes};
+use crate::stage::admit::Admission;
 use crate::stage::budget::grouped;
 use crate::stage::evaluate::EvalReport;
 use crate::stage::evaluate::accuracy::{Accuracy, percent};
+use crate::stage::export::ExportReport;
 use crate::stage::flow::results::{Column, Results};
 use crate::stage::fuse::FuseReport;
+use crate::stage::grams::GramsReport;
+use crate::stage::keys::KeysReport;
 use crate::stage::measure::Measured;
 use crate::stage::prune::PruneReport;
 use crate::stage::recover::RecoverReport;
+use crate::stage::sign::SignReport;
 use crate::stage::train::TrainReport;
+use crate::stage::trust::Signatory;
+use crate::stage::verify::VerifyReport;
 
 /// How results are written.
 #[derive(Clone, Copy, Debug)]
@@ -161,30 +168,30 @@ pub fn eval(r: &EvalReport) -> String {
 
 /// A plan for this machine and what a step really took.
 pub fn measured(m: &Measured) -> String {
-    let peak = match m.peak {
-        Some(peak) => {
-            let off = 100.0 * (peak as f64 / m.planned.max(1) as f64 - 1.0);
-            format!("{} ({off:+.1} %)", human_bytes(peak))
-        }
-        None => "not told by the kernel".into(),
+    let of_plan = |bytes: u64| {
+        let off = 100.0 * (bytes as f64 / m.planned.max(1) as f64 - 1.0);
+        format!("{} ({off:+.1} %)", human_bytes(bytes))
     };
     let plan = plan(&m.plan);
-    match &m.device {
-        None => format!(
+    let peak = m.peak.map_or_else(|| "not told by the kernel".into(), of_plan);
+    let Some(d) = &m.device else {
+        return format!(
             "one step on this machine, mapped weights left out, {:.2} s\n{plan}measured peak  {peak}\n",
             m.seconds
-        ),
-        Some(d) => {
-            let process = d.process.map_or_else(|| "not told".into(), human_bytes);
-            format!(
-                "one step on this device, {:.2} s\n{plan}measured       {peak}\nfree before    {}\nfree after     {}\n\
-                 by the driver's management library  {process}\n",
-                m.seconds,
-                human_bytes(d.free_before),
-                human_bytes(d.free_after)
-            )
-        }
-    }
+        );
+    };
+    let row = |what: &str, [before, after, taken]: [String; 3]| vec![what.to_string(), before, after, taken];
+    let nvml = match (d.process_before, d.process_peak) {
+        (Some(before), Some(peak)) => [human_bytes(before), human_bytes(peak), of_plan(peak)],
+        _ => ["not told".into(), "not told".into(), String::new()],
+    };
+    let rows = [
+        row("", ["before", "after", "taken"].map(String::from)),
+        row("plan", [String::new(), String::new(), human_bytes(m.planned)]),
+        row("free, by the driver", [human_bytes(d.free_before), human_bytes(d.free_after), peak]),
+        row("this process's peak, by NVML", nvml),
+    ];
+    format!("one step on this device, {:.2} s\n{plan}\n{}", m.seconds, table(&rows))
 }
 
 /// What pruning did.
@@ -231,13 +238,18 @@ pub fn recover(r: &RecoverReport) -> String {
     }
     let checked =
         if r.base_checked { "checked against the base" } else { "not checked against a base: --model does" };
+    let signer = r.from.signer.as_ref();
+    let from = signer.map(|s| format!(", from the adapter that {} signed for {}", name(s), r.from.occasion));
+    let signed = r.signed.map(|key| format!(", signed by key {}", key.short()));
     format!(
-        "{}: {} modules of rank {}, {} → {} numbers, {checked}",
+        "{}: {} modules of rank {}, {} → {} numbers, {checked}{}{}",
         r.out.display(),
         r.modules,
         r.rank,
         grouped(r.parameters_pruned),
-        grouped(r.parameters_full)
+        grouped(r.parameters_full),
+        from.unwrap_or_default(),
+        signed.unwrap_or_default()
     )
 }
 
@@ -279,9 +291,20 @@ pub fn conflict(r: &ConflictReport, adapters: &[PathBuf]) -> String {
     )
 }
 
+/// `‖ΔW‖` of each adapter, or of the smallest and the largest of many.
+fn norms(admission: &Admission) -> String {
+    let norm = |x: f64| format!("{x:.3e}");
+    let all = admission.adapters.iter().map(|a| a.norm);
+    if admission.adapters.len() > 8 {
+        let (least, most) = (all.clone().fold(f64::INFINITY, f64::min), all.fold(0.0, f64::max));
+        return format!("norm of each adapter's update: {} to {}\n", norm(least), norm(most));
+    }
+    format!("norm of each adapter's update: {}\n", all.map(norm).collect::<Vec<_>>().join(", "))
+}
+
 /// What was fused, and what the certificate says.
 pub fn fuse(r: &FuseReport) -> String {
-    let mut text = String::new();
+    let mut text = norms(&r.admission);
     for (out, certificate) in [(&r.out, &r.certificate), (&r.merged, &r.merged_certificate)] {
         let Some(out) = out else { continue };
         let Some(c) = certificate else {
@@ -311,6 +334,60 @@ pub fn fuse(r: &FuseReport) -> String {
         };
     }
     text
+}
+
+/// What was collected.
+pub fn grams(r: &GramsReport) -> String {
+    if r.already_finished {
+        return format!("{}: already finished", r.out.display());
+    }
+    let mut text = format!(
+        "{}: Grams of {} inputs over {} tokens of {} documents, {}",
+        r.out.display(),
+        r.inputs,
+        grouped(r.tokens as u64),
+        grouped(r.documents as u64),
+        human_bytes(r.bytes)
+    );
+    if r.skipped > 0 {
+        text += &format!("\n{} bad lines were left out", r.skipped);
+    }
+    text
+}
+
+/// A new pair of keys.
+pub fn keys(r: &KeysReport) -> String {
+    format!(
+        "{}: the secret key, for you alone\n{}: the public key, {}\n",
+        r.secret.display(),
+        r.public.display(),
+        r.key
+    )
+}
+
+/// What was signed.
+pub fn sign(r: &SignReport) -> String {
+    let (dir, key) = (r.dir.display(), r.key.short());
+    format!("{dir}: {} files signed by key {key} for {}", r.files, r.occasion)
+}
+
+/// Whose a folder is.
+pub fn verify(r: &VerifyReport) -> String {
+    let (dir, a) = (r.dir.display(), &r.admitted);
+    let signer = a.signer.as_ref().map(name).unwrap_or_default();
+    let from =
+        a.edge.as_ref().map(|e| format!(", recovered from the adapter of {}", name(e))).unwrap_or_default();
+    format!("{dir}: {} files as signed by {signer} for {}{from}", a.files, a.occasion)
+}
+
+/// What the trusted folder calls a signer, else the start of the key.
+fn name(s: &Signatory) -> String {
+    s.name.clone().unwrap_or_else(|| format!("key {}", s.key.short()))
+}
+
+/// What was exported.
+pub fn export(r: &ExportReport) -> String {
+    format!("{}: {} modules of rank {} in {}", r.out.display(), r.modules, r.rank, r.dtype)
 }
 
 /// The results of a flow: a table for each set of edges.

@@ -7,7 +7,7 @@ use clap::CommandFactory;
 
 use rayon::ThreadPoolBuilder;
 
-use super::args::{Cli, Command, Global};
+use super::args::{Cli, Command, Global, KeysCommand};
 use super::plan::{on_device, on_machine};
 use super::{dry_run, plan, print};
 use crate::backend::Backend;
@@ -15,8 +15,8 @@ use crate::checkpoint::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::stage::{
-    budget, conflict, demo, evaluate, flow, fuse, generate, inspect, logits, measure, prune, recover, report,
-    train,
+    budget, conflict, demo, evaluate, export, flow, fuse, generate, grams, inspect, keys, logits, measure,
+    prune, recover, report, sign, train, verify,
 };
 use crate::tensor::Real;
 
@@ -97,6 +97,13 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             print::warnings(&report.warnings);
             out.report(&report, || print::fuse(&report))
         }
+        Command::Grams(args) => {
+            let machine = plan::machine(global)?;
+            let common = machine.common(global, &common)?;
+            let options = plan::grams(args);
+            let report = on_machine!(machine, |b: B, T| grams_on::<B, T>(b, options, &common))?;
+            out.report(&report, || print::grams(&report))
+        }
         Command::Run(args) => {
             let machine = plan::machine(global)?;
             let common = machine.common(global, &common)?;
@@ -136,6 +143,23 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             out.report(&report, || report.to_string())?;
             report.check()
         }
+        Command::Keys { command: KeysCommand::New { path } } => {
+            let report = keys::new(path)?;
+            out.report(&report, || print::keys(&report))
+        }
+        Command::Sign(args) => {
+            let report = sign::run(&args.dir, &plan::sign(args), &common)?;
+            out.report(&report, || print::sign(&report))
+        }
+        Command::Verify(args) => {
+            let report = verify::run(&args.dir, &plan::verify(args))?;
+            out.report(&report, || print::verify(&report))
+        }
+        Command::Export(args) => {
+            let report = export::run(&plan::export(args)?, &common)?;
+            print::warnings(&report.warnings);
+            out.report(&report, || print::export(&report))
+        }
         Command::Report(args) => {
             let path = report::run(&args.dir)?;
             out.report(&path, || path.display().to_string())
@@ -162,6 +186,14 @@ fn prune_on<B: Backend, T: Real>(
     let prepared = prune::Prepared::new::<B, T>(backend, options, common)?;
     let report = prepared.run::<B, T>(backend, common)?;
     out.report(&report, || print::prune(&report))
+}
+
+fn grams_on<B: Backend, T: Real>(
+    backend: &B,
+    options: grams::GramsOptions,
+    common: &Common,
+) -> Result<grams::GramsReport> {
+    grams::Prepared::new::<T>(backend, options, common)?.run::<T>(backend, common)
 }
 
 fn train_on<B: Backend, T: Real>(

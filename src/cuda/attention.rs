@@ -8,6 +8,7 @@ use super::Cuda;
 use super::launch::{Grid, Kernel, Pointer, int};
 use super::lists::Kind;
 use super::store::DeviceMemory;
+use super::tensor_map::{MatrixAt, TensorMap};
 use crate::error::{Error, Result};
 use crate::ops::attention::{Attention, AttentionBwd, Heads, Segment};
 use crate::ops::ensure;
@@ -15,7 +16,12 @@ use crate::tensor::{Length, MemoryLayout, Real};
 
 const FILE: &str = "attention";
 const FILE_BWD: &str = "attention_bwd";
+const FILE_HOPPER: &str = "attention_sm90";
 const THREADS: usize = 128;
+const THREADS_HOPPER: usize = 384;
+/// Rows of the boxes that Hopper's kernel copies keys by where they lie together, and where they do not.
+const BOX: u32 = 8;
+const LINE: u32 = 1;
 /// Words of a tile.
 const TILE: usize = 6;
 /// Keys, or pairs, of a block of the gradients' kernels.
@@ -127,6 +133,16 @@ fn shape(heads: Heads) -> Result<(i32, i32, i32, i32, i32)> {
     ))
 }
 
+/// Hopper's kernel for heads of width K, of tiles of as many pairs as the others'.
+fn hopper(heads: Heads) -> Option<Kernel> {
+    let name = match heads.dim {
+        64 => "attention_64_sm90",
+        128 => "attention_128_sm90",
+        _ => return None,
+    };
+    Some(Kernel { file: FILE_HOPPER, name })
+}
+
 fn grid(blocks: usize, heads: Heads, parts: usize) -> Grid {
     Grid { blocks: [blocks, heads.kv, parts], threads: THREADS, more_shared: 0 }
 }
@@ -136,12 +152,23 @@ fn sizes(tokens: usize, heads: Heads) -> [(&'static str, usize); 4] {
 }
 
 pub fn attention<T: Real>(cuda: &Cuda, op: Attention<'_, DeviceMemory, T>) -> Result<()> {
-    let (tokens, _) = op.check()?;
+    let (tokens, keys) = op.check()?;
     let heads = op.heads;
     let width = width("attention", heads)?;
     let tiles = tiles(op.segments, heads.q / heads.kv, width.pairs)?;
     let list = cuda.list(Kind::Segments, &tiles.words)?;
     let (h, group, k, ld_q, ld_k) = shape(heads)?;
+    if let Some(kernel) = hopper(heads).filter(|_| cuda.driver.hopper) {
+        let (columns, ld) = (heads.kv * heads.dim, ld_k as usize);
+        let map = |data, rows| TensorMap::new(&cuda.driver, MatrixAt { data, rows: keys, columns, ld }, rows);
+        let (of_k, of_v) = (op.k.pointer(), op.v.pointer());
+        let maps = (map(of_k, BOX)?, map(of_k, LINE)?, map(of_v, BOX)?, map(of_v, LINE)?);
+        let args =
+            (op.o, op.lse, op.q, maps.0, maps.1, maps.2, maps.3, list.view(), h, group, ld_q, heads.scale);
+        let grid = Grid { threads: THREADS_HOPPER, ..grid(tiles.pairs, heads, 1) };
+        // SAFETY: as below.
+        return unsafe { cuda.launch(kernel, grid, &sizes(tokens, heads), args) };
+    }
     let args = (op.o, op.lse, op.q, op.k, op.v, list.view(), h, group, k, ld_q, ld_k, heads.scale);
     let kernel = Kernel { file: FILE, name: width.forward };
     // SAFETY: `check` compared the views with T and U rows, and the segments with both; tiles lie within their segments.
@@ -219,6 +246,14 @@ mod tests {
         if let Some(cuda) = device() {
             a_cache_changes_nothing::<_, bf16>(&cuda);
             large_scores::<_, bf16>(&cuda);
+        }
+    }
+
+    #[test]
+    fn hopper_has_kernels_of_two_widths() {
+        for (dim, name) in [(64, Some("attention_64_sm90")), (128, Some("attention_128_sm90")), (96, None)] {
+            assert_eq!(hopper(Heads { q: 4, kv: 1, dim, scale: 1.0 }).map(|k| k.name), name);
+            assert!(WIDTHS.iter().all(|w| w.most != dim || w.pairs == 128));
         }
     }
 

@@ -1,4 +1,4 @@
-//! The driver: a device's context, its stream, and errors by the driver's names.
+//! The driver: a device's context, its two streams, and errors by the driver's names.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,22 +12,56 @@ use crate::error::{Error, Result};
 
 /// The oldest devices that have bf16 tensor instructions and asynchronous copies.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+/// The one capability that has warpgroup products.
+const HOPPER: (i32, i32) = (9, 0);
 /// How many launches an error of the device tells.
 const REMEMBERED: usize = 4;
 
+/// What a call of the driver gives.
+pub type Outcome = std::result::Result<(), DriverError>;
+
 /// A launch, for errors: the kernel and its sizes.
 pub type Launched = (&'static str, Vec<(&'static str, usize)>);
+
+/// A stream, and the event by which the other one waits for it.
+#[derive(Clone, Copy)]
+struct Lane {
+    stream: sys::CUstream,
+    done: sys::CUevent,
+}
+
+/// What one stream has that the other has not waited for yet.
+#[derive(Default)]
+struct Order {
+    computed: bool,
+    copied: bool,
+}
+
+/// What a copy waits for.
+#[derive(Clone, Copy)]
+pub enum After {
+    /// All kernels so far: some of them may use the place that it goes to.
+    Kernels,
+    /// The work before this event, which is all that uses the place.
+    Event(sys::CUevent),
+}
 
 /// A device that is in use.
 pub struct Driver {
     ordinal: usize,
     device: sys::CUdevice,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    kernels: Lane,
+    copies: Lane,
+    order: Mutex<Order>,
     /// What the driver calls the device.
     pub name: String,
     /// Major and minor compute capability.
     pub capability: (i32, i32),
+    /// How many multiprocessors the device has.
+    pub multiprocessors: usize,
+    /// Whether the device runs kernels of `*_sm90.cu`, and this build has them.
+    pub hopper: bool,
     /// Whether the device shares the system's memory.
     pub unified: bool,
     /// Kernels that have been used.
@@ -104,10 +138,13 @@ impl Driver {
         );
         if capability < LEAST_CAPABILITY {
             return Err(device_error(format!(
-                "cuda:{ordinal} ({name}) has compute capability {}.{}, the kernels need {}.{} or later",
+                "cuda:{ordinal} ({name}) has compute capability {}.{}, the kernels need {}.{} or later; use another \
+                 device, or --device cpu",
                 capability.0, capability.1, LEAST_CAPABILITY.0, LEAST_CAPABILITY.1
             )));
         }
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1) as usize;
+        let hopper = capability == HOPPER && images::all().iter().any(|i| i.file.ends_with("_sm90"));
         let unified = attribute(Attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0;
         // SAFETY: `device` came from the driver; the context is released when this value is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(what)?;
@@ -118,33 +155,77 @@ impl Driver {
         };
         // SAFETY: the context was retained above.
         unsafe { result::ctx::set_current(context) }.map_err(release)?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(release)?;
+        // What is left where the second fails ends with the context.
+        let (kernels, copies) = (Lane::new().map_err(release)?, Lane::new().map_err(release)?);
         Ok(Driver {
             ordinal,
             device,
             context,
-            stream,
+            kernels,
+            copies,
+            order: Mutex::default(),
             name,
             capability,
+            multiprocessors,
+            hopper,
             unified,
             functions: Mutex::default(),
             launched: Mutex::default(),
         })
     }
 
-    /// Makes the context current on this thread; returns the stream.
-    pub fn enter(&self) -> Result<sys::CUstream> {
+    /// Makes the context current on this thread.
+    pub fn enter(&self) -> Result<()> {
         // SAFETY: the context is retained as long as this value lives.
-        unsafe { result::ctx::set_current(self.context) }.map_err(|e| self.failed("the context", e))?;
-        Ok(self.stream)
+        unsafe { result::ctx::set_current(self.context) }.map_err(|e| self.failed("the context", e))
+    }
+
+    /// Puts `work` on the stream of kernels, after every copy that came before. `what` is told in errors.
+    pub fn compute(
+        &self,
+        what: impl FnOnce() -> String,
+        work: impl FnOnce(sys::CUstream) -> Outcome,
+    ) -> Result<()> {
+        self.enter()?;
+        let mut order = locked(&self.order);
+        let started = if order.copied { self.copies.before(self.kernels) } else { Ok(()) };
+        let done = started.and_then(|()| {
+            order.copied = false;
+            order.computed = true;
+            work(self.kernels.stream)
+        });
+        done.map_err(|e| self.failed(&what(), e))
+    }
+
+    /// Puts `work` on the stream of copies: kernels that come later wait for it.
+    pub fn transfer(&self, after: After, work: impl FnOnce(sys::CUstream) -> Outcome) -> Result<()> {
+        self.enter()?;
+        let mut order = locked(&self.order);
+        let started = match after {
+            After::Kernels if order.computed => {
+                self.kernels.before(self.copies).map(|()| order.computed = false)
+            }
+            After::Kernels => Ok(()),
+            After::Event(event) => self.copies.wait(event),
+        };
+        let done = started.and_then(|()| {
+            order.copied = true;
+            work(self.copies.stream)
+        });
+        done.map_err(|e| self.failed("copying to the device", e))
+    }
+
+    /// Lets `event` happen when the kernels so far are done.
+    pub fn mark(&self, event: sys::CUevent) -> Result<()> {
+        // SAFETY: the caller's event lives, and the stream as long as this value.
+        self.compute(|| "an event".into(), |stream| unsafe { result::event::record(event, stream) })
     }
 
     /// Waits for all work.
     pub fn synchronize(&self) -> Result<()> {
-        let stream = self.enter()?;
+        // The kernels' stream comes after every copy.
         // SAFETY: the stream lives as long as this value.
-        let done = unsafe { result::stream::synchronize(stream) };
-        done.map_err(|e| self.failed("waiting for the device", e))?;
+        self.compute(|| "waiting for the device".into(), |s| unsafe { result::stream::synchronize(s) })?;
         locked(&self.launched).clear();
         Ok(())
     }
@@ -187,7 +268,8 @@ impl Driver {
         }
         let launches: Vec<String> = last.iter().map(describe).collect();
         Error::Device(format!(
-            "{told}; launched last: {}; CUDA_LAUNCH_BLOCKING=1 tells which it was",
+            "{told}; launched last: {}; run it again with CUDA_LAUNCH_BLOCKING=1 to see which it was, and report it; \
+             --device cpu does without",
             launches.join(", ")
         ))
     }
@@ -197,15 +279,47 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // What is left undone here ends with the process.
         if self.enter().is_ok() {
-            // SAFETY: the stream is ours and nothing uses it any more: all that does holds this value.
-            let _ = unsafe { result::stream::synchronize(self.stream) };
+            for Lane { stream, .. } in [self.copies, self.kernels] {
+                // SAFETY: the stream is ours.
+                let _ = unsafe { result::stream::synchronize(stream) };
+            }
             locked(&self.functions).unload();
-            // SAFETY: as above.
-            let _ = unsafe { result::stream::destroy(self.stream) };
+            for Lane { stream, done } in [self.copies, self.kernels] {
+                // SAFETY: both are ours and nothing uses them any more: all that does holds this value.
+                let _ =
+                    unsafe { result::stream::destroy(stream).and_then(|()| result::event::destroy(done)) };
+            }
         }
         // SAFETY: retained in `new`.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
+}
+
+impl Lane {
+    /// A stream that no other waits for by itself; the context must be current.
+    fn new() -> std::result::Result<Lane, DriverError> {
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+        Ok(Lane { stream, done: new_event()? })
+    }
+
+    /// Lets `other` wait for all that is on this stream now.
+    fn before(self, other: Lane) -> Outcome {
+        // SAFETY: event and stream live as long as the driver.
+        unsafe { result::event::record(self.done, self.stream) }?;
+        other.wait(self.done)
+    }
+
+    /// Lets this stream wait for `event`.
+    fn wait(self, event: sys::CUevent) -> Outcome {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: event and stream live as long as the driver.
+        unsafe { result::stream::wait_event(self.stream, event, flags) }
+    }
+}
+
+/// An event that keeps no time; the context must be current.
+pub fn new_event() -> std::result::Result<sys::CUevent, DriverError> {
+    result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
 }
 
 /// `rms_norm (T 5, D 64)`.

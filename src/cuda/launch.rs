@@ -212,7 +212,7 @@ impl Driver {
             let [x, y, z] = grid.blocks;
             return Err(Error::Device(format!("{}: a grid of {x} × {y} × {z} blocks", describe(&launched))));
         }
-        let stream = self.enter()?;
+        self.enter()?;
         let mut functions = locked(&self.functions);
         let function = functions.get(self, kernel)?;
         let (mut pointers, mut given) = (Vec::with_capacity(24), Vec::with_capacity(24));
@@ -241,18 +241,11 @@ impl Driver {
         let [x, y, z] = grid.blocks.map(|n| n as u32);
         // SAFETY: count and sizes of the arguments are the kernel's, they live until the call returns, and the caller
         // answers for what they mean.
-        let started = unsafe {
-            result::launch_kernel(
-                handle,
-                (x, y, z),
-                (grid.threads as u32, 1, 1),
-                shared as u32,
-                stream,
-                &mut pointers,
-            )
+        let start = |stream| unsafe {
+            let (threads, shared) = ((grid.threads as u32, 1, 1), shared as u32);
+            result::launch_kernel(handle, (x, y, z), threads, shared, stream, &mut pointers)
         };
-        let text = |e| self.failed(&format!("launching {}", describe(&launched)), e);
-        started.map_err(text)?;
+        self.compute(|| format!("launching {}", describe(&launched)), start)?;
         self.remember(launched);
         Ok(())
     }

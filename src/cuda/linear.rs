@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::Cuda;
 use super::launch::{Arg, Grid, Kernel, Pointer, int};
+use super::linear_sm90;
 use super::lora::{Factor, Part, Span, Table, Wide, after};
 use super::store::DeviceMemory;
 use super::tile::Tile;
@@ -18,45 +19,47 @@ use crate::tensor::{Frozen, Length, MemoryLayout, Real};
 
 const OP: &str = "linear";
 /// Outputs and groups of one launch.
-const OUTPUTS: usize = 4;
+pub(super) const OUTPUTS: usize = 4;
 const GROUPS: usize = 144;
 
 /// The kernels of each tile: one output at a time, and gate and up.
-fn kernel(tile: Tile, pair: bool) -> Kernel {
-    let name = match (tile, pair) {
-        (Tile::Small, false) => "linear_64",
-        (Tile::Square, false) => "linear_128",
-        (Tile::Wide, false) => "linear_256",
-        (Tile::Small, true) => "linear_swiglu_64",
-        (Tile::Square, true) => "linear_swiglu_128",
-        (Tile::Wide, true) => "linear_swiglu_256",
+pub(super) fn kernel(tile: Tile, pair: bool) -> Kernel {
+    let (file, name) = match (tile, pair) {
+        (Tile::Small, false) => ("linear", "linear_64"),
+        (Tile::Square, false) => ("linear", "linear_128"),
+        (Tile::Wide, false) => ("linear", "linear_256"),
+        (Tile::Hopper, false) => ("linear_sm90", "linear_sm90"),
+        (Tile::Small, true) => ("linear", "linear_swiglu_64"),
+        (Tile::Square, true) => ("linear", "linear_swiglu_128"),
+        (Tile::Wide, true) => ("linear", "linear_swiglu_256"),
+        (Tile::Hopper, true) => ("linear_sm90", "linear_swiglu_sm90"),
     };
-    Kernel { file: "linear", name }
+    Kernel { file, name }
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Rows {
-    factor: Pointer,
-    start: i32,
-    end: i32,
-    rank: i32,
-    unused: u32,
+pub(super) struct Rows {
+    pub factor: Pointer,
+    pub start: i32,
+    pub end: i32,
+    pub rank: i32,
+    pub unused: u32,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Output {
-    y: Pointer,
-    w: Pointer,
-    t: Pointer,
-    bias: Pointer,
-    width: i32,
-    ld: i32,
-    ld_t: i32,
-    groups_end: i32,
-    tiles_end: i32,
-    unused: u32,
+pub(super) struct Output {
+    pub y: Pointer,
+    pub w: Pointer,
+    pub t: Pointer,
+    pub bias: Pointer,
+    pub width: i32,
+    pub ld: i32,
+    pub ld_t: i32,
+    pub groups_end: i32,
+    pub tiles_end: i32,
+    pub unused: u32,
 }
 
 #[repr(C)]
@@ -82,9 +85,9 @@ unsafe impl Arg for Task {
 }
 
 /// An output whose adapters have their places.
-struct Placed {
-    output: Output,
-    groups: Vec<Rows>,
+pub(super) struct Placed {
+    pub output: Output,
+    pub groups: Vec<Rows>,
 }
 
 /// Adapters of the same rows: their A lie below one another.
@@ -240,14 +243,14 @@ fn ld_of(width: usize) -> usize {
 }
 
 /// What all launches of a product share.
-struct Product {
-    x: Pointer,
-    residual: Pointer,
-    h: Pointer,
-    rows: usize,
-    tokens: usize,
-    inner: usize,
-    pair: bool,
+pub(super) struct Product {
+    pub x: Pointer,
+    pub residual: Pointer,
+    pub h: Pointer,
+    pub rows: usize,
+    pub tokens: usize,
+    pub inner: usize,
+    pub pair: bool,
 }
 
 impl Product {
@@ -257,7 +260,16 @@ impl Product {
     /// The views hold what the sizes say.
     unsafe fn launch(&self, cuda: &Cuda, outputs: &[Placed]) -> Result<()> {
         let widths = outputs.iter().map(|p| p.output.width as usize);
-        let tile = Tile::choose(self.rows, widths.clone());
+        let groups: usize = outputs.iter().map(|p| p.groups.len()).sum();
+        let tile = cuda.tile(
+            (self.tokens, self.rows / self.tokens),
+            widths.clone(),
+            linear_sm90::fits(self.inner, groups),
+        );
+        if tile == Tile::Hopper {
+            // SAFETY: as here.
+            return unsafe { linear_sm90::launch(cuda, self, outputs) };
+        }
         let columns = if self.pair { tile.columns() / 2 } else { tile.columns() };
         let (mut across, mut groups) = (0, Vec::new());
         let mut table = Vec::with_capacity(outputs.len());
@@ -299,7 +311,8 @@ impl Product {
 mod tests {
     use half::bf16;
 
-    use crate::cuda::tests::device;
+    use super::*;
+    use crate::cuda::tests::{device, device_with_tile};
     use crate::ops::cases::linear::forward_conforms;
     use crate::tensor::DType;
 
@@ -307,6 +320,15 @@ mod tests {
     fn as_the_reference() {
         if let Some(cuda) = device() {
             forward_conforms::<_, bf16>(&[cuda], &[DType::BF16, DType::F32]);
+        }
+    }
+
+    #[test]
+    fn as_the_reference_with_any_tile() {
+        for tile in [Tile::Square, Tile::Wide, Tile::Hopper] {
+            if let Some(cuda) = device_with_tile(tile) {
+                forward_conforms::<_, bf16>(&[cuda], &[DType::BF16]);
+            }
         }
     }
 }

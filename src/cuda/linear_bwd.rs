@@ -5,6 +5,7 @@
 
 use super::Cuda;
 use super::launch::{Arg, Grid, Kernel, Pointer, int};
+use super::linear_bwd_sm90;
 use super::lora::{Factor, GradientPart, Mask, Part, Table, Wide, after};
 use super::store::DeviceMemory;
 use super::tile::Tile;
@@ -16,43 +17,44 @@ use crate::tensor::{Frozen, Length, MemoryLayout, Real};
 
 const OP: &str = "linear_bwd";
 /// Outputs of one launch.
-const OUTPUTS: usize = 4;
+pub(super) const OUTPUTS: usize = 4;
 
-fn kernel(tile: Tile) -> Kernel {
-    let name = match tile {
-        Tile::Small => "linear_bwd_64",
-        Tile::Square => "linear_bwd_128",
-        Tile::Wide => "linear_bwd_256",
+pub(super) fn kernel(tile: Tile) -> Kernel {
+    let (file, name) = match tile {
+        Tile::Small => ("linear_bwd", "linear_bwd_64"),
+        Tile::Square => ("linear_bwd", "linear_bwd_128"),
+        Tile::Wide => ("linear_bwd", "linear_bwd_256"),
+        Tile::Hopper => ("linear_bwd_sm90", "linear_bwd_sm90"),
     };
-    Kernel { file: "linear_bwd", name }
+    Kernel { file, name }
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Gradient {
-    dy: Pointer,
-    w: Pointer,
-    width: i32,
-    ld: i32,
+pub(super) struct Gradient {
+    pub dy: Pointer,
+    pub w: Pointer,
+    pub width: i32,
+    pub ld: i32,
 }
 
 #[repr(C)]
-struct Task {
-    dx: Pointer,
-    u: Pointer,
-    a: Pointer,
-    tokens: i32,
-    inner: i32,
-    ld_x: i32,
-    ld_w: i32,
-    ranks: i32,
-    ld_u: i32,
-    ld_a: i32,
-    outputs: i32,
-    drops: i32,
-    dropout: Mask,
-    unused: u32,
-    output: Table<Gradient, OUTPUTS>,
+pub(super) struct Task {
+    pub dx: Pointer,
+    pub u: Pointer,
+    pub a: Pointer,
+    pub tokens: i32,
+    pub inner: i32,
+    pub ld_x: i32,
+    pub ld_w: i32,
+    pub ranks: i32,
+    pub ld_u: i32,
+    pub ld_a: i32,
+    pub outputs: i32,
+    pub drops: i32,
+    pub dropout: Mask,
+    pub unused: u32,
+    pub output: Table<Gradient, OUTPUTS>,
 }
 
 // SAFETY: `struct Task` of linear_bwd.cu.
@@ -177,7 +179,7 @@ pub fn linear_bwd<T: Real>(cuda: &Cuda, op: LinearBwd<'_, DeviceMemory, T>) -> R
         let (width, ld) = (int("O", o)?, int("the row of O", DeviceMemory::row(o))?);
         outputs.push(Gradient { dy: out.dy.pointer(), w: out.w.pointer(), width, ld });
     }
-    let tile = Tile::choose(tokens, std::iter::once(inner));
+    let tile = cuda.tile((tokens, 1), std::iter::once(inner), true);
     let task = Task {
         dx: dx.pointer(),
         u,
@@ -196,8 +198,12 @@ pub fn linear_bwd<T: Real>(cuda: &Cuda, op: LinearBwd<'_, DeviceMemory, T>) -> R
         output: Table::new(&outputs),
     };
     let o: usize = (0..op.outs.len()).map(width).sum();
-    let grid = Grid::line(tile.count(tokens, std::iter::once(inner)), tile.threads());
     let sizes = [("T", tokens), ("I", inner), ("O", o), ("R", ranks)];
+    if tile == Tile::Hopper {
+        // SAFETY: `check` compared all views with T rows of I and of the outputs.
+        return unsafe { linear_bwd_sm90::launch(cuda, &task, &sizes) };
+    }
+    let grid = Grid::line(tile.count(tokens, std::iter::once(inner)), tile.threads());
     // SAFETY: `check` compared all views with T rows of I and of the outputs.
     unsafe { cuda.launch(kernel(tile), grid, &sizes, (task,)) }
 }
@@ -206,7 +212,8 @@ pub fn linear_bwd<T: Real>(cuda: &Cuda, op: LinearBwd<'_, DeviceMemory, T>) -> R
 mod tests {
     use half::bf16;
 
-    use crate::cuda::tests::device;
+    use super::*;
+    use crate::cuda::tests::{device, device_with_tile};
     use crate::ops::cases::linear::backward_conforms;
     use crate::tensor::DType;
 
@@ -214,6 +221,15 @@ mod tests {
     fn as_the_reference() {
         if let Some(cuda) = device() {
             backward_conforms::<_, bf16>(&[cuda], &[DType::BF16, DType::F32]);
+        }
+    }
+
+    #[test]
+    fn as_the_reference_with_any_tile() {
+        for tile in [Tile::Square, Tile::Wide, Tile::Hopper] {
+            if let Some(cuda) = device_with_tile(tile) {
+                backward_conforms::<_, bf16>(&[cuda], &[DType::BF16]);
+            }
         }
     }
 }

@@ -2,14 +2,16 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::driver::{Driver, locked};
+use cudarc::driver::{result, sys};
+
+use super::driver::{After, Driver, locked, new_event};
 use super::loading::Ring;
 use super::memory::Memory;
 use super::store::{Buffer, DeviceMemory, View};
 use crate::error::Result;
 use crate::tensor::Store;
 
-/// What a list is; one of each is on the device at a time.
+/// What a list is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Token ids: of a batch, of targets, of choices.
@@ -21,66 +23,115 @@ pub enum Kind {
 }
 
 /// Numbers that there is room for from the beginning, which is before memory is measured.
-const ROOM: usize = 1 << 18;
+const ROOM: usize = 1 << 17;
 
-/// The last list of each kind. One that is the same as the last is not sent again.
+/// The last two lists of each kind: while kernels read one, the next is on its way into the other. One that is still
+/// there is not sent again.
 pub struct Lists {
+    driver: Arc<Driver>,
     memory: Arc<Memory>,
-    held: [Mutex<Held>; 3],
+    kinds: [Mutex<Pair>; 3],
 }
 
-#[derive(Default)]
-struct Held {
-    content: Vec<u32>,
-    buffer: Option<Buffer<u32>>,
+struct Pair {
+    places: [Place; 2],
+    /// The one that was used last.
+    last: usize,
 }
+
+struct Place {
+    content: Vec<u32>,
+    /// Whether `content` is on the device.
+    held: bool,
+    buffer: Buffer<u32>,
+    /// Happens when the kernels that read the list are done.
+    read: sys::CUevent,
+}
+
+// SAFETY: an event is a token of the driver; each is used under its mutex.
+unsafe impl Send for Place {}
 
 /// A list on the device; no other of its kind takes its place before this is dropped, which is after the launch.
-pub struct List<'a>(MutexGuard<'a, Held>);
+pub struct List<'a> {
+    driver: &'a Driver,
+    pair: MutexGuard<'a, Pair>,
+}
 
 impl List<'_> {
     /// The numbers.
     pub fn view(&self) -> View<'_, u32> {
-        match &self.0.buffer {
-            Some(buffer) => DeviceMemory::view(buffer, 0..self.0.content.len()),
-            None => unreachable!("a list has a buffer"),
+        let place = &self.pair.places[self.pair.last];
+        DeviceMemory::view(&place.buffer, 0..place.content.len())
+    }
+}
+
+impl Drop for List<'_> {
+    fn drop(&mut self) {
+        let place = &self.pair.places[self.pair.last];
+        // Without the mark nobody knows when it has been read, so it is not overwritten unless everything is done.
+        if self.driver.mark(place.read).is_err() {
+            let _ = self.driver.synchronize();
         }
     }
 }
 
 impl Lists {
-    /// Room for lists of 1 MiB each; a longer one takes more. It belongs to the context, not to a run's plan.
+    /// Room for two lists of 512 KiB of each kind; a longer one takes more. It belongs to the context, not to a run's plan.
     pub fn new(driver: Arc<Driver>) -> Result<Lists> {
-        let lists = Lists { memory: Arc::new(Memory::new(driver, None)), held: Default::default() };
-        for held in &lists.held {
-            locked(held).buffer = Some(lists.buffer(ROOM)?);
-        }
-        Ok(lists)
+        let memory = Arc::new(Memory::new(driver.clone(), None));
+        let place = || -> Result<Place> {
+            let buffer = buffer(&memory, ROOM)?;
+            let read = new_event().map_err(|e| driver.failed("an event", e))?;
+            Ok(Place { content: Vec::new(), held: false, buffer, read })
+        };
+        let pair = || Ok(Mutex::new(Pair { places: [place()?, place()?], last: 0 }));
+        let kinds = [pair()?, pair()?, pair()?];
+        Ok(Lists { driver, memory, kinds })
     }
 
-    fn buffer(&self, len: usize) -> Result<Buffer<u32>> {
-        let block = self.memory.take("a batch's lists", 4 * len as u64)?;
-        Ok(Buffer::new(Some(block), len))
-    }
-
-    /// `content` on the device, for launches that follow on the stream.
+    /// `content` on the device, for launches that follow.
     pub fn put(&self, ring: &Ring, kind: Kind, content: &[u32]) -> Result<List<'_>> {
-        let mut held = locked(&self.held[kind as usize]);
-        let room = held.buffer.as_ref().map(DeviceMemory::len);
-        if room.is_some() && held.content == content {
-            return Ok(List(held));
+        let mut pair = locked(&self.kinds[kind as usize]);
+        let found = pair.places.iter().position(|p| p.held && p.content == content);
+        pair.last = found.unwrap_or(1 - pair.last);
+        if found.is_none() {
+            let at = pair.last;
+            self.send(ring, &mut pair.places[at], content)?;
         }
-        if room.is_none_or(|r| r < content.len()) {
-            // Out before the new one is made: what still reads it does so on the stream before the new one is written.
-            *held = Held::default();
-            held.buffer = Some(self.buffer(content.len())?);
+        Ok(List { driver: &self.driver, pair })
+    }
+
+    fn send(&self, ring: &Ring, place: &mut Place, content: &[u32]) -> Result<()> {
+        place.held = false;
+        if DeviceMemory::len(&place.buffer) < content.len() {
+            // Out before the new one is made; the driver waits for what still reads it.
+            place.buffer = Buffer::new(None, 0);
+            place.buffer = buffer(&self.memory, content.len())?;
         }
-        held.content.clear();
-        if let Some(buffer) = &held.buffer {
-            let start = DeviceMemory::view(buffer, 0..content.len()).pointer();
-            ring.copy(start.0, bytemuck::cast_slice(content))?;
+        let start = DeviceMemory::view(&place.buffer, 0..content.len()).pointer();
+        ring.copy(start.0, After::Event(place.read), bytemuck::cast_slice(content))?;
+        place.content.clear();
+        place.content.extend_from_slice(content);
+        place.held = true;
+        Ok(())
+    }
+}
+
+fn buffer(memory: &Arc<Memory>, len: usize) -> Result<Buffer<u32>> {
+    let block = memory.take("a batch's lists", 4 * len as u64)?;
+    Ok(Buffer::new(Some(block), len))
+}
+
+impl Drop for Lists {
+    fn drop(&mut self) {
+        if self.driver.synchronize().is_err() {
+            return;
         }
-        held.content.extend_from_slice(content);
-        Ok(List(held))
+        for pair in &self.kinds {
+            for place in &locked(pair).places {
+                // SAFETY: made by `new`, and nothing waits for it any more.
+                let _ = unsafe { result::event::destroy(place.read) };
+            }
+        }
     }
 }

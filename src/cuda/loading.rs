@@ -9,7 +9,7 @@ use cudarc::driver::{result, sys};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::driver::{Driver, locked};
+use super::driver::{After, Driver, locked, new_event};
 use super::store::{DeviceMemory, Matrix};
 use crate::error::{Error, Result};
 use crate::host::{Elements, HostMatrix};
@@ -50,15 +50,15 @@ impl Ring {
         Ok(Ring { driver, base: base.cast(), state: Mutex::default() })
     }
 
-    /// Lets `fill` write `len` bytes, at most [`PIECE`], and copies them to `to` after the work that is on the stream.
-    pub fn put(&self, to: u64, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<()> {
+    /// Lets `fill` write `len` bytes, at most [`PIECE`], and copies them to `to`; kernels that come later wait for it.
+    pub fn put(&self, to: u64, after: After, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<()> {
         if len == 0 {
             return Ok(());
         }
         if len > PIECE {
             return Err(Error::Device(format!("a copy of {len} bytes at once, expected at most {PIECE}")));
         }
-        let stream = self.driver.enter()?;
+        self.driver.enter()?;
         let what = |e| self.driver.failed("copying to the device", e);
         let mut state = locked(&self.state);
         let start = if state.next + len > RING { 0 } else { state.next };
@@ -73,24 +73,26 @@ impl Ring {
         }
         let event = match state.idle.pop() {
             Some(event) => event,
-            None => result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(what)?,
+            None => new_event().map_err(what)?,
         };
         // SAFETY: the piece lies in the ring, and the copies that read it are done; the mutex keeps others away.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.base.add(piece.start), len) };
         bytes.fill(0);
         fill(bytes);
-        // SAFETY: the caller's view is `len` bytes long; the piece is left alone until the event has happened.
-        let copied = unsafe { result::memcpy_htod_async(to, bytes, stream) };
-        // SAFETY: the event is ours.
-        let recorded = copied.and_then(|()| unsafe { result::event::record(event, stream) });
+        let copied = self.driver.transfer(after, |stream| {
+            // SAFETY: the caller's view is `len` bytes long; the piece is left alone until the event has happened.
+            unsafe { result::memcpy_htod_async(to, bytes, stream) }?;
+            // SAFETY: the event is ours.
+            unsafe { result::event::record(event, stream) }
+        });
         state.pending.push_back((piece, event));
-        recorded.map_err(what)
+        copied
     }
 
     /// Copies `from` to `to`.
-    pub fn copy(&self, to: u64, from: &[u8]) -> Result<()> {
+    pub fn copy(&self, to: u64, after: After, from: &[u8]) -> Result<()> {
         for (n, part) in from.chunks(PIECE).enumerate() {
-            self.put(to + (n * PIECE) as u64, part.len(), |bytes| bytes.copy_from_slice(part))?;
+            self.put(to + (n * PIECE) as u64, after, part.len(), |bytes| bytes.copy_from_slice(part))?;
         }
         Ok(())
     }
@@ -110,7 +112,7 @@ impl Ring {
             while column < row {
                 let wide = columns.min(row - column);
                 let place = first * row + column;
-                self.put(start + 2 * place as u64, 2 * some * wide, |bytes| {
+                self.put(start + 2 * place as u64, After::Kernels, 2 * some * wide, |bytes| {
                     let out: &mut [bf16] = bytemuck::cast_slice_mut(bytes);
                     out.par_chunks_mut(wide).enumerate().for_each(|(n, out)| {
                         let at = (first + n) * width;

@@ -27,8 +27,8 @@ struct Slab {
     kept: bool,
 }
 
-/// A part of a slab, given back when it is dropped. Work on the stream that uses it may still run then: whoever gets
-/// the part next uses it on the same stream, after that work.
+/// A part of a slab, given back when it is dropped. Kernels that use it may still run then: whoever gets the part next
+/// uses it after them, on the same stream or by a copy that waits for it.
 pub struct Block {
     memory: Arc<Memory>,
     base: sys::CUdeviceptr,

@@ -1,8 +1,8 @@
 //! The CUDA back end: kernels of our own on one device, driven through the driver's interface.
 //!
-//! Activations are bf16 and rows of them padded; weights are bf16 whatever their file holds. One stream: an operation
-//! that returns is queued, and `download` waits. What fails on the device is told by a later call, with the kernels
-//! that were launched last.
+//! Activations are bf16 and rows of them padded; weights are bf16 whatever their file holds. Kernels are on one stream,
+//! copies from the host on another, each after what it needs of the other: an operation that returns is queued, and
+//! `download` waits. What fails on the device is told by a later call, with the kernels that were launched last.
 
 // Calls of the driver, each with the reason why it is sound.
 #![allow(unsafe_code)]
@@ -23,6 +23,8 @@ mod importance;
 mod launch;
 mod linear;
 mod linear_bwd;
+mod linear_bwd_sm90;
+mod linear_sm90;
 mod lists;
 mod loading;
 mod lora;
@@ -35,7 +37,9 @@ mod scatter;
 mod store;
 mod sum_sq;
 mod swiglu;
+mod tensor_map;
 mod tile;
+mod timing;
 
 use std::sync::Arc;
 
@@ -43,11 +47,12 @@ use cudarc::driver::result;
 
 pub use store::{Buffer, DeviceMemory, Matrix, View, ViewMut};
 
-use self::driver::Driver;
+use self::driver::{After, Driver};
 use self::launch::{Args, Grid, Kernel};
 use self::lists::{Kind, List, Lists};
 use self::loading::Ring;
 use self::memory::Memory;
+use self::tile::Tile;
 use crate::backend::{Backend, LinearSize, Scratch};
 use crate::cuda_sizes::CudaSizes;
 use crate::error::{Error, Result};
@@ -78,6 +83,9 @@ pub struct Cuda {
     ring: Ring,
     memory: Arc<Memory>,
     driver: Arc<Driver>,
+    /// The tile of all products, wherever it can be: small shapes would only ever see the small one.
+    #[cfg(test)]
+    pinned: Option<Tile>,
 }
 
 /// What a machine and this build have for CUDA.
@@ -111,7 +119,14 @@ impl Cuda {
     pub fn new(ordinal: usize, limit: Option<u64>) -> Result<Cuda> {
         let driver = Arc::new(Driver::new(ordinal)?);
         let memory = Arc::new(Memory::new(driver.clone(), limit));
-        Ok(Cuda { lists: Lists::new(driver.clone())?, ring: Ring::new(driver.clone())?, memory, driver })
+        Ok(Cuda {
+            lists: Lists::new(driver.clone())?,
+            ring: Ring::new(driver.clone())?,
+            memory,
+            driver,
+            #[cfg(test)]
+            pinned: None,
+        })
     }
 
     /// What the driver calls the device.
@@ -142,6 +157,17 @@ impl Cuda {
     /// Waits for all work.
     pub fn synchronize(&self) -> Result<()> {
         self.driver.synchronize()
+    }
+
+    /// The tile of a product of so many copies of so many tokens, with outputs of `widths`; `fits`: whether Hopper's kernel
+    /// does what is asked for.
+    fn tile(&self, rows: (usize, usize), widths: impl Iterator<Item = usize> + Clone, fits: bool) -> Tile {
+        let hopper = fits && self.driver.hopper;
+        #[cfg(test)]
+        if let Some(tile) = self.pinned.filter(|&tile| tile != Tile::Hopper || hopper) {
+            return tile;
+        }
+        Tile::choose(rows, widths, hopper)
     }
 
     /// Starts a kernel; see [`Driver::launch`].
@@ -225,6 +251,10 @@ impl Backend for Cuda {
         Ok(Some(self.free_and_total()?.0))
     }
 
+    fn shares_memory(&self) -> bool {
+        self.unified()
+    }
+
     fn reserve(&self, bytes: u64) -> Result<()> {
         self.memory.reserve(bytes)
     }
@@ -237,7 +267,7 @@ impl Backend for Cuda {
 
     fn upload<T: Elem>(&self, dst: ViewMut<'_, T>, src: &[T]) -> Result<()> {
         same_length("upload", dst.len(), src.len())?;
-        self.ring.copy(dst.pointer().0, bytemuck::cast_slice(src))
+        self.ring.copy(dst.pointer().0, After::Kernels, bytemuck::cast_slice(src))
     }
 
     fn download<T: Elem>(&self, dst: &mut [T], src: View<'_, T>) -> Result<()> {
@@ -245,12 +275,11 @@ impl Backend for Cuda {
         if dst.is_empty() {
             return Ok(());
         }
-        let stream = self.driver.enter()?;
         // SAFETY: the view and `dst` hold as many elements; the copy is done when `synchronize` returns.
-        let copied = unsafe { result::memcpy_dtoh_async(dst, src.pointer().0, stream) };
+        let copy = |stream| unsafe { result::memcpy_dtoh_async(dst, src.pointer().0, stream) };
+        let copied = self.driver.compute(|| "copying from the device".into(), copy);
         let waited = self.driver.synchronize();
-        copied.map_err(|e| self.driver.failed("copying from the device", e))?;
-        waited
+        copied.and(waited)
     }
 
     fn copy<T: Elem>(&self, dst: ViewMut<'_, T>, src: View<'_, T>) -> Result<()> {
@@ -258,20 +287,21 @@ impl Backend for Cuda {
         if src.is_empty() {
             return Ok(());
         }
-        let (stream, bytes) = (self.driver.enter()?, src.len() * size_of::<T>());
+        let bytes = src.len() * size_of::<T>();
         // SAFETY: the views hold as many elements.
-        let copied = unsafe { result::memcpy_dtod_async(dst.pointer().0, src.pointer().0, bytes, stream) };
-        copied.map_err(|e| self.driver.failed("copying on the device", e))
+        let copy =
+            |stream| unsafe { result::memcpy_dtod_async(dst.pointer().0, src.pointer().0, bytes, stream) };
+        self.driver.compute(|| "copying on the device".into(), copy)
     }
 
     fn zero<T: Elem>(&self, dst: ViewMut<'_, T>) -> Result<()> {
         if dst.is_empty() {
             return Ok(());
         }
-        let (stream, bytes) = (self.driver.enter()?, dst.len() * size_of::<T>());
+        let bytes = dst.len() * size_of::<T>();
         // SAFETY: the view holds as many bytes, and zero bytes are an element.
-        let filled = unsafe { result::memset_d8_async(dst.pointer().0, 0, bytes, stream) };
-        filled.map_err(|e| self.driver.failed("setting memory to zero", e))
+        let fill = |stream| unsafe { result::memset_d8_async(dst.pointer().0, 0, bytes, stream) };
+        self.driver.compute(|| "setting memory to zero".into(), fill)
     }
 
     fn matrix(&self, source: MatrixSource) -> Result<Matrix> {

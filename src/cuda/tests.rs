@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+#[cfg(feature = "emulator")]
+use super::launch::Pointer;
 use super::*;
 use crate::host::Bytes;
 use crate::tensor::MemoryLayout;
@@ -9,6 +11,13 @@ use crate::tensor::MemoryLayout;
 /// The first device; none, and a word about it, where no driver answers.
 pub fn device() -> Option<Cuda> {
     device_with(None)
+}
+
+/// The first device, with this tile for all products; none where it has no such kernel.
+pub fn device_with_tile(tile: Tile) -> Option<Cuda> {
+    let mut cuda = device()?;
+    cuda.pinned = Some(tile);
+    (tile != Tile::Hopper || cuda.driver.hopper).then_some(cuda)
 }
 
 fn device_with(limit: Option<u64>) -> Option<Cuda> {
@@ -91,6 +100,35 @@ fn lists_are_sent_once() {
     }
 }
 
+/// Copies from the host are on a stream of their own: what is on the other one must have read the old numbers, and must
+/// find the new ones. `tools/emulate` runs it with streams that do nothing before they must, and with some that do.
+#[test]
+fn copies_and_kernels_wait_for_each_other() {
+    let Some(cuda) = device() else { return };
+    const N: usize = 1000;
+    const ROUNDS: u32 = 40;
+    let mut place = cuda.alloc::<u32>("one place", N).unwrap();
+    let mut kept = cuda.alloc::<u32>("what was read", N * ROUNDS as usize).unwrap();
+    for round in 0..ROUNDS {
+        cuda.upload(DeviceMemory::view_mut(&mut place, 0..N), &[round; N]).unwrap();
+        let at = N * round as usize;
+        let kept = DeviceMemory::view_mut(&mut kept, at..at + N);
+        cuda.copy(kept, DeviceMemory::view(&place, 0..N)).unwrap();
+    }
+    let got = read(&cuda, &kept, N * ROUNDS as usize);
+    assert!(got.chunks(N).zip(0..).all(|(part, round)| part.iter().all(|&x| x == round)));
+
+    // Lists wait for the readers of their own place alone: two of a kind, of which one is on its way.
+    for round in 0..ROUNDS {
+        let list = cuda.list(Kind::Ids, &[1000 + round % 7; N]).unwrap();
+        let at = N * round as usize;
+        cuda.copy(DeviceMemory::view_mut(&mut kept, at..at + N), list.view()).unwrap();
+    }
+    let got = read(&cuda, &kept, N * ROUNDS as usize);
+    let want = |round: u32| 1000 + round % 7;
+    assert!(got.chunks(N).zip(0..).all(|(part, round)| part.iter().all(|&x| x == want(round))));
+}
+
 #[test]
 fn no_more_than_the_limit() {
     let Some(cuda) = device_with(Some(1 << 20)) else { return };
@@ -107,6 +145,19 @@ fn no_more_than_the_limit() {
     drop(all);
     assert_eq!(cuda.held(), 1 << 20);
     assert!(cuda.memory.reserve((1 << 20) + 1).is_err());
+}
+
+/// On a real device nothing works in the process after a fault, so this is the emulator's alone.
+#[cfg(feature = "emulator")]
+#[test]
+fn a_fault_is_told_with_the_kernel_and_its_sizes() {
+    let Some(cuda) = device() else { return };
+    let kernel = Kernel { file: "sum_sq", name: "sum_sq" };
+    // SAFETY: not sound: the address is no memory, which the emulator notices.
+    let launched = unsafe { cuda.launch(kernel, Grid::line(1, 256), &[("n", 5)], (Pointer(8), 5i64)) };
+    let err = launched.and_then(|()| cuda.synchronize()).expect_err("a fault").to_string();
+    assert!(err.contains("cuda:0: ") && err.contains("CUDA_ERROR_") && err.contains("sum_sq (n 5)"), "{err}");
+    assert!(!err.contains('\n'), "{err}");
 }
 
 #[test]

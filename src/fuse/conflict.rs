@@ -1,7 +1,9 @@
 //! Conflict scores: how far the updates of several adapters disagree, per module, per layer and in all.
 
+use std::cmp::Ordering;
+
 use faer::Mat;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::error::Result;
@@ -12,8 +14,13 @@ use crate::fuse::lora_cr::{LoraCr, Resolution};
 use crate::fuse::options::{Restore, Side};
 use crate::fuse::stacks::Stacks;
 
+/// Directions of a module that are kept to be looked at: those of the largest σ.
+pub const LEADING: usize = 12;
+/// Adapters beyond which it is not told who dominates whom: the table grows with the square of their number.
+pub const MOST_COMPARED: usize = 64;
+
 /// The conflict score c̄ of one module: two means of `cₖ` over the directions of the shared subspace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// `Σ cₖ / K`.
     pub conflict_mean: f64,
@@ -45,7 +52,7 @@ impl Score {
 }
 
 /// The updates of one module side by side, and what LoRA-CR does to them.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModuleConflict {
     /// Counted from 0.
     pub layer: usize,
@@ -75,10 +82,15 @@ pub struct ModuleConflict {
     pub energy: f64,
     /// `Σ ‖D_i^CR‖² / Σ ‖Dᵢ‖²`; 1 where every update is zero.
     pub energy_kept: f64,
+    /// The [`LEADING`] directions of the largest σ.
+    pub leading: Vec<Direction>,
+    /// Row i, column j: `Σₖ σₖ² [aᵢₖ > aⱼₖ] / Σₖ σₖ²`, the share of the energy that lies in directions where update i
+    /// is the longer one; half a direction each where they are equal. Empty beyond [`MOST_COMPARED`] adapters.
+    pub dominance: Vec<Vec<f64>>,
 }
 
 /// Scores of one layer: the mean of its modules'.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerConflict {
     /// Counted from 0.
     pub layer: usize,
@@ -89,7 +101,7 @@ pub struct LayerConflict {
 }
 
 /// Conflict of a set of adapters.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConflictReport {
     /// Every module, by layer and in the order of the forward pass.
     pub modules: Vec<ModuleConflict>,
@@ -105,6 +117,10 @@ pub struct ConflictReport {
     pub norms: Vec<f64>,
     /// `Σ ‖D_i^CR‖² / Σ ‖Dᵢ‖²` over all modules.
     pub energy_kept: f64,
+    /// `‖D_i^CR‖² / ‖Dᵢ‖²` of each adapter over all modules; 1 for one that is zero.
+    pub kept: Vec<f64>,
+    /// [`ModuleConflict::dominance`], modules weighted by their energy; 0 of two that share no module.
+    pub dominance: Vec<Vec<f64>>,
 }
 
 /// c̄ of the updates with each of these Grams, compared as `options` say: on the left side, or the right one under
@@ -146,6 +162,7 @@ fn module_conflict(
 ) -> ModuleConflict {
     let (before, after) = (grams.products(), resolved.products());
     let norms = norms(&before);
+    let directions = &resolution.directions;
     let energy = trace(&before);
     ModuleConflict {
         layer: batch.frame.module.layer,
@@ -162,7 +179,26 @@ fn module_conflict(
         norms,
         energy,
         energy_kept: if energy > 0.0 { trace(&after) / energy } else { 1.0 },
+        leading: directions.iter().take(LEADING).cloned().collect(),
+        dominance: dominance(directions, grams.edges()),
     }
+}
+
+/// Who is the longer one in how much of the energy, see [`ModuleConflict::dominance`].
+fn dominance(directions: &[Direction], edges: usize) -> Vec<Vec<f64>> {
+    if edges > MOST_COMPARED {
+        return Vec::new();
+    }
+    let energy: f64 = directions.iter().map(|d| d.sigma * d.sigma).sum();
+    let share = |i: usize, j: usize| {
+        let longer = |d: &Direction| match d.norm[i].partial_cmp(&d.norm[j]) {
+            Some(Ordering::Greater) => d.sigma * d.sigma,
+            Some(Ordering::Equal) => 0.5 * d.sigma * d.sigma,
+            _ => 0.0,
+        };
+        if energy > 0.0 { directions.iter().map(longer).sum::<f64>() / energy } else { 0.5 }
+    };
+    (0..edges).map(|i| (0..edges).map(|j| share(i, j)).collect()).collect()
 }
 
 impl ConflictReport {
@@ -184,25 +220,51 @@ impl ConflictReport {
             })
             .collect();
         let mut products = Mat::zeros(adapters, adapters);
+        let mut kept = vec![0.0; adapters];
         for m in &modules {
             for (i, &x) in m.adapters.iter().enumerate() {
+                kept[x] += m.norms_after[i] * m.norms_after[i];
                 for (j, &y) in m.adapters.iter().enumerate() {
                     products[(x, y)] += m.cosines[i][j] * m.norms[i] * m.norms[j];
                 }
             }
         }
+        for (e, kept) in kept.iter_mut().enumerate() {
+            *kept = if products[(e, e)] > 0.0 { *kept / products[(e, e)] } else { 1.0 };
+        }
         let energy: f64 = modules.iter().map(|m| m.energy).sum();
-        let kept: f64 = modules.iter().map(|m| m.energy * m.energy_kept).sum();
+        let energy_kept: f64 = modules.iter().map(|m| m.energy * m.energy_kept).sum();
         ConflictReport {
             before: Score::mean(modules.iter().map(|m| &m.before)),
             after: Score::mean(modules.iter().map(|m| &m.after)),
             cosines: cosines(&products),
             norms: norms(&products),
-            energy_kept: if energy > 0.0 { kept / energy } else { 1.0 },
+            energy_kept: if energy > 0.0 { energy_kept / energy } else { 1.0 },
+            dominance: whole_dominance(adapters, &modules),
+            kept,
             layers,
             modules,
         }
     }
+}
+
+/// The modules' dominance weighted by their energy.
+fn whole_dominance(adapters: usize, modules: &[ModuleConflict]) -> Vec<Vec<f64>> {
+    if adapters > MOST_COMPARED {
+        return Vec::new();
+    }
+    let mut sums = vec![vec![(0.0, 0.0); adapters]; adapters];
+    for m in modules {
+        for (i, &x) in m.adapters.iter().enumerate() {
+            for (j, &y) in m.adapters.iter().enumerate() {
+                let (sum, weight) = &mut sums[x][y];
+                *sum += m.energy * m.dominance[i][j];
+                *weight += m.energy;
+            }
+        }
+    }
+    let share = |(sum, weight): (f64, f64)| if weight > 0.0 { sum / weight } else { 0.0 };
+    sums.into_iter().map(|row| row.into_iter().map(share).collect()).collect()
 }
 
 fn trace(products: &Mat<f64>) -> f64 {

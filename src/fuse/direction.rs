@@ -1,11 +1,11 @@
 //! One direction of the shared subspace.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ops::gate::Layout;
 
 /// One direction uₖ of the shared subspace and what every adapter has along it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Direction {
     /// `σₖ`.
     pub sigma: f64,

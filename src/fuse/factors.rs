@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use faer::{Mat, MatRef, unzip, zip};
 
+use crate::checkpoint::input_grams::InputGram;
 use crate::checkpoint::module::Module;
 use crate::error::{Error, Result};
 
@@ -144,6 +145,8 @@ pub struct Frame {
     bounds: Vec<usize>,
     /// One weight an adapter.
     pub weights: Vec<f64>,
+    /// The scale of each adapter, which its B carries.
+    pub scales: Vec<f64>,
     /// What each edge's pruning kept of this module.
     pub kept: Vec<Kept>,
     /// Whether the adapters declare that they were trained with one frozen A₀.
@@ -151,7 +154,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Of E adapters of these ranks; weights `1/E`, all adapters there, nothing pruned, A not frozen.
+    /// Of E adapters of these ranks; weights `1/E`, scales 1, all adapters there, nothing pruned, A not frozen.
     pub fn new(module: Module, size: (usize, usize), ranks: &[usize]) -> Frame {
         let mut bounds = vec![0];
         for r in ranks {
@@ -164,6 +167,7 @@ impl Frame {
             members: (0..e).collect(),
             bounds,
             weights: vec![1.0 / e as f64; e],
+            scales: vec![1.0; e],
             kept: vec![Kept::default(); e],
             frozen: false,
         }
@@ -212,6 +216,8 @@ pub struct Batch {
     pub frame: Frame,
     /// The stacked factors, scales folded into B.
     pub stack: Factors,
+    /// What each adapter's inputs look like, where it is known: one a member, or none at all.
+    inputs: Vec<InputGram>,
 }
 
 impl Batch {
@@ -230,12 +236,30 @@ impl Batch {
                 ),
             });
         }
-        Ok(Batch { frame, stack })
+        Ok(Batch { frame, stack, inputs: Vec::new() })
     }
 
     /// The same adapters with other factors of the same ranks and size.
     pub fn with_stack(&self, stack: Factors) -> Batch {
-        Batch { frame: self.frame.clone(), stack }
+        Batch { frame: self.frame.clone(), stack, inputs: self.inputs.clone() }
+    }
+
+    /// The same updates with the Gram of each member's inputs.
+    pub fn with_inputs(self, inputs: Vec<InputGram>) -> Batch {
+        Batch { inputs, ..self }
+    }
+
+    /// The Gram of each member's inputs; fails where they are not known, naming `--grams`.
+    pub fn inputs(&self) -> Result<&[InputGram]> {
+        if self.inputs.len() == self.frame.edges() {
+            return Ok(&self.inputs);
+        }
+        Err(Error::Usage(format!(
+            "{}: {} input Grams for {} adapters, expected one each: give --grams DIR,… in the adapters' order",
+            self.frame.module,
+            self.inputs.len(),
+            self.frame.edges()
+        )))
     }
 
     /// `Bᵀ[R, O]` of adapter `e`.

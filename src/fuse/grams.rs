@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use faer::{Mat, MatRef};
 
-use crate::algebra::{congruence, inner};
+use crate::algebra::{congruence, gram, inner};
+use crate::fuse::factors::Batch;
 
 /// `[B₁ … B_E]ᵀ [B₁ … B_E]` and `[A₁; …; A_E] [A₁; …; A_E]ᵀ`, both `[P, P]`.
 #[derive(Clone, Debug)]
@@ -22,6 +23,12 @@ impl Grams {
         let p = bounds.last().copied().unwrap_or(0);
         let [b, a] = [b, a].map(|x| MatRef::from_column_major_slice(x, p, p).to_owned());
         Grams { b, a, bounds: bounds.to_vec() }
+    }
+
+    /// Of a batch, on this thread.
+    pub fn of(batch: &Batch) -> Grams {
+        let (b, a) = (gram(batch.stack.bt()), gram(batch.stack.a()));
+        Grams { b, a, bounds: batch.frame.bounds().to_vec() }
     }
 
     /// E.

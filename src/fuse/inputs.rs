@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::checkpoint::adapter::{Adapter, Coordinates};
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::factor::Pair;
+use crate::checkpoint::input_grams::InputGrams;
 use crate::checkpoint::module::Module;
 use crate::checkpoint::weights::OpenOptions;
 use crate::error::{Error, Result};
@@ -20,6 +21,8 @@ pub struct Inputs {
     pub modules: Vec<Module>,
     /// The base's fingerprint, where an adapter knows it.
     pub base_fingerprint: Option<String>,
+    /// The Grams of each adapter's inputs, where they were given.
+    grams: Vec<InputGrams>,
     /// What a user should know and what is no error: base names that differ.
     pub warnings: Vec<String>,
 }
@@ -52,7 +55,44 @@ impl Inputs {
             check_module(&adapters, module, allow_missing)?;
         }
         let warnings = base_names(&adapters).into_iter().collect();
-        Ok(Inputs { adapters, modules: modules.into_iter().collect(), base_fingerprint, warnings })
+        let modules = modules.into_iter().collect();
+        Ok(Inputs { adapters, modules, base_fingerprint, grams: Vec::new(), warnings })
+    }
+
+    /// Opens the folders with the Grams of the adapters' inputs, one an adapter and in their order; reads no values.
+    ///
+    /// An error where there are more or fewer, where one is of another base, and where one lacks the input of a module
+    /// that its adapter has, or has it at another width.
+    pub fn with_grams(mut self, paths: &[PathBuf], options: OpenOptions) -> Result<Inputs> {
+        if paths.len() != self.adapters.len() {
+            return Err(Error::Usage(format!(
+                "--grams names {} folders for {} adapters, expected one each, in their order",
+                paths.len(),
+                self.adapters.len()
+            )));
+        }
+        self.grams = paths.iter().map(|p| InputGrams::open(p, options)).collect::<Result<_>>()?;
+        for (grams, adapter) in self.grams.iter().zip(&self.adapters) {
+            if let (Some(expected), Some(found)) = (&self.base_fingerprint, &grams.base_fingerprint)
+                && expected != found
+            {
+                return Err(Error::file(
+                    &grams.path,
+                    format!(
+                        "has Grams of a base with fingerprint {found}, the adapters are of base {expected}"
+                    ),
+                ));
+            }
+            for (&module, pair) in &adapter.modules {
+                grams.of(module, pair.dims().1)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// The folders with input Grams.
+    pub fn grams(&self) -> &[InputGrams] {
+        &self.grams
     }
 
     /// How many samples each adapter was trained on, where it says.
@@ -97,6 +137,7 @@ impl Inputs {
         let size = pairs.first().map_or((0, 0), |p| p.dims());
         let kept = members.iter().map(|&e| kept(&self.adapters[e], module)).collect();
         let mut frame = Frame::new(module, size, &ranks);
+        frame.scales = pairs.iter().map(|p| p.scale).collect();
         (frame.members, frame.kept, frame.frozen) = (members, kept, self.frozen());
         frame
     }
@@ -115,7 +156,17 @@ impl Inputs {
             let why = format!("{}: a scale of {:?} is too large for f64", frame.module, pairs[0].scale);
             return Err(Error::Numeric(why));
         }
-        Batch::new(frame, stack)
+        let batch = Batch::new(frame, stack)?;
+        if self.grams.is_empty() {
+            return Ok(batch);
+        }
+        let gram = |e: &usize| {
+            let gram = self.grams[*e].of(batch.frame.module, batch.frame.size.1)?;
+            gram.check()?;
+            Ok(gram)
+        };
+        let grams = batch.frame.members.iter().map(gram).collect::<Result<_>>()?;
+        Ok(batch.with_inputs(grams))
     }
 
     fn pairs(&self, module: Module) -> Vec<&Pair> {

@@ -76,7 +76,7 @@ fn along(inputs: &Batch, gb: MatRef<'_, f64>, ga: MatRef<'_, f64>) -> Mat<f64> {
 }
 
 /// `‖B A‖²` from `Bᵀ` and A.
-fn norm_squared(bt: MatRef<'_, f64>, a: MatRef<'_, f64>) -> f64 {
+pub(super) fn norm_squared(bt: MatRef<'_, f64>, a: MatRef<'_, f64>) -> f64 {
     inner(gram(bt).as_ref(), gram(a).as_ref()).max(0.0)
 }
 

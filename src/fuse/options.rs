@@ -133,6 +133,26 @@ words! {
         Fedsa = "fedsa",
         /// `λ Σ wᵢBᵢAᵢ`, the weights as they are given.
         TaskArithmetic = "task-arithmetic",
+        /// `Σ wᵢBᵢAᵢ` as FedAvg's factors and the residual that they miss.
+        Fedex = "fedex",
+        /// TIES on the updates as they look in their shared singular basis.
+        KnotsTies = "knots-ties",
+        /// Singular vectors of all updates made orthonormal together.
+        Tsv = "tsv",
+        /// The sum with all its singular values equal.
+        IsoC = "iso-c",
+        /// Rank-one units clustered, a unit of the result for each cluster.
+        LoraLego = "lora-lego",
+        /// The update whose outputs on the inputs of all are closest to each one's own.
+        Regmean = "regmean",
+        /// What an update does to another's inputs is projected out.
+        CatMerging = "cat-merging",
+        /// `(Σ √wᵢ Bᵢ)(Σ √wᵢ Aᵢ)`, as PEFT.
+        PeftLinear = "peft-linear",
+        /// `Σ wᵢBᵢAᵢ` by stacking, as PEFT.
+        PeftCat = "peft-cat",
+        /// The best approximation of `Σ wᵢBᵢAᵢ` at a given rank, as PEFT.
+        PeftSvd = "peft-svd",
     }
 }
 

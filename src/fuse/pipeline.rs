@@ -54,7 +54,7 @@ impl Recipe {
         let grams = stacks.grams()?;
         let Some(options) = &self.resolve else {
             let before = scores(backend, &grams, &LoraCr::default())?;
-            let fused = self.fuse(batches, as_adapter)?;
+            let fused = self.fuse(batches, &grams, as_adapter)?;
             let one =
                 |((grams, before), fused)| Outcome { grams, resolution: None, before, after: None, fused };
             return Ok(grams.into_iter().zip(before).zip(fused).map(one).collect());
@@ -64,7 +64,7 @@ impl Recipe {
         let resolutions = options.resolve(backend, &modules)?;
         let resolved: Vec<Grams> = resolutions.iter().zip(&grams).map(|(r, g)| r.grams(g)).collect();
         let after = scores(backend, &resolved, options)?;
-        let fused = self.fuse(&stacks.resolved(&resolutions)?, as_adapter)?;
+        let fused = self.fuse(&stacks.resolved(&resolutions)?, &resolved, as_adapter)?;
         let one = |(((grams, resolution), after), fused): (((Grams, Resolution), Score), Fused)| {
             let before = Score::of(&resolution.directions);
             Outcome { grams, resolution: Some(resolution), before, after: Some(after), fused }
@@ -72,9 +72,12 @@ impl Recipe {
         Ok(grams.into_iter().zip(resolutions).zip(after).zip(fused).map(one).collect())
     }
 
-    fn fuse(&self, batches: &[Batch], as_adapter: bool) -> Result<Vec<Fused>> {
+    fn fuse(&self, batches: &[Batch], grams: &[Grams], as_adapter: bool) -> Result<Vec<Fused>> {
         // Gathered before the first error is looked for, so that it is always the same one.
-        let fused: Vec<_> = batches.par_iter().map(|b| self.fusion.fuse(b, as_adapter)).collect();
+        let fused: Vec<_> = (batches, grams)
+            .into_par_iter()
+            .map(|(batch, grams)| self.fusion.fuse_with(batch, Some(grams), as_adapter))
+            .collect();
         fused.into_iter().collect()
     }
 }

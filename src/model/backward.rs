@@ -4,12 +4,12 @@
 //! over `[T, F]` a layer, against keeping as many.
 
 use super::adapters::{Layout, Stack};
-use super::forward::{DropoutKey, Masked, Pass, whole_mut};
+use super::forward::{DropoutKey, Pass, whole_mut};
 use super::input::Input;
 use super::room::{Back, Keep, Room, Slot};
 use super::weights::Model;
 use crate::backend::Backend;
-use crate::checkpoint::module::{Module, Target};
+use crate::checkpoint::module::{Module, Source, Target};
 use crate::error::{Error, Result};
 use crate::ops::attention::AttentionBwd;
 use crate::ops::linear::{LinearBwd, LinearBwdOut};
@@ -130,7 +130,7 @@ impl<B: Backend> Model<B> {
             tokens: t,
             width: f,
         })?;
-        linears.backward(Some(dact), &[(Target::Down, dh)], act, Masked::Down)?;
+        linears.backward(Some(dact), &[(Target::Down, dh)], act, Source::Down)?;
         backend.swiglu_bwd(SwiGluBwd::<B::Store, T> {
             dgate: B::Store::rows_mut(dgate, 0..t, f),
             dup: B::Store::rows_mut(dup, 0..t, f),
@@ -153,7 +153,7 @@ impl<B: Backend> Model<B> {
             })
         };
         renorm(n, &slot.mid, &layer.norm2)?;
-        linears.backward(Some(dn), &[(Target::Gate, dgate), (Target::Up, dup)], n, Masked::GateUp)?;
+        linears.backward(Some(dn), &[(Target::Gate, dgate), (Target::Up, dup)], n, Source::GateUp)?;
         backend.rms_norm_bwd(RmsNormBwd::<B::Store, T> {
             dx: B::Store::rows_mut(dmid, 0..t, d),
             dy: B::Store::rows(dn, 0..t, d),
@@ -164,7 +164,7 @@ impl<B: Backend> Model<B> {
             tokens: t,
             width: d,
         })?;
-        linears.backward(Some(do_), &[(Target::O, dmid)], &slot.o, Masked::O)?;
+        linears.backward(Some(do_), &[(Target::O, dmid)], &slot.o, Source::O)?;
         backend.attention_bwd(AttentionBwd::<B::Store, T> {
             dq: B::Store::rows_mut(dq, 0..t, hk),
             dk: B::Store::rows_mut(dk, 0..t, gk),
@@ -195,7 +195,7 @@ impl<B: Backend> Model<B> {
         }
         renorm(n, &h[l], &layer.norm1)?;
         let dx = if l > 0 { Some(&mut *dn) } else { None };
-        linears.backward(dx, &[(Target::Q, dq), (Target::K, dk), (Target::V, dv)], n, Masked::Qkv)?;
+        linears.backward(dx, &[(Target::Q, dq), (Target::K, dk), (Target::V, dv)], n, Source::Qkv)?;
         if l == 0 {
             return Ok(());
         }
@@ -231,7 +231,7 @@ impl<B: Backend, T: Real, W: Observe<B, T>> Linears<'_, B, T, W> {
         dx: Option<&mut Buf<B, T>>,
         dys: &[(Target, &Buf<B, T>)],
         x: &Buf<B, T>,
-        which: Masked,
+        which: Source,
     ) -> Result<()> {
         let t = self.pass.tokens;
         let weights = &self.model.layers[self.l].linears;

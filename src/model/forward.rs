@@ -8,7 +8,7 @@ use super::input::Input;
 use super::room::{Keep, Room};
 use super::weights::Model;
 use crate::backend::Backend;
-use crate::checkpoint::module::{Module, Target};
+use crate::checkpoint::module::{Module, Source, Target};
 use crate::error::{Error, Result};
 use crate::ops::attention::{Attention, Heads, Segment};
 use crate::ops::choice::Choice;
@@ -19,16 +19,7 @@ use crate::ops::rms_norm::RmsNorm;
 use crate::ops::rope::Rope;
 use crate::tensor::{MemoryLayout, Real, Store};
 
-/// Which x of a layer has its own dropout mask.
-#[derive(Clone, Copy)]
-pub(crate) enum Masked {
-    Qkv,
-    O,
-    GateUp,
-    Down,
-}
-
-/// The dropout of one micro-batch: p, seed and step; the tensor is added by layer and place.
+/// The dropout of one micro-batch: p, seed and step; the tensor is added by layer and input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropoutKey {
     /// Probability of zero; 0 for none.
@@ -43,7 +34,7 @@ impl DropoutKey {
     /// No dropout.
     pub const NONE: DropoutKey = DropoutKey { p: 0.0, seed: 0, step: 0 };
 
-    pub(crate) fn of(self, layer: usize, which: Masked) -> Option<Dropout> {
+    pub(crate) fn of(self, layer: usize, which: Source) -> Option<Dropout> {
         let tensor = (layer * 4 + which as usize) as u64;
         (self.p > 0.0).then_some(Dropout { p: self.p, seed: self.seed, tensor, step: self.step })
     }
@@ -186,7 +177,7 @@ impl<B: Backend> Model<B> {
             params: whole::<B::Store>(pass.stack.params),
             tokens: first,
             copies: rows / first.max(1),
-            dropout: pass.dropout.of(l, Masked::Qkv),
+            dropout: pass.dropout.of(l, Source::Qkv),
         })?;
         if first < rows {
             // The residual that each copy adds to: the embedding, once below the other, by way of n.
@@ -241,7 +232,7 @@ impl<B: Backend> Model<B> {
             params: whole::<B::Store>(pass.stack.params),
             tokens: rows,
             copies: 1,
-            dropout: pass.dropout.of(l, Masked::O),
+            dropout: pass.dropout.of(l, Source::O),
         })?;
         pass.backend.rms_norm(RmsNorm {
             y: B::Store::rows_mut(&mut room.n, 0..rows, d),
@@ -265,7 +256,7 @@ impl<B: Backend> Model<B> {
             params: whole::<B::Store>(pass.stack.params),
             tokens: rows,
             copies: 1,
-            dropout: pass.dropout.of(l, Masked::GateUp),
+            dropout: pass.dropout.of(l, Source::GateUp),
         })?;
         let y = B::Store::rows_mut(&mut room.h[out], 0..rows, d);
         pass.backend.linear(Linear {
@@ -276,7 +267,7 @@ impl<B: Backend> Model<B> {
             params: whole::<B::Store>(pass.stack.params),
             tokens: rows,
             copies: 1,
-            dropout: pass.dropout.of(l, Masked::Down),
+            dropout: pass.dropout.of(l, Source::Down),
         })
     }
 

@@ -5,6 +5,7 @@ pub mod backward;
 pub mod edge;
 pub mod forward;
 pub mod input;
+pub mod inputs;
 pub mod memory;
 pub mod paper;
 pub mod recompute;

@@ -3,7 +3,7 @@
 use super::adapters::{Layout, Stack};
 use super::forward::DropoutKey;
 use super::input::Input;
-use super::memory::{Device, Part, Plan};
+use super::memory::{Allocator, Device, Part, Plan};
 use super::paper::Paper;
 use super::room::{Room, RoomSize};
 use super::rope::{Run, TableRows, Tables};
@@ -119,7 +119,7 @@ pub fn plan<B: Backend, T: Real>(
     let size = RoomSize { table_rows: tables.rows(size.tokens), ..size };
     Room::<_, T>::new(&mut paper, backend, config, size)?;
     let adapters = layouts.iter().flatten().map(Layout::end).max().unwrap_or(0);
-    paper.plan.add(Part::Adapter, "A and B", adapters as u64 * 4);
+    paper.take::<f32>(Part::Adapter, "A and B", adapters)?;
     paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
     Ok(paper.plan)
 }

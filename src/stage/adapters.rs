@@ -46,7 +46,7 @@ pub fn load_adapters<B: Backend, P: AsRef<Path>>(
 }
 
 /// Fails where an adapter's shapes or its recorded model are not those of `checkpoint`.
-fn check_model(adapter: &Adapter, checkpoint: &Checkpoint) -> Result<()> {
+pub(super) fn check_model(adapter: &Adapter, checkpoint: &Checkpoint) -> Result<()> {
     adapter.check_base(checkpoint.config())?;
     let trained_on = adapter.provenance.as_ref().and_then(|p| p.model_fingerprint.as_deref());
     let Some(trained_on) = trained_on else { return Ok(()) };

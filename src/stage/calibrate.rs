@@ -197,6 +197,8 @@ pub fn plan<B: Backend, T: Real>(
         }
         if importance.needs_calibration() {
             Sums::<Noted<B::Store>>::new::<T, _>(&mut paper, backend, config, importance.sums())?;
+        }
+        if importance.needs_calibration() && backend.shares_memory() {
             let numbers = |m: Target| {
                 let (o, i) = config.dims(m, 0);
                 if m.prunes_rows() { o } else { i }

@@ -1,11 +1,14 @@
 //! `conflict`: how far the updates of several adapters disagree, and what LoRA-CR would do about it.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
 
 use super::common::Common;
+use super::report::write_conflict;
 use crate::backend::Backend;
+use crate::checkpoint::output_file::{self, OutputFile};
 use crate::error::Result;
 use crate::fuse::LoraCr;
 use crate::fuse::conflict::{ConflictReport, module_conflicts};
@@ -20,6 +23,26 @@ pub struct ConflictOptions {
     pub resolve: LoraCr,
     /// Compare, in each module, those who have it.
     pub allow_missing: bool,
+    /// What the adapters are called in drawings; their folders' names where it is empty.
+    pub names: Vec<String>,
+    /// A page of drawings to write.
+    pub html: Option<PathBuf>,
+}
+
+impl ConflictOptions {
+    /// What the adapters are called: their folders' last names, or whole paths where two of those are equal.
+    fn named(&self) -> Vec<String> {
+        if !self.names.is_empty() {
+            return self.names.clone();
+        }
+        let last = |p: &PathBuf| p.file_name().unwrap_or(p.as_os_str()).to_string_lossy().into_owned();
+        let short: Vec<String> = self.adapters.iter().map(last).collect();
+        let distinct: HashSet<&String> = short.iter().collect();
+        if distinct.len() == short.len() {
+            return short;
+        }
+        self.adapters.iter().map(|p| p.display().to_string()).collect()
+    }
 }
 
 /// The report, and warnings for a user.
@@ -33,6 +56,9 @@ pub struct ConflictOutcome {
 
 /// Compares the adapters, in memory of a few modules.
 pub fn run<B: Backend>(backend: &B, options: &ConflictOptions, common: &Common) -> Result<ConflictOutcome> {
+    if let Some(html) = &options.html {
+        OutputFile::look_ahead(html, common.force, output_file::made_here)?;
+    }
     let inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
     let bar = common.progress.bar("conflict", inputs.modules.len() as u64);
     let mut modules = Vec::with_capacity(inputs.modules.len());
@@ -45,8 +71,9 @@ pub fn run<B: Backend>(backend: &B, options: &ConflictOptions, common: &Common) 
         bar.inc(chunk.len() as u64);
     }
     bar.finish_and_clear();
-    Ok(ConflictOutcome {
-        report: ConflictReport::new(options.adapters.len(), modules),
-        warnings: inputs.warnings,
-    })
+    let report = ConflictReport::new(options.adapters.len(), modules);
+    if let Some(html) = &options.html {
+        write_conflict(html, &report, &options.named(), common.force)?;
+    }
+    Ok(ConflictOutcome { report, warnings: inputs.warnings })
 }

@@ -8,7 +8,9 @@ use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::admit::{Admission, Screen, admit};
 use super::common::Common;
+use super::trust::TrustOptions;
 use crate::backend::Backend;
 use crate::checkpoint::adapter_config::AdapterConfig;
 use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
@@ -23,7 +25,8 @@ use crate::fuse::certificate::{CERTIFICATE, Certificate, ModuleCertificate};
 use crate::fuse::inputs::Inputs;
 use crate::fuse::options::Method;
 use crate::fuse::weights::{Weights, renormalised};
-use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe};
+use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe, spd};
+use crate::model::memory::{Part, Plan};
 use crate::tensor::DType;
 
 /// `--profile`: the form of the adapter that is written.
@@ -46,6 +49,8 @@ pub struct FuseOptions {
     pub recipe: Recipe,
     /// How much each adapter counts.
     pub weights: Weights,
+    /// The folders with the Grams of each adapter's inputs, for the methods that need them.
+    pub grams: Vec<PathBuf>,
     /// Fuse, in each module, those who have it.
     pub allow_missing: bool,
     /// The dtype of the factors.
@@ -58,6 +63,10 @@ pub struct FuseOptions {
     pub model: Option<PathBuf>,
     /// Where to write the base with the fused update in its weights.
     pub merged: Option<PathBuf>,
+    /// How large an update may be.
+    pub screen: Screen,
+    /// Whose adapters are taken.
+    pub trust: TrustOptions,
 }
 
 /// What was fused.
@@ -75,6 +84,8 @@ pub struct FuseReport {
     pub certificate: Option<Certificate>,
     /// Of the merged checkpoint: its errors are those of the weights in the base's dtype.
     pub merged_certificate: Option<Certificate>,
+    /// Whose adapters were given, how large they are, and which were left out.
+    pub admission: Admission,
     /// What a user should know and what is no error.
     pub warnings: Vec<String>,
 }
@@ -93,6 +104,7 @@ pub fn run<B: Backend>(backend: &B, options: &FuseOptions, common: &Common) -> R
         rank: options.out.as_ref().map(|_| plan.rank()),
         certificate: None,
         merged_certificate: None,
+        admission: plan.admission.clone(),
         warnings: plan.inputs.warnings.clone(),
     };
     if let Some(out) = &options.out
@@ -123,10 +135,13 @@ pub struct FusePlan {
     pub weights: Vec<f64>,
     /// The base, where one was given.
     pub base: Option<Checkpoint>,
+    /// Whose adapters were given, and which were left out.
+    pub admission: Admission,
+    /// Of the adapters that were not left out.
     options: FuseOptions,
 }
 
-/// Opens and checks the adapters and everything that can be known without reading their values.
+/// Opens and checks the adapters, measures them, and checks everything that can be known before they are fused.
 pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
     options.recipe.fusion.check()?;
     match (&options.out, &options.model, &options.merged) {
@@ -134,8 +149,30 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
         (_, None, Some(_)) => return Err(Error::Usage("--merged needs the base: give --model".into())),
         _ => {}
     }
-    let inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
-    let weights = match options.recipe.fusion.method {
+    let mut options = options.clone();
+    let method = options.recipe.fusion.method;
+    if method.draws() {
+        options.recipe.fusion.seed = common.seed;
+    }
+    match (method.needs_input_grams(), options.grams.is_empty()) {
+        (true, true) => {
+            return Err(Error::Usage(format!(
+                "--method {method} needs --grams DIR,…: what `anabranch grams` made of each adapter's data, in the \
+                 adapters' order"
+            )));
+        }
+        (false, false) => {
+            return Err(Error::Usage(format!(
+                "--grams goes with --method regmean and cat-merging, not with {method}"
+            )));
+        }
+        _ => {}
+    }
+    let (mut inputs, admission) = admit(&mut options, common)?;
+    if !options.grams.is_empty() {
+        inputs = inputs.with_grams(&options.grams, common.open_options())?;
+    }
+    let weights = match method {
         Method::TaskArithmetic => options.weights.as_given(inputs.adapters.len())?,
         _ => options.weights.normalised(&inputs.samples())?,
     };
@@ -143,7 +180,7 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
     let mut ranks = Vec::with_capacity(inputs.modules.len());
     for &module in &inputs.modules {
         let mut frame = inputs.frame(module);
-        frame.weights = match options.recipe.fusion.method {
+        frame.weights = match method {
             Method::TaskArithmetic => frame.members.iter().map(|&e| weights[e]).collect(),
             _ => renormalised(&weights, &frame.members),
         };
@@ -158,7 +195,11 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
             Some(base)
         }
     };
-    Ok(FusePlan { inputs, frames, ranks, weights, base, options: options.clone() })
+    let plan = FusePlan { inputs, frames, ranks, weights, base, admission, options };
+    if let Some(limit) = common.memory_limit {
+        plan.memory().fit(limit)?;
+    }
+    Ok(plan)
 }
 
 /// One module ready to be written.
@@ -188,6 +229,9 @@ impl FusePlan {
             .map(|a| Ok([digest::sha256_file(&a.config.path)?, digest::sha256_file(&a.file())?]))
             .collect::<Result<_>>()?;
         files.iter().flatten().for_each(|hash| hasher.update(hash.as_bytes()));
+        let grams: Vec<_> =
+            self.inputs.grams().par_iter().map(|g| digest::sha256_file(&g.file())).collect::<Result<_>>()?;
+        grams.iter().for_each(|hash| hasher.update(hash.as_bytes()));
         if let Some(base) = &self.base {
             hasher.update(base.fingerprint()?.as_bytes());
         }
@@ -200,6 +244,16 @@ impl FusePlan {
             Profile::Portable => self.rank(),
             Profile::Peft => rank,
         }
+    }
+
+    /// The buffers that are as large as a weight: none but for `regmean`.
+    pub fn memory(&self) -> Plan {
+        let mut plan = Plan::default();
+        if self.recipe().fusion.method == Method::Regmean {
+            let widest = self.frames.iter().map(|f| f.size.1).max().unwrap_or(0);
+            plan.add(Part::Scratch, format!("sum of input Grams of width {widest}"), spd::bytes(widest));
+        }
+        plan
     }
 
     /// Bytes of the factors that will be written.
@@ -248,7 +302,12 @@ impl FusePlan {
         mut take: impl FnMut(Vec<Written>) -> bool,
     ) -> Result<()> {
         let work: Vec<_> = iter::zip(&self.frames, &self.ranks).collect();
-        for chunk in work.chunks(2 * rayon::current_num_threads()) {
+        // One sum of input Grams takes as much as many modules' factors, and is factored by all threads.
+        let at_once = match self.recipe().fusion.method.needs_input_grams() {
+            true => 1,
+            false => 2 * rayon::current_num_threads(),
+        };
+        for chunk in work.chunks(at_once) {
             common.check_stop("nothing was written")?;
             // Gathered before the first error is looked for, so that it is always the same one.
             let read: Vec<_> =
@@ -322,6 +381,10 @@ impl FusePlan {
         }
         p.options.insert("weights".into(), self.options.weights.to_string().into());
         p.options.insert("adapters".into(), self.inputs.adapters.len().into());
+        let left_out = self.admission.left_out();
+        if left_out > 0 {
+            p.options.insert("left_out".into(), left_out.into());
+        }
         p
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::calibrate::{self, Calibration};
 use super::common::Common;
 use super::metrics::anonymous_bytes;
-use super::peak::{Peak, gpu_bytes};
+use super::peak::{GpuMemory, Peak};
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::data::batch::Batch;
@@ -78,12 +78,14 @@ pub struct Measured {
 /// A device's memory around a step, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct OnDevice {
-    /// Free before the model was loaded.
+    /// Free before the model was loaded, as the driver says.
     pub free_before: u64,
     /// Free after the step, its buffers still held.
     pub free_after: u64,
-    /// What the management library counts for this process after the step, context included.
-    pub process: Option<u64>,
+    /// What the management library counted for this process before the model was loaded: the context.
+    pub process_before: Option<u64>,
+    /// The most that it counted until after the step, context included.
+    pub process_peak: Option<u64>,
 }
 
 /// The sizes of a step.
@@ -109,15 +111,19 @@ pub fn measure<B: Backend, T: Real>(
 ) -> Result<Measured> {
     let mut plan = Plan::default();
     let free_before = backend.device_free()?;
-    match free_before {
-        None => plan.add(Part::Driver, "the program", anonymous_bytes().unwrap_or(0)),
-        Some(_) => plan.add(Part::Driver, "the context", gpu_bytes().unwrap_or(0)),
-    }
-    let context = plan.total();
-    let peak = Peak::start();
+    let (before, sampled) = match free_before {
+        None => (anonymous_bytes(), Peak::start(anonymous_bytes)),
+        Some(_) => {
+            let gpu = GpuMemory::open();
+            let before = gpu.as_ref().and_then(GpuMemory::of_process);
+            (before, Peak::start(move || gpu.as_ref().and_then(GpuMemory::of_process)))
+        }
+    };
+    let held = if free_before.is_some() { "the context" } else { "the program" };
+    plan.add(Part::Driver, held, before.unwrap_or(0));
     let checkpoint = Checkpoint::open(dir, common.open_options())?;
     size.shape.check(checkpoint.config())?;
-    if common.no_mmap && free_before.is_none() {
+    if common.no_mmap && backend.shares_memory() {
         plan.add(Part::Weights, "weights read into memory", checkpoint.weights().total_bytes());
     }
     let (plan, seconds, free_after) = match of {
@@ -125,14 +131,16 @@ pub fn measure<B: Backend, T: Real>(
         Of::Prune => prune::<B, T>(backend, &checkpoint, size, plan, common)?,
         Of::Eval => eval::<B, T>(backend, &checkpoint, &size.shape, plan, common)?,
     };
-    let mut peak = peak.and_then(Peak::finish);
-    let device = free_before.zip(free_after).map(|(free_before, free_after)| {
-        let process = gpu_bytes();
-        OnDevice { free_before, free_after, process }
+    let sampled = sampled.and_then(Peak::finish);
+    let device = free_before.zip(free_after).map(|(free_before, free_after)| OnDevice {
+        free_before,
+        free_after,
+        process_before: before,
+        process_peak: sampled,
     });
-    if let Some(d) = device {
-        peak = Some(d.free_before.saturating_sub(d.free_after).saturating_add(context));
-    }
+    // The arena is made before the step and held after it, so what is then missing is the most that was taken.
+    let taken = |d: OnDevice| d.free_before.saturating_sub(d.free_after).saturating_add(before.unwrap_or(0));
+    let peak = device.map_or(sampled, |d| Some(taken(d)));
     Ok(Measured { of, planned: plan.total(), plan, peak, device, seconds })
 }
 

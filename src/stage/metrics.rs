@@ -6,10 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::provenance::METRICS;
 use crate::error::{Error, Result};
-
-/// The file's name.
-pub const METRICS: &str = "metrics.jsonl";
 
 /// One optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

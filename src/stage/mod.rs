@@ -3,6 +3,7 @@
 //! Stages are generic over the back end and the precision; they write through `checkpoint::output` and print nothing.
 
 pub mod adapters;
+pub mod admit;
 pub mod budget;
 pub mod calibrate;
 pub mod common;
@@ -10,10 +11,13 @@ pub mod conflict;
 pub mod demo;
 pub mod doctor;
 pub mod evaluate;
+pub mod export;
 pub mod flow;
 pub mod fuse;
 pub mod generate;
+pub mod grams;
 pub mod inspect;
+pub mod keys;
 pub mod logits;
 pub mod measure;
 mod merged;
@@ -23,5 +27,8 @@ pub mod progress;
 pub mod prune;
 pub mod recover;
 pub mod report;
+pub mod sign;
 pub mod train;
 pub mod train_state;
+pub mod trust;
+pub mod verify;

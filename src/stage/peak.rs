@@ -1,4 +1,4 @@
-//! The most anonymous memory that this process has while something runs.
+//! The most memory that this process has while something runs: of the system, or of a GPU.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,12 +9,10 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 
-use super::metrics::anonymous_bytes;
-
 /// Time between two samples.
 const EVERY: Duration = Duration::from_millis(2);
 
-/// A thread that samples `RssAnon` of `/proc/self/status`.
+/// A thread that samples a number of bytes.
 #[derive(Debug)]
 pub struct Peak {
     stop: Arc<AtomicBool>,
@@ -22,16 +20,15 @@ pub struct Peak {
 }
 
 impl Peak {
-    /// Starts to sample; none where the kernel does not say or there is no thread to be had.
-    pub fn start() -> Option<Peak> {
-        anonymous_bytes()?;
+    /// Starts to sample `bytes`; none where it does not say or there is no thread to be had.
+    pub fn start(bytes: impl Fn() -> Option<u64> + Send + 'static) -> Option<Peak> {
+        let mut peak = bytes()?;
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
         let sample = move || {
-            let mut peak = 0;
             loop {
                 let last = told.load(Ordering::Relaxed);
-                peak = anonymous_bytes().unwrap_or(0).max(peak);
+                peak = bytes().unwrap_or(0).max(peak);
                 if last {
                     return peak;
                 }
@@ -49,29 +46,41 @@ impl Peak {
     }
 }
 
-/// Bytes of GPU memory that the management library counts for this process, context included; none where it does not
-/// answer or sees other process numbers.
-pub fn gpu_bytes() -> Option<u64> {
-    let nvml = Nvml::init().ok()?;
-    let own = |device: nvml_wrapper::Device<'_>| -> Option<u64> {
-        let processes = device.running_compute_processes().ok()?;
-        let used = |p: &ProcessInfo| match p.used_gpu_memory {
-            UsedGpuMemory::Used(bytes) if p.pid == std::process::id() => Some(bytes),
-            _ => None,
+/// NVIDIA's management library.
+#[derive(Debug)]
+pub struct GpuMemory(Nvml);
+
+impl GpuMemory {
+    /// Opens the library; none where there is none, as on Jetson, which is normal.
+    pub fn open() -> Option<GpuMemory> {
+        Nvml::init().ok().map(GpuMemory)
+    }
+
+    /// Bytes of all devices that the library counts for this process, context included; none where it does not answer
+    /// or sees other process numbers, as in a container.
+    pub fn of_process(&self) -> Option<u64> {
+        let own = |device: nvml_wrapper::Device<'_>| -> Option<u64> {
+            let processes = device.running_compute_processes().ok()?;
+            let used = |p: &ProcessInfo| match p.used_gpu_memory {
+                UsedGpuMemory::Used(bytes) if p.pid == std::process::id() => Some(bytes),
+                _ => None,
+            };
+            processes.iter().find_map(used)
         };
-        processes.iter().find_map(used)
-    };
-    (0..nvml.device_count().ok()?).filter_map(|n| own(nvml.device_by_index(n).ok()?)).reduce(|a, b| a + b)
+        let devices = 0..self.0.device_count().ok()?;
+        devices.filter_map(|n| own(self.0.device_by_index(n).ok()?)).reduce(|a, b| a + b)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::metrics::anonymous_bytes;
     use super::*;
 
     #[test]
     fn what_is_touched_is_seen() {
         let before = anonymous_bytes().unwrap();
-        let peak = Peak::start().unwrap();
+        let peak = Peak::start(anonymous_bytes).unwrap();
         let held = vec![1u8; 64 << 20];
         std::thread::sleep(Duration::from_millis(50));
         assert!(held.iter().all(|&b| b == 1));

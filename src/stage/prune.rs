@@ -167,9 +167,11 @@ impl Prepared {
             None => None,
         };
         let mut writing = Plan::default();
-        writing.add(Part::Data, "a tensor being written", largest_copy(&checkpoint, &pruned)?);
-        if common.no_mmap {
-            writing.add(Part::Weights, "weights read into memory", checkpoint.weights().total_bytes());
+        if backend.shares_memory() {
+            writing.add(Part::Data, "a tensor being written", largest_copy(&checkpoint, &pruned)?);
+            if common.no_mmap {
+                writing.add(Part::Weights, "weights read into memory", checkpoint.weights().total_bytes());
+            }
         }
         let (recomputed, plan) = calibrate::plan::<B, T>(
             backend,

@@ -8,11 +8,16 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::common::Common;
+use super::sign::{SignOptions, Signer};
+use super::trust::{Admitted, Gate, TrustOptions};
 use crate::checkpoint::adapter::{Adapter, Coordinates};
 use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::digest::{self, Hasher};
 use crate::checkpoint::factor::{Factor, Pair};
+use crate::checkpoint::json;
+use crate::checkpoint::keys::PublicKey;
+use crate::checkpoint::manifest::{EDGE, MANIFEST, SIGNATURE};
 use crate::checkpoint::module::Module;
 use crate::checkpoint::output::{Begun, Output};
 use crate::checkpoint::provenance::Provenance;
@@ -20,7 +25,7 @@ use crate::checkpoint::pruning::{PRUNING, Pruning};
 use crate::error::{Error, Result};
 
 /// What is recovered.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RecoverOptions {
     /// The pruned model's adapter, with its `pruning.json`.
     pub adapter: PathBuf,
@@ -28,6 +33,10 @@ pub struct RecoverOptions {
     pub model: Option<PathBuf>,
     /// Where to write.
     pub out: PathBuf,
+    /// The key that signs the result.
+    pub key: Option<PathBuf>,
+    /// Whose adapters are taken.
+    pub trust: TrustOptions,
 }
 
 /// What was recovered.
@@ -47,14 +56,19 @@ pub struct RecoverReport {
     pub base_fingerprint: String,
     /// Whether that model was there to be compared with.
     pub base_checked: bool,
+    /// Whose adapter it is, where it is signed, and for which run and round.
+    pub from: Admitted,
+    /// Who signed the result.
+    pub signed: Option<PublicKey>,
     /// OUT was there already, under `--resume`.
     pub already_finished: bool,
 }
 
 /// Reads the adapter, checks it, and writes it at the full model's dimensions.
 pub fn run(options: &RecoverOptions, common: &Common) -> Result<RecoverReport> {
-    let adapter = check(options, common)?;
-    let pruning = plan(&adapter)?;
+    let ready = check(options, common)?;
+    let adapter = &ready.adapter;
+    let pruning = plan(adapter)?;
     let full = |m: &Module| pruning.full_dims(m.target);
     let report = RecoverReport {
         out: options.out.clone(),
@@ -68,26 +82,44 @@ pub fn run(options: &RecoverOptions, common: &Common) -> Result<RecoverReport> {
             .sum(),
         base_fingerprint: pruning.base.fingerprint.clone(),
         base_checked: options.model.is_some(),
+        from: ready.from.clone(),
+        signed: ready.signer.as_ref().map(Signer::key),
         already_finished: false,
     };
-    let output = match Output::begin(&options.out, "recover", &fingerprint(&adapter)?, common.output())? {
+    let output = match Output::begin(&options.out, "recover", &ready.fingerprint()?, common.output())? {
         Begun::Finished => return Ok(RecoverReport { already_finished: true, ..report }),
         Begun::Work(output) => output,
     };
-    write(&adapter, pruning, output.dir())?;
+    write(&ready, pruning, output.dir())?;
+    if let Some(signer) = &ready.signer {
+        signer.sign(output.dir(), true)?;
+    }
     output.finish()?;
     Ok(report)
 }
 
-/// Opens the adapter, if it is one that can be recovered, and to that base.
-pub fn check(options: &RecoverOptions, common: &Common) -> Result<Adapter> {
+/// An adapter that can be recovered.
+#[derive(Debug)]
+pub struct Ready {
+    adapter: Adapter,
+    from: Admitted,
+    signer: Option<Signer>,
+}
+
+/// Opens the adapter, if it is from whom it should be, one that can be recovered, and to that base.
+pub fn check(options: &RecoverOptions, common: &Common) -> Result<Ready> {
+    let from = Gate::new(&options.trust)?.edge(&options.adapter)?;
+    let signer = match &options.key {
+        Some(key) => Some(Signer::new(&SignOptions { key: key.clone(), occasion: from.occasion.clone() })?),
+        None => None,
+    };
     let adapter = Adapter::open(&options.adapter, common.open_options())?;
     let pruning = plan(&adapter)?;
     if let Some(model) = &options.model {
         check_base(&Checkpoint::open(model, common.open_options())?, &adapter, pruning)?;
     }
     adapter.check_finite()?;
-    Ok(adapter)
+    Ok(Ready { adapter, from, signer })
 }
 
 /// The plan to undo; an error where there is none, or where it is undone already.
@@ -135,6 +167,14 @@ fn check_base(model: &Checkpoint, adapter: &Adapter, pruning: &Pruning) -> Resul
             ),
         ));
     }
+    // The plan's own sizes bound its indices: were they others, an index would mean another head or channel.
+    for ((name, expected), (_, found)) in pruning.base.named().into_iter().zip(model.base_model()?.named()) {
+        if expected != found {
+            let why =
+                format!("says that its base has {name} {expected}, {} has {found}", model.dir().display());
+            return Err(Error::file(adapter.path.join(PRUNING), why));
+        }
+    }
     for m in adapter.modules.keys() {
         let (found, expected) = (model.config().dims(m.target, m.layer), pruning.full_dims(m.target));
         if m.layer >= model.config().layers || found != expected {
@@ -148,16 +188,21 @@ fn check_base(model: &Checkpoint, adapter: &Adapter, pruning: &Pruning) -> Resul
     Ok(())
 }
 
-/// What the result follows from.
-fn fingerprint(adapter: &Adapter) -> Result<String> {
-    let mut hasher = Hasher::default();
-    hasher.update(digest::sha256_file(&adapter.file())?.as_bytes());
-    hasher.update(digest::sha256_file(&adapter.config.path)?.as_bytes());
-    hasher.update(digest::sha256_file(&adapter.path.join(PRUNING))?.as_bytes());
-    Ok(hasher.finish())
+impl Ready {
+    /// What the result follows from.
+    fn fingerprint(&self) -> Result<String> {
+        let mut hasher = Hasher::default();
+        hasher.update(digest::sha256_file(&self.adapter.file())?.as_bytes());
+        hasher.update(digest::sha256_file(&self.adapter.config.path)?.as_bytes());
+        hasher.update(digest::sha256_file(&self.adapter.path.join(PRUNING))?.as_bytes());
+        let signer = self.signer.as_ref().map(Signer::fingerprint);
+        hasher.update(serde_json::json!([self.from, signer]).to_string().as_bytes());
+        Ok(hasher.finish())
+    }
 }
 
-fn write(adapter: &Adapter, pruning: &Pruning, dir: &Path) -> Result<()> {
+fn write(ready: &Ready, pruning: &Pruning, dir: &Path) -> Result<()> {
+    let adapter = &ready.adapter;
     let specs = adapter
         .modules
         .iter()
@@ -182,7 +227,16 @@ fn write(adapter: &Adapter, pruning: &Pruning, dir: &Path) -> Result<()> {
     provenance.version = env!("CARGO_PKG_VERSION").into();
     provenance.base_fingerprint = Some(pruning.base.fingerprint.clone());
     provenance.model_fingerprint = Some(pruning.base.fingerprint.clone());
-    writer.finish(Some(pruning), provenance)
+    // As its bytes lie: the edge's manifest names them.
+    let mut kept = vec![(PRUNING.to_string(), adapter.path.join(PRUNING))];
+    if ready.from.signer.is_some() {
+        std::fs::create_dir_all(dir.join(EDGE)).map_err(Error::io(dir))?;
+        kept.extend([MANIFEST, SIGNATURE].map(|name| (format!("{EDGE}/{name}"), adapter.path.join(name))));
+    }
+    for (name, from) in kept {
+        digest::write_file(&dir.join(name), &json::read_bounded(&from)?)?;
+    }
+    writer.finish(None, provenance)
 }
 
 /// `out` = the factor of `pair` that pruning cut, at full size: B with its rows where they were, or A with its columns.
@@ -263,7 +317,7 @@ mod tests {
     }
 
     fn options(dir: &Path) -> RecoverOptions {
-        RecoverOptions { adapter: dir.join("pruned"), model: None, out: dir.join("full") }
+        RecoverOptions { adapter: dir.join("pruned"), out: dir.join("full"), ..RecoverOptions::default() }
     }
 
     #[test]
@@ -309,8 +363,11 @@ mod tests {
         assert_eq!(after.pruning, before.pruning);
         let verdicts = Provenance::verify(&dir.path().join("full")).unwrap();
         assert!(verdicts.len() == 3 && verdicts.values().all(|v| *v == Verdict::Same));
-        let again =
-            RecoverOptions { adapter: dir.path().join("full"), out: dir.path().join("x"), model: None };
+        let again = RecoverOptions {
+            adapter: dir.path().join("full"),
+            out: dir.path().join("x"),
+            ..options(dir.path())
+        };
         let err = run(&again, &Common::default()).unwrap_err().to_string();
         assert!(err.contains("at the full model's dimensions already"), "{err}");
     }

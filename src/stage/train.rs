@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::common::{Common, blame};
 use super::metrics::{MetricsFile, StepMetrics, anonymous_bytes};
+use super::sign::{SignOptions, Signer};
 use super::train_state::{self, Saved};
 use crate::backend::Backend;
 use crate::checkpoint::adapter::Adapter;
@@ -87,6 +88,8 @@ pub struct TrainOptions {
     pub skip_bad: bool,
     /// Key of the data's fingerprint.
     pub data_key: Option<PathBuf>,
+    /// The key that signs the adapter, and for which run and round.
+    pub sign: Option<SignOptions>,
 }
 
 impl TrainOptions {
@@ -148,6 +151,7 @@ pub struct Prepared {
     size: RoomSize,
     steps: u64,
     rate: LearningRate,
+    signer: Option<Signer>,
     /// All buffers.
     pub plan: Plan,
 }
@@ -155,6 +159,7 @@ pub struct Prepared {
 impl Prepared {
     /// Reads the data and plans the memory, on `backend`'s terms.
     pub fn new<B: Backend, T: Real>(backend: &B, options: TrainOptions, common: &Common) -> Result<Prepared> {
+        let signer = options.sign.as_ref().map(Signer::new).transpose()?;
         let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
         let config = checkpoint.config();
         check_options(&options, &checkpoint)?;
@@ -194,13 +199,15 @@ impl Prepared {
             let mut paper = Paper::<B::Store>::new(Plan::default());
             paper.weights(config);
             Buffers::<_, T>::new(&mut paper, backend, config, &layout, options.shape.freeze_a, size)?;
-            let copy = layout.end() as u64 * 4;
-            paper.plan.add(Part::Optimizer, "copy while a checkpoint is written", copy);
-            if options.keep_best {
-                paper.plan.add(Part::Adapter, "A and B of the best step", copy);
-            }
             paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
-            paper.plan.add(Part::Data, "tokens of the data", held);
+            if backend.shares_memory() {
+                let copy = layout.end() as u64 * 4;
+                paper.plan.add(Part::Optimizer, "copy while a checkpoint is written", copy);
+                if options.keep_best {
+                    paper.plan.add(Part::Adapter, "A and B of the best step", copy);
+                }
+                paper.plan.add(Part::Data, "tokens of the data", held);
+            }
             Ok(paper.plan)
         };
         let asked = options.shape.recompute;
@@ -212,7 +219,19 @@ impl Prepared {
         }
         let size = RoomSize { keep: Keep::Training { recomputed: choice.recomputed }, ..base };
         let plan = choice.plan;
-        Ok(Prepared { options, checkpoint, pruning, data, validation, layout, size, steps, rate, plan })
+        Ok(Prepared {
+            options,
+            checkpoint,
+            pruning,
+            data,
+            validation,
+            layout,
+            size,
+            steps,
+            rate,
+            signer,
+            plan,
+        })
     }
 
     /// Trains and writes the adapter.
@@ -357,6 +376,9 @@ impl Prepared {
         report.tokens_per_second = tokens as f64 / start.elapsed().as_secs_f64().max(1e-9);
         train_state::remove(output.dir())?;
         self.write(output.dir(), &params, &saved, common)?;
+        if let Some(signer) = &self.signer {
+            signer.sign(output.dir(), true)?;
+        }
         output.finish()?;
         Ok(report)
     }
@@ -480,6 +502,7 @@ impl Prepared {
             "freeze_a": o.shape.freeze_a, "eval_every": o.eval_every, "precision": dtype.name(),
             "model": self.checkpoint.fingerprint()?,
             "init_adapter": o.init_adapter.as_ref().map(|d| adapter_hash(d)).transpose()?,
+            "signer": self.signer.as_ref().map(Signer::fingerprint),
         });
         hash.update(text.to_string().as_bytes());
         for document in self.data.documents.iter().chain(&self.validation) {

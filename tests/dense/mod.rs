@@ -1,6 +1,8 @@
 //! Dense f64 definitions that the factor algebra is tested against, written from the formulas alone.
 #![allow(dead_code)]
 
+pub mod methods;
+
 use anabranch::backend::Backend;
 use anabranch::checkpoint::module::{Module, Target};
 use anabranch::cpu::Cpu;

@@ -1,12 +1,14 @@
 //! What each fuzz target does with its bytes: reads them as a user's files are read. Any error is fine, a panic is not.
 
-use std::path::Path;
+use std::path::{Component, Path};
 use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
 use anabranch::checkpoint::adapter::Adapter;
 use anabranch::checkpoint::checkpoint::Checkpoint;
 use anabranch::checkpoint::config::ModelConfig;
+use anabranch::checkpoint::keys::{PublicKey, SecretKey};
+use anabranch::checkpoint::manifest::{MAX_FILES, Manifest, Signed};
 use anabranch::checkpoint::module::Target;
 use anabranch::checkpoint::provenance::Provenance;
 use anabranch::checkpoint::pruning::Pruning;
@@ -28,7 +30,7 @@ pub type Named = (&'static str, fn(&[u8]));
 
 /// All targets; a name is also its corpus's folder.
 #[allow(dead_code)]
-pub const ALL: [Named; 10] = [
+pub const ALL: [Named; 11] = [
     ("adapter", adapter),
     ("chat_template", chat_template),
     ("checkpoint", checkpoint),
@@ -37,6 +39,7 @@ pub const ALL: [Named; 10] = [
     ("jsonl", jsonl),
     ("pruning", pruning),
     ("report", report),
+    ("signature", signature),
     ("tokenizer", tokenizer),
     ("weights", weights),
 ];
@@ -195,6 +198,24 @@ pub fn report(data: &[u8]) {
     let path = Path::new("results.json");
     if let Ok(results) = json::parse(path, data).and_then(|value| json::typed(path, value)) {
         let _ = report_page::render(&results);
+    }
+}
+
+/// `manifest.json`, NUL, `manifest.sig`; a public key, a secret key.
+pub fn signature(data: &[u8]) {
+    let (manifest, signature) = part(data);
+    let path = Path::new("f");
+    if let Ok(m) = Manifest::parse(path, manifest) {
+        assert!(!m.files.is_empty() && m.files.len() <= MAX_FILES);
+        let normal = |n: &String| Path::new(n).components().all(|c| matches!(c, Component::Normal(_)));
+        assert!(m.files.keys().all(normal));
+    }
+    let _ = Signed::parse(path, manifest, signature);
+    if let Ok(key) = PublicKey::parse(path, manifest) {
+        assert!(!key.verifies(b"", &[0; 64]));
+    }
+    if let Ok(key) = SecretKey::parse(path, manifest) {
+        assert!(key.public().verifies(data, &key.sign(data)));
     }
 }
 

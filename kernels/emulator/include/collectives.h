@@ -11,6 +11,8 @@ struct Shuffle {
     unsigned source;
 };
 void shuffle(unsigned mask, Shuffle& part, Site site);
+/// `__syncwarp`: of all these functions the only one that orders memory.
+void warp_barrier(unsigned mask, Site site);
 /// The lanes of the mask whose predicate holds.
 unsigned ballot(unsigned mask, bool predicate, Site site);
 enum class Reduction : uint8_t { add, min, max, bit_and, bit_or, bit_xor, min_signed, max_signed };
@@ -29,10 +31,9 @@ T shuffle_from(unsigned mask, T value, unsigned source, Site site) {
 } // namespace emulator
 
 inline void __syncthreads(EMULATOR_SITE) { emulator::block_barrier(site); }
-inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_SITE) {
-    emulator::meet(mask, emulator::Collective::sync, nullptr, [](unsigned, void* const*) {}, site);
-}
-/// These order memory between threads only together with a barrier or an atomic, which the emulator orders anyway.
+inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_SITE) { emulator::warp_barrier(mask, site); }
+/// These order memory only together with an atomic, and to the race detector not even then: it knows load_acquire and
+/// store_release.
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 

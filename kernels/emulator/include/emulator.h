@@ -5,6 +5,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace emulator {
 
@@ -42,22 +43,27 @@ struct Site {
 void block_barrier(Site site);
 /// `bar.sync id, threads` and `bar.arrive id, threads`.
 void named_barrier(int id, int threads, bool wait, Site site);
-/// Waits until `ready(argument)`; nothing is assumed to be notified.
-void wait_until(bool (*ready)(void*), void* argument, Site site);
+/// Waits until `ready(argument)`; nothing is assumed to be notified. `missing(argument)` tells what a deadlock lacks.
+void wait_until(bool (*ready)(void*), void* argument, Site site, std::string (*missing)(void*));
 /// Lets every other thread that can run go first.
 void yield(Site site);
 
 /// Warp-wide instructions. Lanes meet per mask and kind; the last one to arrive does the work of all.
-enum class Collective : uint8_t { sync, shuffle, vote, reduce, ldmatrix, mma };
+enum class Collective : uint8_t {
+    sync, shuffle, vote, reduce,
+    // .aligned: the whole warp executes one and the same instruction
+    ldmatrix, mma, wgmma, wgmma_fence, wgmma_commit, wgmma_wait, set_registers
+};
 using Meeting = void (*)(unsigned mask, void* const* operands);
 void meet(unsigned mask, Collective kind, void* operands, Meeting work, Site site);
 
 /// Checks that `bytes` at `pointer` lie in this launch's dynamic shared memory; returns the offset.
 unsigned shared_offset(const void* pointer, size_t bytes, Site site);
 
-/// A launchable kernel: its name, the function that unpacks the driver's argument pointers, and its parameters.
+/// A launchable kernel: its name and file, the function that unpacks the driver's argument pointers, and its parameters.
 struct Kernel {
     const char* name;
+    const char* file;
     void (*call)(void** arguments);
     unsigned parameters;
     const unsigned* sizes;

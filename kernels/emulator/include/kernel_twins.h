@@ -19,7 +19,7 @@ struct Launcher<function> {
         function(*static_cast<std::remove_reference_t<Parameters>*>(arguments[i])...);
     }
     static void call(void** arguments) { unpack(arguments, std::index_sequence_for<Parameters...>{}); }
-    explicit Launcher(const char* name) { register_kernel({name, call, count, sizes, alignments}); }
+    Launcher(const char* name, const char* file) { register_kernel({name, file, call, count, sizes, alignments}); }
 };
 
 struct GlobalRegistration {
@@ -36,7 +36,7 @@ Struct& shared_struct(Site site) {
 
 } // namespace emulator
 
-#define KERNEL(name) static const ::emulator::Launcher<name> emulator_launcher_##name(#name);
+#define KERNEL(name) static const ::emulator::Launcher<name> emulator_launcher_##name(#name, __FILE__);
 #define KERNEL_SHARED(name, Struct)                                                                                    \
     static unsigned name##_shared_bytes = sizeof(Struct);                                                              \
     static const ::emulator::GlobalRegistration emulator_global_##name(                                                \

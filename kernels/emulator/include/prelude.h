@@ -3,4 +3,4 @@
 #pragma once
 #include "cuda_bf16.h"
 #include "kernel_twins.h"
-#include "ptx_twins.h"
+#include "ptx_sm90_twins.h"

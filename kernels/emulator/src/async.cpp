@@ -2,6 +2,7 @@
 //
 // eager: at the issue. lazy: at the wait; until then the destination reads as NaN. random: either.
 #include "../include/ptx_twins.h"
+#include "mutation.h"
 #include "race.h"
 #include "worker.h"
 
@@ -47,13 +48,20 @@ void copy_async(void* shared, const void* global, unsigned bytes, unsigned sourc
     me.copies.push_back(copy);
 }
 
-void commit_group() { worker->self().groups++; }
+void commit_group(Site site) {
+    if (mutation(site) != Mutation::left_out) worker->self().groups++;
+}
 
-void wait_group(unsigned newest_pending) {
-    uint64_t groups = worker->self().groups;
+void wait_group(unsigned newest_pending, Site site) {
+    const Mutation change = mutation(site);
+    if (change == Mutation::left_out) return;
+    if (change == Mutation::one_short) newest_pending++;
+    const uint64_t groups = worker->self().groups;
     land_groups(groups > newest_pending ? groups - newest_pending : 0);
 }
 
-void wait_all() { land_groups(UINT64_MAX); }
+void wait_all(Site site) {
+    if (mutation(site) != Mutation::left_out) land_groups(UINT64_MAX);
+}
 
 } // namespace emulator

@@ -1,4 +1,6 @@
 // The sixteen barriers of a block: number 0 is __syncthreads.
+#include "../include/collectives.h"
+#include "mutation.h"
 #include "race.h"
 #include "worker.h"
 
@@ -40,6 +42,9 @@ void arrive(int id, int threads, bool wait, Site site) {
 
 // Stricter than the device, where threads that have exited no longer count: such kernels are reported as a deadlock.
 void block_barrier(Site site) {
+    const Mutation change = mutation(site);
+    if (change == Mutation::left_out) return;
+    if (change == Mutation::warp_alone) return warp_barrier(0xffffffffu, site);
     const Barrier& barrier = worker->barriers[0];
     if (barrier.arrived && (barrier.site.line != site.line || barrier.site.file != site.file))
         fail(site, "__syncthreads of diverged threads: others are at %s", text(barrier.site).c_str());
@@ -47,6 +52,7 @@ void block_barrier(Site site) {
 }
 
 void named_barrier(int id, int threads, bool wait, Site site) {
+    if (mutation(site) == Mutation::left_out) return;
     if (id < 0 || id >= named_barriers) fail(site, "barrier %d of %d", id, named_barriers);
     if (threads <= 0 || threads % int(warp_size) || threads > int(worker->thread_count))
         fail(site, "barrier %d for %d threads of a block of %u", id, threads, worker->thread_count);

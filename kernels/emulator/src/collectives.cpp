@@ -1,5 +1,6 @@
 // Where the lanes of a warp meet, and what shuffles, votes and reductions do there.
 #include "../include/collectives.h"
+#include "mutation.h"
 #include "race.h"
 #include "worker.h"
 
@@ -12,8 +13,7 @@ void for_lanes(unsigned mask, Visit visit) {
     for (; mask; mask &= mask - 1) visit(unsigned(__builtin_ctz(mask)));
 }
 
-/// ldmatrix and mma are .aligned: the whole warp executes one and the same instruction.
-bool aligned(Collective kind) { return kind == Collective::ldmatrix || kind == Collective::mma; }
+bool aligned(Collective kind) { return kind >= Collective::ldmatrix; }
 
 struct Vote {
     unsigned predicate, ballot;
@@ -71,6 +71,11 @@ void meet(unsigned mask, Collective kind, void* operands, Meeting work, Site sit
     warp.pending.pop_back();
     for_lanes(mask & ~my_bit, [&](unsigned lane) { w.make_ready(w.threads[me.warp * warp_size + lane]); });
     w.may_leave();
+}
+
+void warp_barrier(unsigned mask, Site site) {
+    if (mutation(site) == Mutation::left_out) return;
+    meet(mask, Collective::sync, nullptr, [](unsigned, void* const*) {}, site);
 }
 
 void shuffle(unsigned mask, Shuffle& part, Site site) {

@@ -82,7 +82,12 @@ thread_local void* current_context = nullptr;
 extern "C" {
 
 int cuInit(unsigned) { return visible() ? success : no_device; }
-int cuDriverGetVersion(int* version) { return *version = 13000, success; }
+/// ANABRANCH_EMU_DRIVER, or 13.0.
+int cuDriverGetVersion(int* version) {
+    int major = 13, minor = 0;
+    if (const char* text = getenv("ANABRANCH_EMU_DRIVER"); text && *text) sscanf(text, "%d.%d", &major, &minor);
+    return *version = 1000 * major + 10 * minor, success;
+}
 int cuDeviceGetCount(int* count) { return *count = visible(), success; }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal == 0 ? success : invalid_device; }
 int cuDeviceGetName(char* name, int bytes, int) { return snprintf(name, size_t(bytes), "CPU emulator"), success; }

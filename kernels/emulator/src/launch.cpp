@@ -1,6 +1,7 @@
 // A launch borrows a worker, so that as many launches run at once as there are host threads that launch.
 #include "launch.h"
 #include "fault.h"
+#include "mutation.h"
 #include "race.h"
 #include "worker.h"
 #include <memory>
@@ -40,6 +41,7 @@ std::string launch(const Kernel& kernel, Index grid, Index block, unsigned share
     w.arguments = arguments;
     w.error.clear();
     place = {{}, block, grid, w.shared, shared_bytes};
+    start_mutation(kernel.file);
     FaultHandler faults;
     race::start_launch();
     bool good = true;

@@ -50,8 +50,8 @@ public:
     }
 
 private:
-    struct alignas(64) Chunk { // the largest alignment of a parameter, a tensor map's
-        unsigned char bytes[64];
+    struct alignas(128) Chunk { // the largest alignment of a parameter, a tensor map's
+        unsigned char bytes[128];
     };
     static size_t padded(size_t bytes) { return (bytes + sizeof(Chunk) - 1) / sizeof(Chunk) * sizeof(Chunk); }
     std::vector<Chunk> storage;

@@ -26,9 +26,18 @@ unsigned char* map(size_t bytes) {
     return static_cast<unsigned char*>(p);
 }
 
+/// What a thread must not leave behind: the registers and the memory that it goes to are another's by then.
+void check_nothing_in_flight(Worker& w) {
+    if (w.alive == 1 && !w.bulk_copies.empty()) fail(w.bulk_copies[0].site, "the block ends before this copy has landed");
+    const Warp& warp = w.warps[current->warp];
+    if (warp.open) fail({nullptr, 0}, "the warp ends with a wgmma that it never committed");
+    if (warp.waited < warp.groups) fail({nullptr, 0}, "the warp ends without having waited for its last wgmma");
+}
+
 void thread_main() {
     Worker& w = *worker;
     w.kernel->call(w.arguments);
+    check_nothing_in_flight(w);
     w.self().state = State::exited;
     if (--w.alive == 0) w.stop();
     w.leave();
@@ -83,11 +92,13 @@ FiberThread* next_ready(Worker& w) {
 }
 
 FiberThread* pick(Worker& w) {
+    if (w.configuration.async == Async::random && !w.bulk_copies.empty() && w.random() % 4 == 0) w.land_bulk_copy();
     if (w.on_condition && w.configuration.order == Order::random && w.random() % 4 == 0) check_conditions(w);
     FiberThread* thread = next_ready(w);
-    if (!thread && w.on_condition) {
+    while (!thread && w.on_condition) {
         check_conditions(w);
         thread = next_ready(w);
+        if (!thread && !w.land_bulk_copy()) break;
     }
     return thread;
 }
@@ -111,6 +122,7 @@ const char* doing(State state) {
         while (end < w.thread_count && w.threads[end].state == first.state && w.threads[end].waits_at.line == first.waits_at.line) end++;
         report += " threads " + std::to_string(i) + ".." + std::to_string(end - 1) + " " + doing(first.state);
         if (first.state != State::exited) report += " (" + text(first.waits_at) + ")";
+        if (first.state == State::on_condition && first.missing) report += ", " + first.missing(first.condition_argument);
         report += ";";
         i = end;
     }
@@ -170,9 +182,15 @@ bool Worker::run_block(Index block) {
     on_condition = last_warp = 0;
     random_state = (configuration.seed + 1) * 0x9E3779B97F4A7C15ULL + block.x * 7919ull + block.y * 104729ull + block.z + 1;
     memset(shared, 0xff, place.shared_bytes); // NaN in bf16, f32 and f64
-    for (Warp& warp : warps) warp.ready = 0, warp.pending.clear();
+    for (Warp& warp : warps) {
+        warp.ready = 0, warp.groups = warp.waited = 0, warp.open = warp.fenced = false;
+        warp.pending.clear();
+        warp.products.clear();
+    }
     for (Barrier& barrier : barriers) barrier = {};
-    race::start_block(thread_count);
+    mbarriers.clear();
+    bulk_copies.clear();
+    race::start_block(thread_count, warp_count);
     for (unsigned i = 0; i < thread_count; i++) {
         FiberThread& thread = threads[i];
         thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
@@ -197,12 +215,13 @@ bool Worker::run_block(Index block) {
     return error.empty();
 }
 
-void wait_until(bool (*ready)(void*), void* argument, Site site) {
+void wait_until(bool (*ready)(void*), void* argument, Site site, std::string (*missing)(void*)) {
     Worker& w = *worker;
     FiberThread& me = w.self();
     if (ready(argument)) return w.may_leave();
     me.state = State::on_condition;
     me.condition = ready;
+    me.missing = missing;
     me.condition_argument = argument;
     me.waits_at = site;
     w.on_condition++;
@@ -214,6 +233,7 @@ void yield(Site site) {
     FiberThread& me = w.self();
     me.state = State::on_condition;
     me.condition = [](void*) { return true; };
+    me.missing = nullptr;
     me.waits_at = site;
     w.on_condition++;
     w.leave();
@@ -246,6 +266,8 @@ unsigned shared_offset(const void* pointer, size_t bytes, Site site) {
     return unsigned(offset);
 }
 
-void atomic_access(const void* p) { race::atomic(p); }
+void atomic_access(const void* p, size_t bytes, Site site) { race::atomic(p, bytes, site); }
+void release_flag(const void* p) { race::release_flag(p); }
+void acquire_flag(const void* p) { race::acquire_flag(p); }
 
 } // namespace emulator

@@ -1,6 +1,7 @@
 // Tests of attention: packed documents, caches and prefix trees, any even head width.
 #pragma once
 #include "expect.h"
+#include "tensor_map.h"
 #include <algorithm>
 #include <functional>
 #include <utility>
@@ -97,6 +98,9 @@ inline Row softmax(const Case& c, const Inputs& x, const Segment& s, int t, int 
     return row;
 }
 
+/// Whether Hopper's kernel is launched where there is one.
+inline bool hopper = false;
+
 /// Launches the forward kernel; o and lse as it left them.
 inline int forward(const Case& c, const Inputs& x, float scale, std::vector<uint16_t>& o, std::vector<float>& lse) {
     using namespace device;
@@ -105,9 +109,16 @@ inline int forward(const Case& c, const Inputs& x, float scale, std::vector<uint
     Array<uint32_t> list_(list(c, rows, false, tiles));
     Array<uint16_t> q_(x.q), k_(x.k), v_(x.v), o_(std::vector<uint16_t>(x.q.size(), 0x7fff));
     Array<float> lse_(std::vector<float>(size_t(c.tokens) * c.heads, NAN));
-    const Shape shape{tiles, unsigned(c.kv), 128, unsigned(rows + 2 * keys) * (width + 8) * 2};
-    const int result = launch(("attention_" + std::to_string(width)).c_str(), shape, o_, lse_, q_, k_, v_, list_, c.heads,
-                              c.heads / c.kv, c.dim, x.ld_q, x.ld_k, scale);
+    const std::string kernel = "attention_" + std::to_string(width);
+    int result;
+    if (hopper && (c.dim == 64 || c.dim == 128)) {
+        const auto map = [&](const Array<uint16_t>& matrix, int rows) { return tensor_map(matrix.pointer, c.keys, c.kv * c.dim, x.ld_k, rows); };
+        result = launch((kernel + "_sm90").c_str(), {tiles, unsigned(c.kv), 384, own_struct}, o_, lse_, q_, map(k_, 8), map(k_, 1), map(v_, 8),
+                        map(v_, 1), list_, c.heads, c.heads / c.kv, x.ld_q, scale);
+    } else {
+        const Shape shape{tiles, unsigned(c.kv), 128, unsigned(rows + 2 * keys) * (width + 8) * 2};
+        result = launch(kernel.c_str(), shape, o_, lse_, q_, k_, v_, list_, c.heads, c.heads / c.kv, c.dim, x.ld_q, x.ld_k, scale);
+    }
     o = o_.read(), lse = lse_.read();
     return result;
 }
@@ -235,6 +246,26 @@ inline std::vector<Case> documents() {
     holes.tokens += 5, holes.keys += 5;
     cases.push_back(holes);
     return cases;
+}
+
+/// Hopper's kernel: as many keys as a block of them has, one less and one more, groups that do not divide a tile, holes,
+/// pasts of pieces.
+inline void test_hopper() {
+    hopper = true;
+    for (const int dim : {64, 128}) {
+        test(packed({1}, 1, 1, dim));
+        test(packed({127, 128, 129, 3}, 1, 1, dim));
+        test(packed({70, 41}, 6, 2, dim));
+        test(packed({300}, 4, 1, dim));
+        Case holes = packed({3, 70, 4, 20}, 4, 2, dim);
+        holes.segments.erase(holes.segments.begin() + 2);
+        holes.tokens += 5, holes.keys += 5;
+        test(holes);
+        test({{{0, 1, 499, {{0, 499}}}, {1, 2, 640, {{510, 130}}}}, 8, 2, dim, 2, 650});
+        test({{{0, 30, 0, {}}, {30, 41, 30, {{0, 30}}}, {41, 90, 41, {{0, 30}}}, {90, 97, 90, {{0, 30}, {41, 49}}}}, 6, 3, dim, 97, 97});
+    }
+    pieces();
+    hopper = false;
 }
 
 inline void test() {

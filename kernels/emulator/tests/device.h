@@ -76,7 +76,7 @@ struct Shape {
 template <class T>
 auto argument(const Array<T>& array) { return array.pointer; }
 template <class T>
-T argument(T scalar) { return scalar; }
+T argument(const T& value) { return value; }
 
 /// Launches after comparing the arguments' number and sizes; the driver's result code.
 template <class... Arguments>

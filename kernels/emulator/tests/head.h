@@ -63,3 +63,10 @@ inline void head(int count, int tokens, int vocab, int width, int slice) {
     expect("cross_entropy", count, vocab, result, worst.error, 1e-5);
     expect("its gradient", count, vocab, result, worst_dx.error, bf16_tolerance);
 }
+
+inline void heads() {
+    head(1, 1, 3, 1, 8);
+    head(3, 5, 131, 72, 64);
+    head(140, 150, 300, 200, 104);
+    head(2, 2, 5000, 24, 4096);
+}

@@ -1,9 +1,11 @@
-// The project's kernels against plain loops in f64: usage kernels [KERNEL FILE | pipeline | time]
+// The project's kernels against plain loops in f64: usage kernels [KERNEL FILE]
 #include "attention.h"
 #include "elements.h"
 #include "expect.h"
 #include "head.h"
 #include "products.h"
+#include "products_sm90.h"
+#include "recovery.h"
 #include "rsvd.h"
 
 using namespace device;
@@ -94,44 +96,50 @@ void pipeline(int m, int n, int k) {
     expect("pipeline", m, n, result, worst.error, bf16_tolerance);
 }
 
+struct Test {
+    std::vector<std::string> kernels; // files
+    void (*run)();
+};
+
+const Test tests[] = {
+    {{"rms_norm"}, [] { for (int width : {1, 7, 8, 333, 1024}) rms_norm(3, width, width > 512 ? 128 : 64); }},
+    {{"swiglu"}, [] { for (int width : {1, 7, 8, 333, 1024}) swiglu(3, width); }},
+    {{"embed"}, [] { for (int width : {1, 7, 8, 333, 1024}) embed(3, width); }},
+    {{"rope"}, [] { for (int dim : {2, 6, 16, 64, 80, 100}) rope(3, 3, dim); }},
+    {{"sum_sq"}, [] { for (int n : {1, 3, 4, 1021, 4096, 9973}) sum_sq(n); }},
+    {{"adamw"}, [] { for (int n : {1, 3, 4, 1021, 4096, 9973}) adamw(n); }},
+    {{"attention"}, attention::test},
+    {{"attention_bwd"}, [] { for (const attention::Case& c : attention::documents()) attention::backward(c); }},
+    {{"cross_entropy", "choice"}, heads},
+    {{"linear"}, products::linear},
+    {{"linear_bwd"}, products::linear_bwd},
+    {{"attention_sm90"}, attention::test_hopper},
+    {{"linear_sm90"}, products_sm90::linear},
+    {{"linear_bwd_sm90"}, products_sm90::linear_bwd},
+    {{"lora"}, [] { products::lora(), products::gradients(); }},
+    {{"importance"}, products::importance},
+    {{"gram"}, recovery::gram},
+    {{"apply"}, recovery::apply},
+    {{"eigh"}, recovery::eigh},
+    {{"gate"}, recovery::gate},
+    {{"rsvd"}, rsvd::test},
+    {{"merge"}, [] { rsvd::merge(1, 1, {1}), rsvd::merge(18, 300, {3, 0, 130}); }},
+    {{"pipeline"}, [] { pipeline(64, 64, 8), pipeline(70, 65, 200), pipeline(128, 64, 256); }},
+};
+
 } // namespace
 
 int main(int count, char** arguments) {
     const std::string only = count > 1 ? arguments[1] : "";
-    for (int width : {1, 7, 8, 333, 1024}) {
-        if (only.empty() || only == "rms_norm") rms_norm(3, width, width > 512 ? 128 : 64);
-        if (only.empty() || only == "swiglu") swiglu(3, width);
-        if (only.empty() || only == "embed") embed(3, width);
+    bool found = false;
+    for (const Test& test : tests) {
+        if (!only.empty() && std::find(test.kernels.begin(), test.kernels.end(), only) == test.kernels.end()) continue;
+        found = true;
+        test.run();
     }
-    if (only.empty() || only == "rope")
-        for (int dim : {2, 6, 16, 64, 80, 100}) rope(3, 3, dim);
-    for (int n : {1, 3, 4, 1021, 4096, 9973}) {
-        if (only.empty() || only == "sum_sq") sum_sq(n);
-        if (only.empty() || only == "adamw") adamw(n);
+    if (!found) {
+        fprintf(stderr, "kernels: no test of %s\n", only.c_str());
+        return 2;
     }
-    if (only.empty() || only == "attention") attention::test();
-    if (only.empty() || only == "cross_entropy" || only == "choice") {
-        head(1, 1, 3, 1, 8);
-        head(3, 5, 131, 72, 64);
-        head(140, 150, 300, 200, 104);
-        head(2, 2, 5000, 24, 4096);
-    }
-    if (only.empty() || only == "attention_bwd")
-        for (const attention::Case& c : attention::documents()) attention::backward(c);
-    if (only == "pipeline") {
-        pipeline(64, 64, 8);
-        pipeline(70, 65, 200);
-        pipeline(128, 64, 256);
-    }
-    if (only.empty() || only == "linear") products::linear();
-    if (only.empty() || only == "lora") products::lora(), products::gradients();
-    if (only.empty() || only == "linear_bwd") products::linear_bwd();
-    if (only.empty() || only == "importance") products::importance();
-    if (only.empty() || only == "rsvd") rsvd::test();
-    if (only.empty() || only == "merge") {
-        rsvd::merge(1, 1, {1});
-        rsvd::merge(18, 300, {3, 0, 130});
-    }
-    if (only == "time") pipeline(512, 512, 512);
     check(!cuCtxSynchronize(), "synchronize");
 }

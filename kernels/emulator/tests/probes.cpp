@@ -2,6 +2,7 @@
 // usage: probes [--race]; with --race the library is a race build, which finds more.
 #include "device.h"
 #include "numbers.h"
+#include "probes_sm90.h"
 #include <thread>
 
 using namespace device;
@@ -128,6 +129,22 @@ void memory() {
     if (race) caught(overlapping, "of another block at probes.cu:");
 }
 
+/// What only the race detector sees.
+void races() {
+    Array<unsigned> out(256);
+    for (const char* order : {"ascending", "highest-warp", "random"}) {
+        check(!emulator_configure(order, "eager", 1), order);
+        check(!launch("probe_bytes", {1, 1, 64, 0}, out, 1, 0), "neighbouring bytes");
+        check(!launch("probe_count_from", {1, 1, 64, 0}, out, 1), "an atomic after a barrier");
+        check(!launch("probe_flag", {2, 1, 1, 0}, out, out.pointer + 64, 0), "a flag");
+        caught(launch("probe_bytes", {1, 1, 2, 0}, out, 0, 0), "race: write of byte 0 of a buffer");
+        caught(launch("probe_bytes", {1, 1, 4, 0}, out, 1, 1), "race: write of byte ");
+        caught(launch("probe_count_from", {1, 1, 64, 0}, out, 0), "race: write of byte 0");
+        caught(launch("probe_flag", {2, 1, 1, 0}, out, out.pointer + 64, 1), "race: read of byte 0");
+        caught(launch("probe_readers", {1, 1, 256, 4096}, out), "race: ");
+    }
+}
+
 /// In the lazy mode work waits for a reason to be done, which shows who forgot to wait.
 void streams() {
     for (const bool lazy : {false, true}) {
@@ -190,10 +207,17 @@ int main(int count, char** arguments) {
             products();
             warp_functions();
             barriers();
+            hopper::probes();
         }
         copies();
+        for (const char* mode : {"eager", "lazy"}) {
+            check(!emulator_configure(nullptr, mode, 0), mode);
+            hopper::mistakes(race, !strcmp(mode, "lazy"));
+        }
     }
+    hopper::maps();
     memory();
+    if (race) races();
     streams();
     host_threads();
     printf("all probes passed%s\n", race ? " with the race detector" : "");

@@ -171,3 +171,42 @@ KERNEL(probe_overlap)
 
 extern "C" __global__ void probe_count(unsigned* counter) { atomicAdd(counter, 1u); }
 KERNEL(probe_count)
+
+// Threads write bytes `apart` from each other, and the first one a whole word where `word`.
+extern "C" __global__ void probe_bytes(unsigned char* out, int apart, int word) {
+    if (word && threadIdx.x == 0) *reinterpret_cast<unsigned*>(out) = 0;
+    else out[threadIdx.x * apart] = static_cast<unsigned char>(threadIdx.x);
+}
+KERNEL(probe_bytes)
+
+// All add to what one of them has set before, and has told them where `told`.
+extern "C" __global__ void probe_count_from(unsigned* counter, int told) {
+    if (threadIdx.x == 0) *counter = 7;
+    if (told) __syncthreads();
+    atomicAdd(counter, 1u);
+}
+KERNEL(probe_count_from)
+
+// The first block hands the second a number, with a flag that is released and acquired or by atomics that order nothing.
+extern "C" __global__ void probe_flag(unsigned* out, unsigned* flag, int relaxed) {
+    if (blockIdx.x == 0) {
+        out[0] = 5;
+        if (relaxed) atomicExch(flag, 1u);
+        else ptx::store_release(flag, 1);
+    } else if (relaxed ? atomicAdd(flag, 0u) == 1 : ptx::load_acquire(flag) == 1) {
+        out[1] = out[0];
+    }
+}
+KERNEL(probe_flag)
+
+// All warps read a number that one of the upper four replaces, which only these four have waited for.
+extern "C" __global__ void probe_readers(unsigned* out) {
+    SHARED(Exchange, shared);
+    if (threadIdx.x == 0) shared.values[0] = 3;
+    __syncthreads();
+    out[threadIdx.x] = shared.values[0];
+    if (threadIdx.x < 128) return;
+    ptx::barrier_sync(1, 128);
+    if (threadIdx.x == 128) shared.values[0] = 4;
+}
+KERNEL(probe_readers)

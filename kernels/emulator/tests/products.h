@@ -68,77 +68,92 @@ struct Case {
     enum { none, bias, residual, swiglu } with;
 };
 
-inline void linear(const char* kernel, int m, int n, unsigned threads, const Case& test) {
-    const int rows = test.tokens * test.copies, inner = test.inner;
-    const Matrix x(1, test.tokens, inner, 1);
-    std::vector<Matrix> w, t, y, factors;
-    std::vector<std::unique_ptr<Array<float>>> biases;
+/// The operands of a case.
+struct Inputs {
+    Case test;
+    int rows, rank = 1;
+    Matrix x, h, residual;
+    std::vector<Matrix> w, t, y, factors; // factors of the first output's groups, then of the second's
     std::vector<std::vector<float>> bias_values;
-    Matrix h = unwritten(rows, test.widths[0]), residual(9, rows, test.widths[0], 1);
-    int rank = 1;
-    for (const Group& g : test.groups) rank = std::max(rank, g.rank);
+    std::vector<std::unique_ptr<Array<float>>> biases;
+
+    explicit Inputs(const Case& test)
+        : test(test), rows(test.tokens * test.copies), x(1, test.tokens, test.inner, 1), h(unwritten(rows, test.widths[0])),
+          residual(9, rows, test.widths[0], 1) {
+        for (const Group& g : test.groups) rank = std::max(rank, g.rank);
+        for (size_t j = 0; j < test.widths.size(); j++) {
+            const int width = test.widths[j];
+            w.emplace_back(10 + j, width, test.inner, 1);
+            t.emplace_back(20 + j, rows, rank, 1);
+            y.push_back(unwritten(rows, width));
+            bias_values.push_back(uniform(30 + j, width, 1));
+            biases.push_back(std::make_unique<Array<float>>(bias_values.back()));
+            for (const Group& g : test.groups) factors.emplace_back(40 + factors.size(), width, g.rank, (g.rank + 7) / 8 * 8, 1);
+        }
+    }
+    unsigned long long bias(size_t j) const { return test.with == Case::bias ? biases[j]->pointer : 0; }
+
+    /// Compares what the kernel left.
+    void expect(const char* kernel, int result) {
+        Worst worst;
+        h.read();
+        bool padding = true;
+        for (size_t j = 0; j < w.size(); j++) {
+            y[j].read();
+            padding &= zero_padding(y[j]);
+            for (int r = 0; r < rows; r++)
+                for (int o = 0; o < test.widths[j]; o++) {
+                    double sum = test.with == Case::bias ? bias_values[j][o] : test.with == Case::residual ? residual.at(r, o) : 0;
+                    for (int i = 0; i < test.inner; i++) sum += x.at(r % test.tokens, i) * w[j].at(o, i);
+                    for (size_t g = 0; g < test.groups.size(); g++) {
+                        const Group& of = test.groups[g];
+                        if (r < of.start || r >= of.end) continue;
+                        const Matrix& b = factors[j * test.groups.size() + g];
+                        for (int k = 0; k < of.rank; k++) sum += t[j].at(r, k) * b.at(o, k);
+                    }
+                    worst.add(y[j].at(r, o), sum);
+                }
+        }
+        if (test.with == Case::swiglu) {
+            padding &= zero_padding(h);
+            for (int r = 0; r < rows; r++)
+                for (int o = 0; o < h.width; o++) {
+                    const double z = y[0].at(r, o);
+                    worst.add(h.at(r, o), z / (1 + exp(-z)) * y[1].at(r, o));
+                }
+        }
+        printf("%-18s %4d x %d, %4d in, %4d out (%zu), %zu groups: error %.1e\n", kernel, test.tokens, test.copies, test.inner,
+               test.widths[0], test.widths.size(), test.groups.size(), worst.error);
+        check(!result, kernel);
+        check(worst.error <= tolerance, kernel);
+        check(padding, "zeros in the padding");
+    }
+};
+
+inline void linear(const char* kernel, int m, int n, unsigned threads, const Case& test) {
+    Inputs in(test);
     Task task{};
-    task.x = x.pointer();
-    task.rows = rows, task.tokens = test.tokens, task.inner = inner;
-    task.ld_x = task.ld_w = x.ld;
+    task.x = in.x.pointer();
+    task.rows = in.rows, task.tokens = test.tokens, task.inner = test.inner;
+    task.ld_x = task.ld_w = in.x.ld;
     task.outputs = int(test.widths.size());
-    int group = 0, j = 0;
-    factors.reserve(100);
-    for (const int width : test.widths) {
-        w.emplace_back(10 + j, width, inner, 1);
-        t.emplace_back(20 + j, rows, rank, 1);
-        y.push_back(unwritten(rows, width));
-        bias_values.push_back(uniform(30 + j, width, 1));
-        biases.push_back(std::make_unique<Array<float>>(bias_values.back()));
+    int group = 0;
+    for (size_t j = 0; j < test.widths.size(); j++) {
         for (const Group& g : test.groups) {
-            factors.emplace_back(40 + group, width, g.rank, (g.rank + 7) / 8 * 8, 1);
-            task.group[group] = {factors.back().pointer(), g.start, g.end, g.rank};
+            task.group[group] = {in.factors[group].pointer(), g.start, g.end, g.rank};
             group++;
         }
-        task.across += up(width, test.with == Case::swiglu ? n / 2 : n);
-        task.output[j] = {y[j].pointer(), w[j].pointer(), t[j].pointer(), test.with == Case::bias ? biases[j]->pointer : 0,
-                          width, y[j].ld, t[j].ld, group, task.across};
-        j++;
+        task.across += up(test.widths[j], test.with == Case::swiglu ? n / 2 : n);
+        task.output[j] = {in.y[j].pointer(), in.w[j].pointer(), in.t[j].pointer(), in.bias(j), test.widths[j], in.y[j].ld, in.t[j].ld,
+                          group, task.across};
     }
-    if (test.with == Case::swiglu) task.across = task.output[0].tiles_end, task.h = h.pointer();
-    if (test.with == Case::residual) task.residual = residual.pointer();
-    const int result = launch(kernel, {unsigned(up(rows, m) * task.across), 1, threads, own_struct}, task);
-    Worst worst;
-    h.read();
-    bool padding = true;
-    for (size_t j = 0; j < w.size(); j++) {
-        y[j].read();
-        padding &= zero_padding(y[j]);
-        for (int r = 0; r < rows; r++)
-            for (int o = 0; o < test.widths[j]; o++) {
-                double sum = test.with == Case::bias ? bias_values[j][o] : test.with == Case::residual ? residual.at(r, o) : 0;
-                for (int i = 0; i < inner; i++) sum += x.at(r % test.tokens, i) * w[j].at(o, i);
-                for (size_t g = 0; g < test.groups.size(); g++) {
-                    const Group& of = test.groups[g];
-                    if (r < of.start || r >= of.end) continue;
-                    const Matrix& b = factors[j * test.groups.size() + g];
-                    for (int k = 0; k < of.rank; k++) sum += t[j].at(r, k) * b.at(o, k);
-                }
-                worst.add(y[j].at(r, o), sum);
-            }
-    }
-    if (test.with == Case::swiglu) {
-        padding &= zero_padding(h);
-        for (int r = 0; r < rows; r++)
-            for (int o = 0; o < h.width; o++) {
-                const double z = y[0].at(r, o);
-                worst.add(h.at(r, o), z / (1 + exp(-z)) * y[1].at(r, o));
-            }
-    }
-    printf("%-18s %4d x %d, %4d in, %4d out (%zu), %zu groups: error %.1e\n", kernel, test.tokens, test.copies, inner,
-           test.widths[0], test.widths.size(), test.groups.size(), worst.error);
-    check(!result, kernel);
-    check(worst.error <= tolerance, kernel);
-    check(padding, "zeros in the padding");
+    if (test.with == Case::swiglu) task.across = task.output[0].tiles_end, task.h = in.h.pointer();
+    if (test.with == Case::residual) task.residual = in.residual.pointer();
+    in.expect(kernel, launch(kernel, {unsigned(up(in.rows, m) * task.across), 1, threads, own_struct}, task));
 }
 
-inline void linear() {
-    const std::vector<Case> cases{
+inline std::vector<Case> linear_cases() {
+    return {
         {1, 1, 1, {1}, {}, Case::none},
         {1, 1, 7, {3}, {{0, 1, 1}}, Case::bias},
         {63, 1, 33, {65}, {{0, 63, 8}}, Case::residual},
@@ -151,7 +166,10 @@ inline void linear() {
         {3, 1, 8, {257, 257}, {}, Case::swiglu},
         {257, 1, 40, {8}, {{100, 200, 2}}, Case::bias},
     };
-    for (const Case& test : cases) {
+}
+
+inline void linear() {
+    for (const Case& test : linear_cases()) {
         const bool pair = test.with == Case::swiglu;
         linear(pair ? "linear_swiglu_64" : "linear_64", 64, 64, 128, test);
         linear(pair ? "linear_swiglu_128" : "linear_128", 128, 128, 128, test);
@@ -270,52 +288,70 @@ struct GradientParts {
     GradientPart part[4];
 };
 
-inline void linear_bwd(const char* kernel, int m, int n, unsigned threads, int tokens, int inner, std::vector<int> widths,
-                       int ranks, double p) {
-    const Matrix u(1, tokens, std::max(ranks, 1), up(std::max(ranks, 1), 8) * 8, 1), a(2, std::max(ranks, 1), inner, 1);
-    Matrix dx = unwritten(tokens, inner);
+struct CaseBwd {
+    int tokens, inner;
+    std::vector<int> widths;
+    int ranks;
+    double p;
+};
+
+/// The operands of a case.
+struct InputsBwd {
+    CaseBwd test;
+    Dropout dropout;
+    Matrix u, a, dx;
     std::vector<Matrix> dy, w;
-    TaskBwd task{};
-    const Dropout d = dropping(p);
-    task = {dx.pointer(), u.pointer(), a.pointer(), tokens, inner, dx.ld, dx.ld, ranks, u.ld, a.ld, int(widths.size()), p > 0, d, {}};
-    for (size_t j = 0; j < widths.size(); j++) {
-        dy.emplace_back(10 + j, tokens, widths[j], 1);
-        w.emplace_back(20 + j, widths[j], inner, 1);
-        task.output[j] = {dy[j].pointer(), w[j].pointer(), widths[j], dy[j].ld};
-    }
-    const int result = launch(kernel, {unsigned(up(tokens, m) * up(inner, n)), 1, threads, own_struct}, task);
-    dx.read();
-    Worst worst;
-    for (int t = 0; t < tokens; t++)
-        for (int i = 0; i < inner; i++) {
-            double sum = 0;
-            for (int r = 0; r < ranks; r++) sum += u.at(t, r) * a.at(r, i);
-            if (p > 0) sum *= mask(d, uint64_t(t) * inner + i);
-            for (size_t j = 0; j < widths.size(); j++)
-                for (int o = 0; o < widths[j]; o++) sum += dy[j].at(t, o) * w[j].at(o, i);
-            worst.add(dx.at(t, i), sum);
+
+    explicit InputsBwd(const CaseBwd& test)
+        : test(test), dropout(dropping(test.p)), u(1, test.tokens, std::max(test.ranks, 1), up(std::max(test.ranks, 1), 8) * 8, 1),
+          a(2, std::max(test.ranks, 1), test.inner, 1), dx(unwritten(test.tokens, test.inner)) {
+        for (size_t j = 0; j < test.widths.size(); j++) {
+            dy.emplace_back(10 + j, test.tokens, test.widths[j], 1);
+            w.emplace_back(20 + j, test.widths[j], test.inner, 1);
         }
-    printf("%-18s %4d x %4d, %4d out (%zu), ranks %d, p %.1f: error %.1e\n", kernel, tokens, inner, widths[0], widths.size(), ranks, p,
-           worst.error);
-    check(!result, kernel);
-    check(worst.error <= tolerance, kernel);
-    check(zero_padding(dx), "zeros in the padding");
+    }
+
+    /// Compares what the kernel left.
+    void expect(const char* kernel, int result) {
+        dx.read();
+        Worst worst;
+        for (int t = 0; t < test.tokens; t++)
+            for (int i = 0; i < test.inner; i++) {
+                double sum = 0;
+                for (int r = 0; r < test.ranks; r++) sum += u.at(t, r) * a.at(r, i);
+                if (test.p > 0) sum *= mask(dropout, uint64_t(t) * test.inner + i);
+                for (size_t j = 0; j < w.size(); j++)
+                    for (int o = 0; o < test.widths[j]; o++) sum += dy[j].at(t, o) * w[j].at(o, i);
+                worst.add(dx.at(t, i), sum);
+            }
+        printf("%-18s %4d x %4d, %4d out (%zu), ranks %d, p %.1f: error %.1e\n", kernel, test.tokens, test.inner, test.widths[0],
+               w.size(), test.ranks, test.p, worst.error);
+        check(!result, kernel);
+        check(worst.error <= tolerance, kernel);
+        check(zero_padding(dx), "zeros in the padding");
+    }
+};
+
+inline void linear_bwd(const char* kernel, int m, int n, unsigned threads, const CaseBwd& test) {
+    InputsBwd in(test);
+    TaskBwd task{in.dx.pointer(), in.u.pointer(), in.a.pointer(), test.tokens, test.inner, in.dx.ld, in.dx.ld, test.ranks,
+                 in.u.ld, in.a.ld, int(in.w.size()), test.p > 0, in.dropout, {}};
+    for (size_t j = 0; j < in.w.size(); j++) task.output[j] = {in.dy[j].pointer(), in.w[j].pointer(), test.widths[j], in.dy[j].ld};
+    in.expect(kernel, launch(kernel, {unsigned(up(test.tokens, m) * up(test.inner, n)), 1, threads, own_struct}, task));
 }
 
-inline void linear_bwd() {
-    struct {
-        int tokens, inner;
-        std::vector<int> widths;
-        int ranks;
-        double p;
-    } const cases[] = {
+inline std::vector<CaseBwd> linear_bwd_cases() {
+    return {
         {1, 1, {1}, 1, 0},           {63, 65, {33}, 0, 0},  {65, 63, {64, 17}, 24, 0.2}, {130, 257, {31, 97, 8}, 33, 0},
         {129, 172, {130, 130}, 16, 0.5}, {64, 358, {70}, 64, 0}, {3, 1127, {8}, 8, 0.1},
     };
-    for (const auto& c : cases) {
-        linear_bwd("linear_bwd_64", 64, 64, 128, c.tokens, c.inner, c.widths, c.ranks, c.p);
-        linear_bwd("linear_bwd_128", 128, 128, 128, c.tokens, c.inner, c.widths, c.ranks, c.p);
-        linear_bwd("linear_bwd_256", 128, 256, 256, c.tokens, c.inner, c.widths, c.ranks, c.p);
+}
+
+inline void linear_bwd() {
+    for (const CaseBwd& test : linear_bwd_cases()) {
+        linear_bwd("linear_bwd_64", 64, 64, 128, test);
+        linear_bwd("linear_bwd_128", 128, 128, 128, test);
+        linear_bwd("linear_bwd_256", 128, 256, 256, test);
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::fuse::conflict::ConflictReport;
 use crate::stage::evaluate::accuracy::percent;
 
 /// The file's name.
@@ -39,6 +40,9 @@ pub struct Sweep {
     pub edges: Vec<EdgeResult>,
     /// Adapters trained on pooled data.
     pub joints: Vec<EdgeResult>,
+    /// One for each set of several edges that is fused.
+    #[serde(default)]
+    pub conflicts: Vec<ConflictResult>,
     /// In the flow's order.
     pub fusions: Vec<FusionResult>,
     /// In the flow's order.
@@ -141,6 +145,15 @@ pub struct EdgeResult {
     pub train: Value,
     /// Loss by step.
     pub losses: Vec<f64>,
+}
+
+/// How the recovered adapters of a set of edges lie to each other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConflictResult {
+    /// Names of the edges.
+    pub edges: Vec<String>,
+    /// `conflict`'s report.
+    pub report: ConflictReport,
 }
 
 /// One fusion.

@@ -7,18 +7,22 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::ledger::{Ledger, inputs};
-use super::results::{Column, EdgeResult, FORMAT, FusionResult, Kind, RESULTS, Results, Sweep, TaskResult};
+use super::ledger::{LEDGER, Ledger, inputs};
+use super::results::{
+    Column, ConflictResult, EdgeResult, FORMAT, FusionResult, Kind, RESULTS, Results, Sweep, TaskResult,
+};
 use super::{Edge, Flow, Fusion, Joint, Target, Task};
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::config::ModelConfig;
 use crate::checkpoint::digest;
 use crate::error::{Error, Result};
+use crate::fuse::LoraCr;
 use crate::model::memory::human_bytes;
 use crate::prune::select::Cut;
 use crate::stage::budget::Fit;
 use crate::stage::common::Common;
+use crate::stage::conflict::{self, ConflictOptions};
 use crate::stage::evaluate::{self, EvalOptions};
 use crate::stage::fuse::{self, FuseOptions};
 use crate::stage::prune::{self, Amount, PruneOptions};
@@ -197,6 +201,10 @@ impl<B: Backend> Runner<'_, B> {
                 done: recovered,
             });
         }
+        let mut conflicts = Vec::new();
+        for set in flow.sets().into_iter().filter(|set| set.len() > 1) {
+            conflicts.push(self.conflict(&place, set, &candidates)?);
+        }
         let mut fusions = Vec::with_capacity(flow.fusions.len());
         for fusion in &flow.fusions {
             let done = self.fuse(&place, fusion, &candidates)?;
@@ -218,7 +226,7 @@ impl<B: Backend> Runner<'_, B> {
             .iter()
             .map(|t| self.evaluate::<T>(&place, t, &candidates))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Sweep { ratio, edges, joints, fusions, tasks })
+        Ok(Sweep { ratio, edges, joints, conflicts, fusions, tasks })
     }
 
     /// Prunes, trains `times` as long as the flow says, and recovers one edge: its model, its adapter, its report. One
@@ -278,6 +286,7 @@ impl<B: Backend> Runner<'_, B> {
             adapter: trained.dir.clone(),
             model: Some(self.flow.base.clone()),
             out: self.flow.output.join(&name),
+            ..RecoverOptions::default()
         };
         let read = [trained.print.clone(), self.base_print.clone()];
         let recovered = self.stage(&name, "recover", "", &read, |common| recover::run(&options, common))?;
@@ -328,11 +337,31 @@ impl<B: Backend> Runner<'_, B> {
         Ok(matches!(budget::smallest(&self.config, &cut, &how.shape, memory)?, Fit::Full))
     }
 
+    /// Compares the recovered adapters of `set`, as LoRA-CR does by default.
+    fn conflict(&mut self, place: &str, set: &[usize], candidates: &[Candidate]) -> Result<ConflictResult> {
+        let edges = self.flow.names(set);
+        let members = members(candidates, set);
+        let name = format!("{place}/conflict/{}.html", edges.join("+"));
+        let read: Vec<String> = members.iter().map(|c| c.done.print.clone()).collect();
+        let options = ConflictOptions {
+            adapters: members.iter().map(|c| c.done.dir.clone()).collect(),
+            resolve: LoraCr::default(),
+            allow_missing: true,
+            html: Some(self.flow.output.join(&name)),
+            names: edges.clone(),
+        };
+        let (backend, folder) = (self.backend, self.flow.output.join(format!("{place}/conflict")));
+        let done = self.stage(&name, "conflict", "", &read, move |common| {
+            std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+            Ok(conflict::run(backend, &options, common)?.report)
+        })?;
+        let report = serde_json::from_value(done.report)
+            .map_err(|e| Error::file(self.flow.output.join(LEDGER), format!("{name}: {e}")))?;
+        Ok(ConflictResult { edges, report })
+    }
+
     fn fuse(&mut self, place: &str, fusion: &Fusion, candidates: &[Candidate]) -> Result<Done> {
-        let members: Vec<&Candidate> = candidates
-            .iter()
-            .filter(|c| c.kind == Kind::Edge && fusion.edges.contains(&c.edges[0]))
-            .collect();
+        let members = members(candidates, &fusion.edges);
         let name = format!("{place}/fused/{}/{}", self.flow.names(&fusion.edges).join("+"), fusion.name);
         let read: Vec<String> = members.iter().map(|c| c.done.print.clone()).collect();
         let options = FuseOptions {
@@ -459,6 +488,11 @@ impl<B: Backend> Runner<'_, B> {
         self.files.insert(path.to_path_buf(), hash.clone());
         Ok(hash)
     }
+}
+
+/// The edges' own adapters among `candidates` that belong to `set`.
+fn members<'a>(candidates: &'a [Candidate], set: &[usize]) -> Vec<&'a Candidate> {
+    candidates.iter().filter(|c| c.kind == Kind::Edge && set.contains(&c.edges[0])).collect()
 }
 
 /// Column `n` of an evaluation's report on one task.

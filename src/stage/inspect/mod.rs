@@ -10,6 +10,7 @@ use crate::checkpoint::adapter::{Adapter, Coordinates};
 use crate::checkpoint::adapter_config::ADAPTER_CONFIG;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::config::{CONFIG, ModelConfig};
+use crate::checkpoint::manifest::Chain;
 use crate::checkpoint::provenance::{PROVENANCE, Provenance, Verdict};
 use crate::checkpoint::pruning::Pruning;
 use crate::checkpoint::weights::OpenOptions;
@@ -108,7 +109,7 @@ pub struct AdapterFacts {
 }
 
 /// What a folder holds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Inspection {
     /// The folder.
     pub path: PathBuf,
@@ -118,8 +119,13 @@ pub struct Inspection {
     pub adapter: Option<AdapterFacts>,
     /// Where it comes from.
     pub provenance: Option<Provenance>,
+    /// Who signed it, each with a signature that is right; whether they are trusted is for `verify`.
+    pub signed: Option<Chain>,
     /// Which programs would load it.
     pub readers: Vec<Reader>,
+    /// Why this program does not read the adapter.
+    #[serde(skip)]
+    pub refused: Option<Error>,
     /// Under `--verify`: each file against its stored hash.
     pub verified: Option<BTreeMap<String, Verdict>>,
     /// Under `--spectrum`: the largest singular values of each weight or update, see [`spectrum::spectra`].
@@ -137,15 +143,26 @@ pub fn inspect(path: &Path, verify: bool, options: OpenOptions) -> Result<Inspec
         model: None,
         adapter: None,
         provenance: Provenance::open(path)?,
+        signed: None,
         readers: Vec::new(),
+        refused: None,
         verified: None,
         spectrum: None,
     };
     if path.join(ADAPTER_CONFIG).exists() {
-        let adapter = Adapter::open(path, options)?;
-        adapter.check_finite()?;
-        out.readers = readers::of_adapter(&adapter)?;
-        out.adapter = Some(adapter_facts(&adapter)?);
+        let read =
+            Adapter::open(path, options).and_then(|a| a.check_finite().and_then(|()| adapter_facts(&a)));
+        let pruned = read.as_ref().is_ok_and(|facts| facts.to_be_recovered);
+        out.readers = readers::of_adapter(path, pruned, options)?;
+        match read {
+            Ok(facts) => out.adapter = Some(facts),
+            Err(why) => {
+                let note = why.to_string();
+                out.readers.push(Reader { program: "anabranch", loads: false, note });
+                out.refused = Some(why);
+            }
+        }
+        out.signed = Chain::open(path)?;
     } else if path.join(CONFIG).exists() {
         let checkpoint = Checkpoint::open(path, options)?;
         out.readers = readers::of_model(checkpoint.config());
@@ -163,8 +180,12 @@ pub fn inspect(path: &Path, verify: bool, options: OpenOptions) -> Result<Inspec
 }
 
 impl Inspection {
-    /// An error where a file is not the one that was written. Files that were added are no error.
-    pub fn check(&self) -> Result<()> {
+    /// An error where this program does not read the adapter, and where a file is not the one that was written. Files
+    /// that were added are no error.
+    pub fn check(self) -> Result<()> {
+        if let Some(why) = self.refused {
+            return Err(why);
+        }
         let bad = |v: &Verdict| matches!(v, Verdict::Changed | Verdict::Missing);
         let names: Vec<_> = self
             .verified
@@ -349,7 +370,9 @@ impl fmt::Display for Inspection {
                 )?;
             }
         }
-        if self.model.is_none() && self.adapter.is_none() {
+        if self.refused.is_some() {
+            writeln!(f, "{path}: adapter that this program does not read")?;
+        } else if self.model.is_none() && self.adapter.is_none() {
             writeln!(f, "{path}: output of this program")?;
         }
         if let Some(p) = &self.provenance {
@@ -365,6 +388,11 @@ impl fmt::Display for Inspection {
                 }
             }
             row(f, "made by", &text)?;
+        }
+        if let Some(c) = &self.signed {
+            let edge = c.edge.map(|k| format!(", recovered from the adapter of key {}", k.short()));
+            let text = format!("by key {} for {}{}", c.signer.short(), c.occasion, edge.unwrap_or_default());
+            row(f, "signed", &text)?;
         }
         for r in &self.readers {
             let answer = if r.loads { "loads it" } else { "does not load it" };
@@ -440,8 +468,8 @@ mod tests {
         w.write_f32(m, &[1.0; 12], &[1.0; 8]).unwrap();
         w.finish(Some(&plan), Provenance::new("train")).unwrap();
         let i = look(dir.path(), true).unwrap();
-        i.check().unwrap();
         let text = i.to_string();
+        i.check().unwrap();
         for part in [
             "LoRA adapter, 20 numbers",
             "scale          2\n",
@@ -458,8 +486,25 @@ mod tests {
         config.push(b' ');
         std::fs::write(dir.path().join(ADAPTER_CONFIG), config).unwrap();
         let i = look(dir.path(), true).unwrap();
-        assert!(i.check().unwrap_err().to_string().contains("adapter_config.json is changed"));
         assert!(i.to_string().contains("CHANGED        adapter_config.json"));
+        assert!(i.check().unwrap_err().to_string().contains("adapter_config.json is changed"));
+        // Of what this program does not read it tells all the same who would.
+        let config = std::fs::read_to_string(dir.path().join(ADAPTER_CONFIG)).unwrap();
+        std::fs::write(
+            dir.path().join(ADAPTER_CONFIG),
+            config.replace("\"use_dora\": false", "\"use_dora\": true"),
+        )
+        .unwrap();
+        let i = look(dir.path(), false).unwrap();
+        let text = i.to_string();
+        for part in [
+            "PEFT           loads it",
+            "vLLM           does not load it: use_dora is true",
+            "anabranch      does not load it",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(i.check().unwrap_err().to_string().contains("DoRA is not read"));
     }
 
     #[test]
@@ -472,8 +517,8 @@ mod tests {
         assert!(look(&dir.path().join("f"), false).unwrap_err().to_string().contains("expected a folder"));
         Provenance::new("eval").seal(dir.path(), BTreeMap::new()).unwrap();
         let i = look(dir.path(), true).unwrap();
-        i.check().unwrap();
         assert!(i.to_string().contains("output of this program"));
+        i.check().unwrap();
     }
 
     #[test]

@@ -1,9 +1,16 @@
 //! Which other programs would load a model or an adapter as it is, and what to mind.
 
-use serde::Serialize;
+use std::path::Path;
 
-use crate::checkpoint::adapter::{Adapter, Coordinates};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::checkpoint::adapter::ADAPTER_MODEL;
+use crate::checkpoint::adapter_config::{ADAPTER_CONFIG, changes_base};
 use crate::checkpoint::config::{Family, ModelConfig};
+use crate::checkpoint::fields::Fields;
+use crate::checkpoint::json;
+use crate::checkpoint::weights::{OpenOptions, Weights};
 use crate::error::Result;
 
 /// One program's answer.
@@ -23,41 +30,141 @@ fn reader(program: &'static str, loads: bool, notes: &[String]) -> Reader {
 
 /// The values that vLLM takes for `--max-lora-rank`.
 const VLLM_RANKS: [usize; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
+/// The one that it takes unless told.
+const VLLM_DEFAULT_RANK: usize = 16;
+/// Whole modules that vLLM takes beside an adapter.
+const VLLM_SAVED: [&str; 2] = ["classifier", "score"];
+/// What PEFT puts before the name of every tensor that it saves.
+const PREFIX: &str = "base_model.model.";
 
-/// PEFT, vLLM and llama.cpp about an adapter.
-pub fn of_adapter(a: &Adapter) -> Result<Vec<Reader>> {
-    let pruned = match a.coordinates()? {
-        Coordinates::Pruned => vec!["on the pruned model only".to_string()],
-        Coordinates::Full => vec![],
+/// PEFT, vLLM and llama.cpp about the adapter in `dir`, by its files alone: also about one that this program does not
+/// read. `pruned` says that its dimensions are a pruned model's.
+pub fn of_adapter(dir: &Path, pruned: bool, options: OpenOptions) -> Result<Vec<Reader>> {
+    let path = dir.join(ADAPTER_CONFIG);
+    let config = json::read_object(&path)?;
+    let f = Fields::new(&path, "", &config);
+    if !dir.join(ADAPTER_MODEL).exists() {
+        let why = "has no adapter_model.safetensors".to_string();
+        return Ok(["PEFT", "vLLM", "llama.cpp"]
+            .map(|p| reader(p, false, std::slice::from_ref(&why)))
+            .to_vec());
+    }
+    let weights = Weights::open(&dir.join(ADAPTER_MODEL), options)?;
+    let about = About { f, weights: &weights };
+    let minds = if pruned { vec!["on the pruned model only".to_string()] } else { Vec::new() };
+    let with = |program, (why, mut notes): (Vec<String>, Vec<String>)| {
+        let loads = why.is_empty();
+        let mut all = if loads { minds.clone() } else { why };
+        all.append(&mut notes);
+        reader(program, loads, &all)
     };
-    let patterned =
-        |key: &str| a.config.to_json().get(key).is_some_and(|v| v.as_object().is_some_and(|m| !m.is_empty()));
-    let (ranks, alphas) = (patterned("rank_pattern"), patterned("alpha_pattern"));
-    let mut vllm = pruned.clone();
-    let needed = VLLM_RANKS.into_iter().find(|r| *r >= a.max_rank());
-    match needed {
-        Some(r) if r > 16 => vllm.push(format!("with --max-lora-rank {r}")),
-        None => vllm.push(format!("rank {} is above its limit of 512", a.max_rank())),
-        _ => {}
+    Ok(vec![with("PEFT", about.peft()), with("vLLM", about.vllm()?), with("llama.cpp", about.llama_cpp()?)])
+}
+
+/// An adapter's files.
+struct About<'a> {
+    f: Fields<'a>,
+    weights: &'a Weights,
+}
+
+impl About<'_> {
+    /// Whether the field `key` says something: it is there, and neither null, false, empty nor "none".
+    fn set(&self, key: &str) -> bool {
+        match self.f.get(key) {
+            None | Some(Value::Bool(false)) => false,
+            Some(Value::String(s)) => s != "none",
+            Some(Value::Array(a)) => !a.is_empty(),
+            Some(Value::Object(o)) => !o.is_empty(),
+            Some(_) => true,
+        }
     }
-    if ranks || alphas {
-        vllm.push("versions of 2025 and before ignore rank_pattern and alpha_pattern".into());
+
+    /// The first tensor whose name `is` holds of.
+    fn tensor(&self, is: impl Fn(&str) -> bool) -> Option<&str> {
+        self.weights.names().find(|n| is(n))
     }
-    let mut llama = pruned.clone();
-    if alphas {
-        llama.push("its converter ignores alpha_pattern".into());
+
+    fn missing(&self, keys: &[&str]) -> Vec<String> {
+        keys.iter()
+            .filter(|k| self.f.get(k).is_none())
+            .map(|k| format!("adapter_config.json has no {k}"))
+            .collect()
     }
-    if a.config.rslora {
-        llama.push("its converter ignores use_rslora".into());
+
+    /// Initialisations that change the base's weights and were left in place.
+    fn base_changing(&self) -> Option<String> {
+        let init = self.f.get("init_lora_weights").and_then(Value::as_str)?;
+        changes_base(init).then(|| format!("init_lora_weights is {init:?}, which belongs to a changed base"))
     }
-    if a.config.base.is_none() {
-        llama.push("its converter needs --base".into());
+
+    /// What keeps PEFT from loading it, and what to mind.
+    fn peft(&self) -> (Vec<String>, Vec<String>) {
+        let mut why = self.missing(&["peft_type"]);
+        if let Some(name) = self.tensor(|n| !n.starts_with(PREFIX)) {
+            why.push(format!("it would leave out {name}, whose name does not start with {PREFIX}"));
+        }
+        (why, Vec::new())
     }
-    Ok(vec![
-        reader("PEFT", true, &pruned),
-        reader("vLLM", needed.is_some(), &vllm),
-        reader("llama.cpp", !alphas && !a.config.rslora, &llama),
-    ])
+
+    /// As [`About::peft`], for vLLM.
+    fn vllm(&self) -> Result<(Vec<String>, Vec<String>)> {
+        let mut why = self.missing(&["r", "lora_alpha", "target_modules"]);
+        for key in ["bias", "lora_bias", "use_dora"] {
+            if self.set(key) {
+                why.push(format!(
+                    "{key} is {}, which it refuses",
+                    self.f.get(key).map(json::kind).unwrap_or_default()
+                ));
+            }
+        }
+        let saved: Vec<&str> =
+            self.f.array("modules_to_save")?.into_iter().flatten().filter_map(Value::as_str).collect();
+        why.extend(
+            saved.iter().find(|m| !VLLM_SAVED.contains(m)).map(|m| {
+                format!("modules_to_save has {m:?}, and it takes only {}", VLLM_SAVED.join(" and "))
+            }),
+        );
+        why.extend(self.base_changing());
+        let mut notes = Vec::new();
+        let rank = self.max_rank();
+        match VLLM_RANKS.into_iter().find(|r| *r >= rank) {
+            Some(r) if r > VLLM_DEFAULT_RANK => notes.push(format!("with --max-lora-rank {r}")),
+            None => why.push(format!("rank {rank} is above its limit of 512")),
+            _ => {}
+        }
+        if self.set("rank_pattern") || self.set("alpha_pattern") {
+            notes.push("versions of 2025 and before ignore rank_pattern and alpha_pattern".into());
+        }
+        Ok((why, notes))
+    }
+
+    /// As [`About::peft`], for llama.cpp, whose converter reads the folder; `export --to gguf` needs no converter.
+    fn llama_cpp(&self) -> Result<(Vec<String>, Vec<String>)> {
+        let mut why = self.missing(&["lora_alpha"]);
+        let factor =
+            |n: &str| [".lora_A.weight", ".lora_B.weight", ".lora_embedding_"].iter().any(|p| n.contains(p));
+        let norm = |n: &str| n.contains("_layernorm") || n.contains(".norm");
+        if let Some(name) = self.tensor(|n| !factor(n) && !norm(n)) {
+            why.push(format!("its converter fails at {name}, which is no factor"));
+        }
+        for key in ["alpha_pattern", "use_rslora"] {
+            if self.set(key) {
+                why.push(format!("its converter ignores {key}"));
+            }
+        }
+        why.extend(self.base_changing());
+        let mut notes = Vec::new();
+        if self.f.text("base_model_name_or_path")?.is_none() {
+            notes.push("its converter needs --base".into());
+        }
+        Ok((why, notes))
+    }
+
+    /// The largest rank of the tensors, and of the config where it has none.
+    fn max_rank(&self) -> usize {
+        let of = |n: &str| n.contains(".lora_A.").then(|| self.weights.info(n)?.1.first().copied()).flatten();
+        self.weights.names().filter_map(of).max().unwrap_or(0)
+    }
 }
 
 /// transformers, vLLM and llama.cpp about a model.
@@ -139,15 +246,19 @@ mod tests {
         use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
         use crate::checkpoint::module::{Module, Target};
         use crate::checkpoint::provenance::Provenance;
+        use crate::checkpoint::writer::{SafetensorsWriter, TensorSpec};
         use crate::tensor::DType;
         let m = Module { layer: 0, target: Target::Q };
-        let of = |config: AdapterConfig, rank: usize| {
+        let made = |config: AdapterConfig, rank: usize| {
             let dir = tempfile::tempdir().unwrap();
             let spec = PairSpec { module: m, rank, dims: (3, 3), dtypes: (DType::F32, DType::F32) };
             let mut w = AdapterWriter::create(dir.path(), config, vec![spec]).unwrap();
             w.write_f32(m, &vec![0.0; 3 * rank], &vec![0.0; 3 * rank]).unwrap();
             w.finish(None, Provenance::new("t")).unwrap();
-            of_adapter(&Adapter::open(dir.path(), Default::default()).unwrap()).unwrap()
+            dir
+        };
+        let of = |config: AdapterConfig, rank: usize| {
+            of_adapter(made(config, rank).path(), false, OpenOptions::default()).unwrap()
         };
         let r = of(AdapterConfig::portable(2, &[Target::Q], Some("org/base")), 2);
         assert!(r.iter().all(|r| r.loads && r.note.is_empty()), "{r:?}");
@@ -156,8 +267,48 @@ mod tests {
             (r[1].note.as_str(), r[2].note.as_str()),
             ("with --max-lora-rank 32", "its converter needs --base")
         );
+        assert!(!of(AdapterConfig::portable(513, &[Target::Q], None), 513)[1].loads);
         let ranks = std::collections::BTreeMap::from([(m, 2), (Module { layer: 1, target: Target::Q }, 3)]);
         let r = of(AdapterConfig::patterned(&ranks, Some("b")).unwrap(), 2);
         assert!(r[0].loads && r[1].loads && !r[2].loads);
+
+        // What a key of the config does to each of the three.
+        for (key, value, loads, part) in [
+            ("use_rslora", json!(true), [true, true, false], "ignores use_rslora"),
+            ("alpha_pattern", json!({"q_proj": 3}), [true, true, false], "ignores alpha_pattern"),
+            ("rank_pattern", json!({"v_proj": 3}), [true, true, true], "versions of 2025"),
+            ("use_dora", json!(true), [true, false, true], "use_dora is true, which it refuses"),
+            ("bias", json!("all"), [true, false, true], "bias is \"all\", which it refuses"),
+            ("modules_to_save", json!(["lm_head"]), [true, false, true], "only classifier and score"),
+            ("modules_to_save", json!(["score"]), [true, true, true], ""),
+            ("init_lora_weights", json!("pissa"), [true, false, false], "belongs to a changed base"),
+            ("lora_alpha", json!(null), [true, false, false], "has no lora_alpha"),
+            ("peft_type", json!(null), [false, true, true], "has no peft_type"),
+            ("target_modules", json!(null), [true, false, true], "has no target_modules"),
+        ] {
+            let dir = made(AdapterConfig::portable(2, &[Target::Q], Some("b")), 2);
+            let path = dir.path().join(ADAPTER_CONFIG);
+            let mut config = json::read_object(&path).unwrap();
+            config.insert(key.into(), value);
+            std::fs::write(&path, Value::from(config).to_string()).unwrap();
+            let r = of_adapter(dir.path(), true, OpenOptions::default()).unwrap();
+            assert_eq!([r[0].loads, r[1].loads, r[2].loads], loads, "{key}: {r:?}");
+            assert!(r.iter().any(|r| r.note.contains(part)), "{key}: {r:?}");
+            assert!(r.iter().all(|r| r.loads == r.note.contains("on the pruned model only")), "{key}: {r:?}");
+        }
+        for (name, loads) in [
+            ("base_model.model.lm_head.weight", [true, true, false]),
+            ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", [true, true, false]),
+            ("base_model.model.model.norm.weight", [true, true, true]),
+            ("model.layers.0.self_attn.q_proj.lora_A.weight", [false, true, true]),
+        ] {
+            let dir = made(AdapterConfig::portable(2, &[Target::Q], Some("b")), 2);
+            let spec = TensorSpec::new(name, DType::F32, [2, 2]);
+            let mut w = SafetensorsWriter::create(&dir.path().join(ADAPTER_MODEL), vec![spec], &[]).unwrap();
+            w.write(name, &[0; 16]).unwrap();
+            w.finish().unwrap();
+            let r = of_adapter(dir.path(), false, OpenOptions::default()).unwrap();
+            assert_eq!([r[0].loads, r[1].loads, r[2].loads], loads, "{name}: {r:?}");
+        }
     }
 }

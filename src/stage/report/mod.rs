@@ -1,5 +1,6 @@
 //! `report.html` of a finished run: one file, inline SVG, no network.
 
+mod conflict;
 mod plot;
 
 use std::iter;
@@ -10,12 +11,13 @@ use minijinja::{Environment, Value, context};
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use self::plot::{Bar, Cell, Dot};
+use self::conflict::ConflictView;
+use self::plot::{Bar, Dot};
 use super::flow::results::{Column, EdgeResult, Kind, Line, RESULTS, Results, Sweep, TaskResult};
-use crate::checkpoint::config::MAX_LAYERS;
 use crate::checkpoint::json;
-use crate::checkpoint::module::Target;
+use crate::checkpoint::output_file::OutputFile;
 use crate::error::{Error, Result};
+use crate::fuse::conflict::ConflictReport;
 use crate::model::memory::{self, Part, human_bytes};
 
 /// The file's name.
@@ -44,20 +46,40 @@ pub fn write(dir: &Path, results: &Results) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The page.
+/// The page of a run.
 pub fn render(results: &Results) -> Result<String, minijinja::Error> {
+    let sweeps: Vec<_> = results.sweeps.iter().enumerate().map(|(n, s)| SweepView::of(n, s)).collect();
+    page(
+        "run.html",
+        context! {
+            edges => results.edges.clone(),
+            seed => results.seed,
+            seconds => format!("{:.0}", results.seconds),
+            notes => results.notes.clone(),
+            sweeps => Value::from(Serde(sweeps)),
+            ratios => Value::from(Serde(sweep_plot(results))),
+        },
+    )
+}
+
+/// Writes the page of a comparison of adapters with these names to `path`; one that is there only under `force`.
+pub fn write_conflict(path: &Path, report: &ConflictReport, names: &[String], force: bool) -> Result<()> {
+    let view = ConflictView::of(report, names, "module");
+    let html = page("conflicts.html", context! { conflict => Value::from(Serde(view)) })
+        .map_err(|e| Error::file(path, format!("cannot be made: {e:#}")))?;
+    let file = OutputFile::begin(path, force)?;
+    std::fs::write(file.path(), html).map_err(Error::io(path))?;
+    file.finish()
+}
+
+/// A template within the frame that all pages share.
+fn page(name: &str, fields: Value) -> Result<String, minijinja::Error> {
     let mut env = Environment::new();
-    env.add_template("report.html", include_str!("template.html"))?;
-    let sweeps: Vec<_> = results.sweeps.iter().map(SweepView::of).collect();
-    env.get_template("report.html")?.render(context! {
-        version => env!("CARGO_PKG_VERSION"),
-        edges => results.edges.clone(),
-        seed => results.seed,
-        seconds => format!("{:.0}", results.seconds),
-        notes => results.notes.clone(),
-        sweeps => Value::from(Serde(sweeps)),
-        ratios => Value::from(Serde(sweep_plot(results))),
-    })
+    env.add_template("page.html", include_str!("page.html"))?;
+    env.add_template("run.html", include_str!("run.html"))?;
+    env.add_template("conflict.html", include_str!("conflict.html"))?;
+    env.add_template("conflicts.html", include_str!("conflicts.html"))?;
+    env.get_template(name)?.render(context! { version => env!("CARGO_PKG_VERSION"), ..fields })
 }
 
 /// One ratio, ready to be laid out.
@@ -67,7 +89,7 @@ struct SweepView {
     tables: Vec<Table>,
     dots: Vec<Figure>,
     losses: String,
-    heat: Vec<Figure>,
+    conflicts: Vec<ConflictView>,
     memory: String,
     edges: Vec<EdgeRow>,
 }
@@ -107,7 +129,7 @@ struct EdgeRow {
 }
 
 impl SweepView {
-    fn of(sweep: &Sweep) -> SweepView {
+    fn of(number: usize, sweep: &Sweep) -> SweepView {
         let title =
             sweep.ratio.map_or_else(|| "Every edge at its own size".into(), |r| format!("Pruned by {r}"));
         let lines: Vec<plot::Line> = sweep
@@ -129,7 +151,12 @@ impl SweepView {
                 .collect(),
             dots: sweep.tasks.iter().filter(|t| t.edges.len() > 1).map(dot_plot).collect(),
             losses: plot::lines(&lines, "optimizer step", "loss"),
-            heat: heat_maps(sweep),
+            conflicts: sweep
+                .conflicts
+                .iter()
+                .enumerate()
+                .map(|(n, c)| ConflictView::of(&c.report, &c.edges, &format!("module-{number}-{n}")))
+                .collect(),
             memory: memory_bars(&sweep.edges),
             edges: sweep.edges.iter().chain(&sweep.joints).map(edge_row).collect(),
         }
@@ -177,32 +204,6 @@ fn dot_plot(task: &TaskResult) -> Figure {
         caption: format!("{}: accuracy in percent, with 95 % intervals", task.name),
         svg: plot::dots(&dots, 0.0, 100.0),
     }
-}
-
-fn heat_maps(sweep: &Sweep) -> Vec<Figure> {
-    let mut maps = Vec::new();
-    for (set, _) in sweep.groups() {
-        let Some(modules) = sweep.fusions.iter().filter(|f| f.edges == set).find_map(|f| {
-            f.report.pointer("/certificate/modules").and_then(Json::as_array).filter(|m| !m.is_empty())
-        }) else {
-            continue;
-        };
-        let cells: Vec<Cell> = modules
-            .iter()
-            .filter_map(|m| {
-                let layer = usize::try_from(m.get("layer")?.as_u64()?).ok().filter(|&l| l < MAX_LAYERS)?;
-                let target: Target = m.get("target")?.as_str()?.parse().ok()?;
-                let value = m.get("before")?.get("conflict_mean")?.as_f64()?;
-                Some(Cell { row: layer, column: target as usize, value })
-            })
-            .collect();
-        let names: Vec<&str> = Target::ALL.iter().map(|t| t.short()).collect();
-        maps.push(Figure {
-            caption: format!("{}: mean conflict of each module before fusing", set.join(" + ")),
-            svg: plot::heat(&cells, &names),
-        });
-    }
-    maps
 }
 
 fn parts(edge: &EdgeResult) -> Vec<(Part, u64)> {

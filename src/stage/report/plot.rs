@@ -22,14 +22,28 @@ pub struct Dot {
     pub half: f64,
 }
 
-/// A cell of a heat map.
+/// A cell of a grid.
 pub struct Cell {
     /// From the top.
     pub row: usize,
     /// From the left.
     pub column: usize,
-    /// What is shown.
+    /// What is shown: a share of `most`, above zero in one colour, below in another.
     pub value: f64,
+    /// Where a click leads in the page.
+    pub link: Option<String>,
+}
+
+/// One direction that several updates share.
+pub struct Direction {
+    /// Its share of the energy.
+    pub energy: f64,
+    /// How far the updates disagree along it.
+    pub conflict: f64,
+    /// Of each update the cosine to the consensus, -1 to 1.
+    pub cos: Vec<f64>,
+    /// Of each update the part that is kept, 0 to 1.
+    pub kept: Vec<f64>,
 }
 
 /// A stacked bar.
@@ -148,46 +162,142 @@ pub fn dots(dots: &[Dot], low: f64, high: f64) -> String {
     s + "</svg>"
 }
 
-/// Values in a grid, darker for larger; the scale is from 0 to the largest.
-pub fn heat(cells: &[Cell], columns: &[&str]) -> String {
-    let most = cells.iter().map(|c| c.value).filter(|v| v.is_finite()).fold(0.0, f64::max);
-    let rows = cells.iter().map(|c| c.row + 1).max().unwrap_or(0);
-    let (left, top, w, h) = (64.0, 24.0, 92.0, if rows > 16 { 16.0 } else { 28.0 });
-    let mut s =
-        open(left + w * columns.len() as f64, top + h * rows as f64 + 4.0, "conflict by layer and module");
+/// Values in a grid, stronger in colour the closer they are to `±most`.
+pub fn grid(title: &str, cells: &[Cell], rows: &[String], columns: &[String], most: f64) -> String {
+    let longest = rows.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let left = 20.0 + 7.0 * longest.min(24) as f64;
+    let (top, w, h) =
+        (24.0, if columns.len() > 8 { 58.0 } else { 92.0 }, if rows.len() > 16 { 16.0 } else { 28.0 });
+    let mut s = open(left + w * columns.len() as f64, top + h * rows.len() as f64 + 4.0, title);
     for (n, name) in columns.iter().enumerate() {
         let _ = write!(
             s,
             r#"<text class="tick mid" x="{:.1}" y="16">{}</text>"#,
             left + w * (n as f64 + 0.5),
-            escape(name)
+            escape(&cut(name, w))
         );
     }
-    for row in 0..rows {
+    for (n, name) in rows.iter().enumerate() {
         let _ = write!(
             s,
-            r#"<text class="tick end" x="{:.1}" y="{:.1}">layer {row}</text>"#,
+            r#"<text class="tick end" x="{:.1}" y="{:.1}">{}</text>"#,
             left - 8.0,
-            top + h * (row as f64 + 0.5) + 4.0
+            top + h * (n as f64 + 0.5) + 4.0,
+            escape(&cut(name, left))
         );
     }
     for c in cells {
-        let part = if most > 0.0 && c.value.is_finite() { c.value / most } else { 0.0 };
+        let part = if most > 0.0 && c.value.is_finite() { (c.value / most).clamp(-1.0, 1.0) } else { 0.0 };
+        if let Some(link) = &c.link {
+            let _ = write!(s, r##"<a href="#{}">"##, escape(link));
+        }
         let _ = write!(
             s,
-            r#"<rect class="heat" x="{:.1}" y="{:.1}" width="{:.1}" height="{:.1}" style="--p:{:.3}"/><text class="tick mid {}" x="{:.1}" y="{:.1}">{:.3}</text>"#,
+            r#"<rect class="{}" x="{:.1}" y="{:.1}" width="{:.1}" height="{:.1}" style="--p:{:.3}"/><text class="tick mid {}" x="{:.1}" y="{:.1}">{:.3}</text>"#,
+            if part < 0.0 { "heat below" } else { "heat" },
             left + w * c.column as f64 + 1.0,
             top + h * c.row as f64 + 1.0,
             w - 2.0,
             h - 2.0,
-            part,
-            if part > 0.55 { "over" } else { "" },
+            part.abs(),
+            if part.abs() > 0.55 { "over" } else { "" },
             left + w * (c.column as f64 + 0.5),
             top + h * (c.row as f64 + 0.5) + 4.0,
             c.value
         );
+        if c.link.is_some() {
+            s += "</a>";
+        }
     }
     s + "</svg>"
+}
+
+/// A row a direction: its energy, how far the updates disagree, and for each update (a colour each) the cosine to the
+/// consensus and what is kept. Nothing if there is no direction.
+pub fn directions(names: &[String], directions: &[Direction]) -> String {
+    if directions.is_empty() {
+        return String::new();
+    }
+    let (row, legend) = (24.0, 20.0 * names.len().div_ceil(4) as f64);
+    let top = legend + 30.0;
+    let (energy, cos, kept) = ((40.0, 150.0), (290.0, 250.0), (570.0, 160.0));
+    let most = directions.iter().map(|d| d.energy).fold(0.0, f64::max);
+    let height = top + row * directions.len() as f64 + 6.0;
+    let mut s = open(WIDTH, height, "directions: energy, cosine to the consensus, what is kept");
+    for (n, name) in names.iter().enumerate() {
+        let (x, y) = (energy.0 + 180.0 * (n % 4) as f64, 12.0 + 20.0 * (n / 4) as f64);
+        let _ = write!(
+            s,
+            r#"<circle class="fill c{}" cx="{x}" cy="{:.1}" r="5"/><text class="tick" x="{:.1}" y="{y}">{}</text>"#,
+            n % 8,
+            y - 4.0,
+            x + 10.0,
+            escape(&cut(name, 165.0))
+        );
+    }
+    let heads = [
+        (energy.0, "energy"),
+        (energy.0 + energy.1 + 12.0, "conflict"),
+        (cos.0, "cosine to the consensus, \u{2212}1 to 1"),
+        (kept.0, "kept, 0 to 1"),
+    ];
+    for (x, head) in heads {
+        let _ = write!(s, r#"<text class="tick" x="{x}" y="{:.1}">{head}</text>"#, legend + 18.0);
+    }
+    for (x, low) in [
+        (cos.0, top),
+        (cos.0 + cos.1 / 2.0, top),
+        (cos.0 + cos.1, top),
+        (kept.0, top),
+        (kept.0 + kept.1, top),
+    ] {
+        let _ = write!(s, r#"<line class="grid" x1="{x}" x2="{x}" y1="{low}" y2="{height}"/>"#);
+    }
+    for (k, d) in directions.iter().enumerate() {
+        let y = top + row * (k as f64 + 0.5);
+        let length = if most > 0.0 { d.energy / most * energy.1 } else { 0.0 };
+        let _ = write!(
+            s,
+            r#"<text class="tick end" x="{:.1}" y="{:.1}">{}</text><rect class="fill c7" x="{}" y="{:.1}" width="{length:.1}" height="12"><title>{:.2} % of the energy</title></rect><text class="tick" x="{:.1}" y="{:.1}">{:.3}</text>"#,
+            energy.0 - 8.0,
+            y + 4.0,
+            k + 1,
+            energy.0,
+            y - 6.0,
+            100.0 * d.energy,
+            energy.0 + energy.1 + 12.0,
+            y + 4.0,
+            d.conflict
+        );
+        let mut mark = |n: usize, x: f64, value: f64| {
+            // Marks of updates that agree would hide one another.
+            let shift = 14.0 * ((n as f64 + 0.5) / names.len().max(1) as f64 - 0.5);
+            let _ = write!(
+                s,
+                r#"<circle class="fill c{}" cx="{x:.1}" cy="{:.1}" r="4"><title>{} {value:.3}</title></circle>"#,
+                n % 8,
+                y + shift,
+                names.get(n).map(|name| escape(name)).unwrap_or_default()
+            );
+        };
+        for (n, &v) in d.cos.iter().enumerate() {
+            mark(n, cos.0 + (v.clamp(-1.0, 1.0) + 1.0) / 2.0 * cos.1, v);
+        }
+        for (n, &v) in d.kept.iter().enumerate() {
+            mark(n, kept.0 + v.clamp(0.0, 1.0) * kept.1, v);
+        }
+    }
+    s + "</svg>"
+}
+
+/// `name` cut to what fits in `width`.
+fn cut(name: &str, width: f64) -> String {
+    let most = (width / 7.0).max(3.0) as usize;
+    if name.chars().count() <= most {
+        name.to_string()
+    } else {
+        name.chars().take(most - 1).chain(['…']).collect()
+    }
 }
 
 /// Stacked bars on one scale, with a legend of the parts.
@@ -298,7 +408,24 @@ mod tests {
         assert_eq!(lines(&[], "x", "y"), "");
         assert_eq!(ticks(0.0, 100.0), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
         assert_eq!(short(0.1 + 0.2), "0.3");
-        let heat = heat(&[Cell { row: 0, column: 0, value: 0.25 }], &["q"]);
-        assert!(heat.contains("--p:1.000") && heat.contains("0.250"));
+        let cell =
+            |column, value, link: Option<&str>| Cell { row: 0, column, value, link: link.map(String::from) };
+        let names = ["a", "b", "c"].map(String::from);
+        let cells = [cell(0, 0.25, Some("m-\"0")), cell(1, -0.125, None), cell(2, f64::NAN, None)];
+        let svg = grid("t", &cells, &names[..1], &names, 0.25);
+        assert!(
+            svg.contains("--p:1.000") && svg.contains("0.250") && svg.contains(r##"<a href="#m-&quot;0">"##)
+        );
+        assert!(svg.contains("heat below") && svg.contains("--p:0.500") && svg.contains("--p:0.000"));
+    }
+
+    #[test]
+    fn draws_a_mark_for_every_update_of_a_direction() {
+        let one = Direction { energy: 0.75, conflict: 0.1, cos: vec![1.0, -1.0], kept: vec![0.9, 0.0] };
+        let svg = directions(&["hum".into(), "<sc>".into()], &[one]);
+        assert_eq!(svg.matches("<circle").count(), 2 + 4, "a legend and two marks each");
+        assert!(svg.contains("&lt;sc&gt; -1.000") && svg.contains("75.00 % of the energy"));
+        assert_eq!(directions(&[], &[]), "");
+        assert_eq!(cut("a long name of an edge", 40.0), "a lo…");
     }
 }
