@@ -356,6 +356,10 @@ fn a_pruned_adapter_is_recovered_before_it_is_fused() {
     .success()
     .stdout(contains("effective scale"));
     anabranch(&["inspect", &at("fused"), "--verify"]).assert().success();
+    for (folder, name) in [(at("fused"), "layer 0 q ["), (base.clone(), "model.embed_tokens.weight [")] {
+        let spectrum = anabranch(&["inspect", &folder, "--spectrum", "2"]).assert().success();
+        spectrum.stdout(contains(name).and(contains("of the energy beyond")));
+    }
 
     // Each edge's inputs, of its own pruned model with its adapter, are Grams for methods on the recovered adapters.
     let regmean = ["fuse", &full[0], &full[1], "--method", "regmean", "--out", &at("regmean")];

@@ -4,7 +4,7 @@
 #include <cuda_bf16.h>
 #include <cstdint>
 
-/// IEEE half, finite.
+/// IEEE half.
 struct Half {
     uint16_t bits;
 };
@@ -21,8 +21,9 @@ __device__ __forceinline__ float to_odd(double x) {
 __device__ __forceinline__ double widen(float x) { return x; }
 __device__ __forceinline__ double widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ double widen(Half x) {
-    // The exponent's bias is 112 less; subnormal numbers come out right too.
-    const float magnitude = __uint_as_float((x.bits & 0x7fffu) << 13) * 0x1p112f;
+    const unsigned bits = (x.bits & 0x7fffu) << 13;
+    // The exponent's bias is 112 less; subnormal numbers come out right too, and of infinity the exponent is all ones.
+    const float magnitude = bits < 0x0f800000u ? __uint_as_float(bits) * 0x1p112f : __uint_as_float(bits | 0x7f800000u);
     return x.bits & 0x8000u ? -magnitude : magnitude;
 }
 
