@@ -135,8 +135,7 @@ fn found<B: Backend>(
     let a: Vec<_> = weights.iter().map(|w| backend.matrix(source(w, size)).expect("a weight")).collect();
     let a: Vec<_> = a.iter().collect();
     let tensors: Vec<u64> = (0..n as u64).map(|t| 3 * t + 1).collect();
-    let mut scratch = vec![f32::NAN; backend.rsvd_scratch(n, size, &sketch)];
-    scratch.fill(f32::NAN);
+    let scratch = vec![f32::NAN; backend.rsvd_scratch(n, size, &sketch)];
     let mut scratch = holding(backend, &scratch, -77.0);
     let outputs = [n * k, n * k, n, n * size.0 * k, n * size.1 * k];
     let mut outputs = outputs.map(|len| holding(backend, &vec![f64::NAN; len], -77.0));
