@@ -15,6 +15,7 @@ mod ops {
     pub mod products;
     pub mod rows;
     pub mod sizes;
+    pub mod weights;
 }
 
 use anabranch::cpu::Cpu;
@@ -32,6 +33,7 @@ fn cases<B: Timed, T: Real>(bench: &mut Bench<'_, B>, models: &[Model]) {
         ops::products::importance::<B, T>(bench, model);
         ops::rows::all::<B, T>(bench, model);
         ops::rows::attention::<B, T>(bench, model);
+        ops::weights::merge::<B, T>(bench, model);
     }
 }
 
@@ -48,6 +50,7 @@ fn main() {
             cases::<Cuda, bf16>(&mut bench, &Model::on_gpu(scale));
             ops::rows::optimizer(&mut bench, scale);
             ops::adapters::all(&mut bench, scale);
+            ops::weights::rsvd(&mut bench, &Model::on_gpu(scale)[0]);
         }
         Err(why) => println!("cuda: left out, {why}"),
     }
@@ -58,6 +61,7 @@ fn main() {
     cases::<Cpu, bf16>(&mut bench, &models);
     ops::rows::optimizer(&mut bench, scale);
     ops::adapters::all(&mut bench, scale);
+    ops::weights::rsvd(&mut bench, &models[0]);
     report.finish().expect("ANABRANCH_BENCH_JSON can be written");
     criterion.final_summary();
 }

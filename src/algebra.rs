@@ -1,8 +1,10 @@
 //! Dense algebra in f64: products, Grams, symmetric eigenpairs, pseudo-inverses, whitening.
 //!
 //! Modules are worked on in parallel, so nothing here starts a thread unless it is told to, and every sum has one order.
+//! [`rsvd`] is the exception: it reads large matrices, on the threads of the pool that it is called in.
 
 pub mod root;
+pub mod rsvd;
 pub mod subspace;
 
 use faer::linalg::matmul::matmul;
@@ -12,6 +14,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::ops::gate::RANK_CUT;
+use crate::ops::rsvd::sign;
 
 /// Columns of a product that one task of [`Spread::Pool`] makes: a fixed number, so that results do not depend on the
 /// threads.
@@ -103,6 +106,16 @@ pub fn inner(x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> f64 {
 /// `x diag(d)`.
 pub fn scale_columns(x: MatRef<'_, f64>, d: &[f64]) -> Mat<f64> {
     Mat::from_fn(x.nrows(), x.ncols(), |i, j| x[(i, j)] * d[j])
+}
+
+/// Turns pairs of columns around so that the largest entry of each column of `u` is positive.
+pub fn positive(u: &mut Mat<f64>, v: &mut Mat<f64>) {
+    for j in 0..u.ncols() {
+        if sign(u.col_as_slice(j)) < 0.0 {
+            u.col_as_slice_mut(j).iter_mut().for_each(|x| *x = -*x);
+            v.col_as_slice_mut(j).iter_mut().for_each(|x| *x = -*x);
+        }
+    }
 }
 
 /// The lower triangle copied to the upper one.

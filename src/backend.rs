@@ -17,8 +17,10 @@ use crate::ops::gate::Gate;
 use crate::ops::gram::Gram;
 use crate::ops::importance::{Importance, Score};
 use crate::ops::linear::{Linear, LinearBwd};
+use crate::ops::merge::Merge;
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
 use crate::ops::rope::Rope;
+use crate::ops::rsvd::{Rsvd, Sketch};
 use crate::ops::scatter::Scatter;
 use crate::ops::sum_sq::SumSq;
 use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
@@ -59,6 +61,8 @@ pub trait Scratch: Send + Sync {
     fn choice_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize;
     /// Room for [`Backend::importance`] of a weight `[out, inner]`.
     fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize;
+    /// Room for [`Backend::rsvd`] of `weights` weights of size `(O, I)`.
+    fn rsvd_scratch(&self, weights: usize, size: (usize, usize), sketch: &Sketch) -> usize;
     /// Bytes that operations and kept libraries hold per thread besides scratch, on all threads together: a fixed bound.
     fn kept_bytes(&self) -> usize;
 }
@@ -139,6 +143,10 @@ pub trait Backend: Scratch {
     fn gate(&self, op: Gate<'_, Self::Store>) -> Result<()>;
     /// See [`Apply`].
     fn apply(&self, op: Apply<'_, Self::Store>) -> Result<()>;
+    /// See [`Rsvd`].
+    fn rsvd(&self, op: Rsvd<'_, Self::Store>) -> Result<()>;
+    /// See [`Merge`].
+    fn merge<T: Real>(&self, op: Merge<'_, Self::Store, T>) -> Result<()>;
     /// See [`SumSq`].
     fn sum_sq(&self, op: SumSq<'_, Self::Store>) -> Result<()>;
     /// See [`AdamW`].

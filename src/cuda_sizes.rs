@@ -2,6 +2,7 @@
 
 use crate::backend::{LinearSize, Scratch};
 use crate::ops::importance::Score;
+use crate::ops::rsvd::Sketch;
 use crate::tensor::{DType, MemoryLayout, Real};
 
 /// Elements that a row is padded to: 128 bytes, so that every row is aligned for the tensor memory accelerator and
@@ -27,6 +28,11 @@ pub const CHUNK: usize = 128;
 const HEAD_TILES: usize = 256;
 /// Slices at most, and words of one at least.
 const SLICES: (usize, usize) = (16, 512);
+/// Bytes of a weight that the two products of a search for singular values go over before the next ones: the second
+/// finds them in the second-level cache.
+const PANEL: usize = 16 << 20;
+/// Rows of a weight of a sum of squares.
+pub(crate) const ENERGY_ROWS: usize = 16;
 /// Rows and columns of an output tile of the importance product.
 const TILE: usize = 128;
 
@@ -88,6 +94,59 @@ impl HeadSizes {
     /// f32 elements of scratch for the loss of `rows` rows and its gradient.
     pub fn loss(&self, rows: usize) -> usize {
         self.logits(rows) + self.slices * rows.min(CHUNK) * self.columns
+    }
+}
+
+/// Where the parts of the scratch of a search for singular values begin, in f32 elements. The first are f64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RsvdSizes {
+    /// Rows of a weight that are worked on at a time.
+    pub panel: usize,
+    /// `Z`, what becomes it, and `Aᵀ Y`: `[I, l]` of each weight.
+    pub inner: [usize; 3],
+    /// `Y` and `Y V / √λ`: `[O, l]`.
+    pub outer: [usize; 2],
+    /// A Gram, its eigenvectors, and the maps made of either: `[l, l]`.
+    pub square: [usize; 4],
+    /// λ: `[l]`.
+    pub lambda: usize,
+    /// Sums of squares: `⌈O / 16⌉`.
+    pub energy: usize,
+    /// Z's terms: `[3 l, I]` of each weight, bf16.
+    pub z_terms: usize,
+    /// Y's terms: `[panel, 3 l]`, bf16.
+    pub y_terms: usize,
+    /// Partial sums of a panel.
+    pub partial: usize,
+    /// All of it.
+    pub len: usize,
+}
+
+impl RsvdSizes {
+    /// For `n` weights of size `(O, I)` and l directions.
+    pub fn new(n: usize, (o, i): (usize, usize), l: usize) -> RsvdSizes {
+        let row = CudaSizes::row(i);
+        let panel = (PANEL / (2 * row.max(1)) / SPAN * SPAN).clamp(SPAN, o.next_multiple_of(SPAN).max(SPAN));
+        let rows = panel.min(o);
+        let mut len = 0;
+        let mut next = |elements: usize| {
+            let start = len;
+            len += part(elements);
+            start
+        };
+        let gradients = rows.div_ceil(SPAN) * i * partial_row(3 * l);
+        RsvdSizes {
+            panel,
+            inner: std::array::from_fn(|_| next(2 * n * i * l)),
+            outer: std::array::from_fn(|_| next(2 * n * o * l)),
+            square: std::array::from_fn(|_| next(2 * n * l * l)),
+            lambda: next(2 * n * l),
+            energy: next(2 * n * o.div_ceil(ENERGY_ROWS)),
+            z_terms: next(halves(n * 3 * l * row)),
+            y_terms: next(halves(rows * thin_row(3 * l))),
+            partial: next(thin_partial(rows, 3 * l, i).max(gradients)),
+            len,
+        }
     }
 }
 
@@ -179,6 +238,11 @@ impl Scratch for CudaSizes {
     fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize {
         let (down, across) = importance_tiles(out, inner, scores);
         2 * scores.len() * (out * across + inner * down)
+    }
+
+    /// See [`RsvdSizes`].
+    fn rsvd_scratch(&self, weights: usize, size: (usize, usize), sketch: &Sketch) -> usize {
+        RsvdSizes::new(weights, size, sketch.width(size)).len
     }
 
     /// None: every kernel is our own.

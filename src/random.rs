@@ -45,6 +45,8 @@ pub enum Purpose {
     /// Which entries of an adapter's update DARE drops; the index is the adapter's place among those fused, the step the
     /// module's number.
     Drop,
+    /// Where the search for a tensor's largest singular values starts; the index is the tensor's number.
+    Sketch,
 }
 
 impl Purpose {

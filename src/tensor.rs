@@ -64,10 +64,27 @@ pub trait Real: Elem {
     fn to_f32(self) -> f32;
     /// The nearest value, ties to even.
     fn from_f32(x: f32) -> Self;
+    /// The nearest value, ties to even, rounded once.
+    fn from_f64(x: f64) -> Self {
+        Self::from_f32(to_odd(x))
+    }
     /// `x` rounded to this type and widened again.
     fn round(x: f32) -> f32 {
         Self::from_f32(x).to_f32()
     }
+}
+
+/// `x` in f32, rounded to the neighbour with an odd last bit where it is not exact: a second rounding, to 16 bits, then
+/// gives what one rounding of `x` would. (`half`'s own conversions from f64 drop the low 32 bits first.)
+#[inline(always)]
+fn to_odd(x: f64) -> f32 {
+    let near = x as f32;
+    let wide = f64::from(near);
+    if wide == x || !near.is_finite() || near.to_bits() & 1 == 1 {
+        return near;
+    }
+    // The neighbour on the other side of x: one step of the magnitude up or down; both neighbours of even are odd.
+    if wide.abs() < x.abs() { f32::from_bits(near.to_bits() + 1) } else { f32::from_bits(near.to_bits() - 1) }
 }
 
 impl Real for f32 {
@@ -79,6 +96,10 @@ impl Real for f32 {
     #[inline(always)]
     fn from_f32(x: f32) -> f32 {
         x
+    }
+    #[inline(always)]
+    fn from_f64(x: f64) -> f32 {
+        x as f32
     }
 }
 

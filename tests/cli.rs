@@ -358,6 +358,10 @@ fn a_pruned_adapter_is_recovered_before_it_is_fused() {
     .success()
     .stdout(contains("effective scale"));
     anabranch(&["inspect", &at("fused"), "--verify"]).assert().success();
+    for (folder, name) in [(at("fused"), "layer 0 q ["), (base.clone(), "model.embed_tokens.weight [")] {
+        let spectrum = anabranch(&["inspect", &folder, "--spectrum", "2"]).assert().success();
+        spectrum.stdout(contains(name).and(contains("of the energy beyond")));
+    }
 
     // Methods on entries go into a merged checkpoint, and each option goes with those that it means something to.
     for (options, part) in [

@@ -11,7 +11,7 @@ use anabranch::fuse::options::{Coverage, DensityOf, Gate, Method, SharedRank};
 use anabranch::fuse::ties::Trim;
 use anabranch::fuse::{Batch, Factors, Frame, Fusion, Kept, LoraCr};
 use anabranch::random::{Philox, Purpose};
-use dense::{adapters, all, batch, cpu, distance, elected, grams, threshold, trimmed, updates, weighted};
+use dense::{adapters, all, batch, cpu, distance, elected, threshold, trimmed, updates, weighted};
 use faer::Mat;
 use proptest::prelude::*;
 
@@ -322,7 +322,7 @@ fn results_depend_neither_on_threads_nor_on_how_rows_are_asked_for() {
 #[test]
 fn resolved_updates_are_fused_and_measured_against_those_read() {
     let x = shaped(10, (40, 30, &[4, 4]));
-    let (resolved, resolution) = dense::resolve(&cpu(), &x, &LoraCr::default());
+    let (resolved, compared) = dense::resolve(&cpu(), &x, &LoraCr::default());
     let (d, _) = dense::lora_cr(&updates(&x), SharedRank::All, Gate::Paper);
     let trim = |d: &Mat<f64>| trimmed(d, threshold(all(d), 0.2, 1200));
     let want = elected(&d.iter().map(trim).collect::<Vec<_>>(), &x.frame.weights);
@@ -331,9 +331,8 @@ fn resolved_updates_are_fused_and_measured_against_those_read() {
     let sums = entries.rows(0..40, &mut out, true).unwrap();
     let got = matrix(&out, (40, 30));
     assert!(distance(got.as_ref(), want.as_ref()) <= 1e-6);
-    let (weights, grams) = (&x.frame.weights, grams(&x));
-    let m = Measured::new(0.0, sums.size, &sums.along_read, &sums.along, weights, &grams, Some(&resolution));
-    let m = m.unwrap();
+    let weights = &x.frame.weights;
+    let m = Measured::new(0.0, sums.size, &sums.along_read, &sums.along, weights, &compared).unwrap();
     let off = distance(got.as_ref(), weighted(&d, weights).as_ref());
     assert!((m.distance_to_mean - off).abs() <= 1e-6, "{} {off}", m.distance_to_mean);
     // The least-squares shares of the updates as read.

@@ -3,7 +3,7 @@
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 
-use crate::tensor::DType;
+use crate::tensor::{DType, Real};
 
 /// `out[i] = bytes[i]`, exactly; `bytes` holds `out.len()` elements of `dtype` at any alignment.
 ///
@@ -64,8 +64,8 @@ pub fn narrow(out: &mut Vec<u8>, x: &[f32], dtype: DType) {
 pub fn narrow_f64(out: &mut Vec<u8>, x: &[f64], dtype: DType) {
     match dtype {
         DType::F32 => append(out, x, |v| (v as f32).to_le_bytes()),
-        DType::BF16 => append(out, x, |v| bf16::from_f32(to_odd(v)).to_le_bytes()),
-        DType::F16 => append(out, x, |v| f16::from_f32(to_odd(v)).to_le_bytes()),
+        DType::BF16 => append(out, x, |v| <bf16 as Real>::from_f64(v).to_le_bytes()),
+        DType::F16 => append(out, x, |v| <f16 as Real>::from_f64(v).to_le_bytes()),
     }
 }
 
@@ -86,18 +86,6 @@ fn append<T: Copy, const N: usize>(out: &mut Vec<u8>, x: &[T], bytes: impl Fn(T)
     for (o, &v) in out[start..].as_chunks_mut::<N>().0.iter_mut().zip(x) {
         *o = bytes(v);
     }
-}
-
-/// `x` in f32, rounded to the neighbour with an odd last bit where it is not exact: a second rounding, to 16 bits, then
-/// gives what one rounding of `x` would. (`half`'s own conversions from f64 drop the low 32 bits first.)
-fn to_odd(x: f64) -> f32 {
-    let near = x as f32;
-    let wide = f64::from(near);
-    if wide == x || !near.is_finite() || near.to_bits() & 1 == 1 {
-        return near;
-    }
-    // The neighbour on the other side of x: one step of the magnitude up or down; both neighbours of even are odd.
-    if wide.abs() < x.abs() { f32::from_bits(near.to_bits() + 1) } else { f32::from_bits(near.to_bits() - 1) }
 }
 
 /// The index of the first NaN or infinity in `bytes`, elements of `dtype` at any alignment.

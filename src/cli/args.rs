@@ -1,5 +1,6 @@
 //! What was typed. The doc comments are the help texts.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -210,6 +211,9 @@ pub struct InspectArgs {
     /// Read every byte against the stored hashes
     #[arg(long)]
     pub verify: bool,
+    /// The N largest singular values of each weight, by randomized search, or of each update of an adapter
+    #[arg(long, value_name = "N")]
+    pub spectrum: Option<NonZeroUsize>,
 }
 
 /// What decides a training run's shape.

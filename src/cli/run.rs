@@ -136,7 +136,14 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             out.report(&report, || print::eval(&report))
         }
         Command::Inspect(args) => {
-            let report = inspect::inspect(&args.path, args.verify, common.open_options())?;
+            let mut report = inspect::inspect(&args.path, args.verify, common.open_options())?;
+            if let Some(count) = args.spectrum {
+                let machine = plan::machine(global)?;
+                let common = machine.common(global, &common)?;
+                let found =
+                    on_device!(machine, |b| inspect::spectrum::spectra(b, &args.path, count.get(), &common))?;
+                report.spectrum = Some(found);
+            }
             out.report(&report, || report.to_string())?;
             report.check()
         }

@@ -19,11 +19,13 @@ mod head;
 mod importance;
 mod linear;
 mod linear_bwd;
+mod merge;
 mod operand;
 mod parts;
 mod product;
 mod rms_norm;
 mod rope;
+mod rsvd;
 mod scatter;
 mod simd;
 mod sum_sq;
@@ -50,8 +52,10 @@ use crate::ops::gate::Gate;
 use crate::ops::gram::Gram;
 use crate::ops::importance::{Importance, Score};
 use crate::ops::linear::{Linear, LinearBwd};
+use crate::ops::merge::Merge;
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
 use crate::ops::rope::Rope;
+use crate::ops::rsvd::{Rsvd, Sketch};
 use crate::ops::scatter::Scatter;
 use crate::ops::sum_sq::SumSq;
 use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
@@ -98,6 +102,9 @@ impl Scratch for Cpu {
     }
     fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize {
         importance::importance_scratch::<T>(out, inner, scores, self.threads())
+    }
+    fn rsvd_scratch(&self, _: usize, _: (usize, usize), _: &Sketch) -> usize {
+        0
     }
     fn kept_bytes(&self) -> usize {
         (attention::ROOM_BYTES + product::PACKED_BYTES) * self.threads()
@@ -195,6 +202,12 @@ impl Backend for Cpu {
     }
     fn apply(&self, op: Apply<'_, Host>) -> Result<()> {
         self.pool.install(|| apply::apply(op))
+    }
+    fn rsvd(&self, op: Rsvd<'_, Host>) -> Result<()> {
+        self.pool.install(|| rsvd::rsvd(op))
+    }
+    fn merge<T: Real>(&self, op: Merge<'_, Host, T>) -> Result<()> {
+        self.pool.install(|| merge::merge(op))
     }
     fn sum_sq(&self, op: SumSq<'_, Host>) -> Result<()> {
         self.pool.install(|| sum_sq::sum_sq(op))

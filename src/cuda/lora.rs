@@ -170,8 +170,26 @@ impl Cuda {
         span: Span,
         dropout: Option<Dropout>,
     ) -> Result<()> {
+        // SAFETY: the caller answers for the views.
+        let splits = unsafe { self.thin_partial(partial, x, factor, columns, span, dropout)? };
+        // SAFETY: as above.
+        unsafe { self.thin_sum(parts, partial, span, columns, splits, Mask::new(dropout).scale) }
+    }
+
+    /// `partial[split] = m∘x factorᵀ` over the I of each split; how many splits there are.
+    ///
+    /// # Safety
+    /// As [`Cuda::thin`].
+    pub(super) unsafe fn thin_partial(
+        &self,
+        partial: Pointer,
+        x: Wide,
+        factor: Pointer,
+        columns: usize,
+        span: Span,
+        dropout: Option<Dropout>,
+    ) -> Result<usize> {
         let (splits, length) = thin_splits(span.rows, columns, x.width);
-        let mask = Mask::new(dropout);
         let (ld, row) = (int("the row of I", x.ld)?, int("R", partial_row(columns))?);
         let (first, rows) = (int("T", span.first)?, int("T", span.rows)?);
         let sizes = [("T", span.rows), ("I", x.width), ("R", columns)];
@@ -190,12 +208,11 @@ impl Cuda {
             ld,
             int("K", length)?,
             i32::from(dropout.is_some()),
-            mask,
+            Mask::new(dropout),
         );
         // SAFETY: the caller answers for the views; splits and length cover I.
         unsafe { self.launch(THIN, Grid { blocks, threads: 128, more_shared: 0 }, &sizes, args)? };
-        // SAFETY: as above.
-        unsafe { self.thin_sum(parts, partial, span, columns, splits, mask.scale) }
+        Ok(splits)
     }
 
     /// Adds `splits` partial sums up.
@@ -238,12 +255,47 @@ impl Cuda {
         tokens: usize,
         dropout: Option<Dropout>,
     ) -> Result<()> {
+        let (ranks, row) = (thin.width, int("R", partial_row(thin.width))?);
+        let slices = u.as_ref().map(|u| (u.1, u.2));
+        // SAFETY: the caller answers for the views.
+        let spans = unsafe { self.gradient_partial(partial, slices, wide, thin, tokens, dropout)? };
+        let (columns, sizes) = (int("O", wide.width)?, [("T", tokens), ("O", wide.width), ("R", ranks)]);
+        for parts in parts.chunks(4) {
+            let most = parts.iter().map(|p| (wide.width * p.rank as usize).div_ceil(256)).max();
+            let grid = Grid { blocks: [most.unwrap_or(0), parts.len(), 1], threads: 256, more_shared: 0 };
+            let table = Table::<GradientPart, 4>::new(parts);
+            let args = (partial, columns, row, int("spans", spans)?, table);
+            // SAFETY: the caller answers for the parts.
+            unsafe { self.launch(GRADIENT_SUM, grid, &sizes, args)? };
+        }
+        if let Some((part, partial, _)) = u {
+            let span = Span { first: 0, rows: tokens, tokens };
+            let slices = wide.width.div_ceil(GRADIENT_COLUMNS);
+            // SAFETY: as above.
+            unsafe { self.thin_sum(&[part], partial, span, ranks, slices, 1.0)? };
+        }
+        Ok(())
+    }
+
+    /// `partial[span] = (m∘wide)ᵀ thin` over the tokens of each span; and where `u`, partial sums and a factor, is given,
+    /// those of `wide factorᵀ` of each 256 columns. How many spans there are.
+    ///
+    /// # Safety
+    /// As [`Cuda::gradient`].
+    pub(super) unsafe fn gradient_partial(
+        &self,
+        partial: Pointer,
+        u: Option<(Pointer, Pointer)>,
+        wide: Wide,
+        thin: Wide,
+        tokens: usize,
+        dropout: Option<Dropout>,
+    ) -> Result<usize> {
         let ranks = thin.width;
         let &(n, kernel) = GRADIENTS.iter().find(|(n, _)| *n >= ranks).unwrap_or(&GRADIENTS[2]);
         let blocks = [wide.width.div_ceil(GRADIENT_COLUMNS), ranks.div_ceil(n), tokens.div_ceil(SPAN)];
-        let row = int("R", partial_row(ranks))?;
-        let (columns, ld) = (int("O", wide.width)?, int("the row of O", wide.ld)?);
-        let (u_partial, factor) = u.as_ref().map_or((Pointer::NULL, Pointer::NULL), |u| (u.1, u.2));
+        let ld = int("the row of O", wide.ld)?;
+        let (u_partial, factor) = u.unwrap_or((Pointer::NULL, Pointer::NULL));
         let args = (
             partial,
             u_partial,
@@ -251,9 +303,9 @@ impl Cuda {
             thin.data,
             factor,
             int("T", tokens)?,
-            columns,
+            int("O", wide.width)?,
             int("R", ranks)?,
-            row,
+            int("R", partial_row(ranks))?,
             ld,
             int("the row of R", thin.ld)?,
             ld,
@@ -264,19 +316,6 @@ impl Cuda {
         let sizes = [("T", tokens), ("O", wide.width), ("R", ranks)];
         // SAFETY: the caller answers for the views.
         unsafe { self.launch(kernel, Grid { blocks, threads: 256, more_shared: 0 }, &sizes, args)? };
-        for parts in parts.chunks(4) {
-            let most = parts.iter().map(|p| (wide.width * p.rank as usize).div_ceil(256)).max();
-            let grid = Grid { blocks: [most.unwrap_or(0), parts.len(), 1], threads: 256, more_shared: 0 };
-            let table = Table::<GradientPart, 4>::new(parts);
-            let args = (partial, columns, row, int("spans", blocks[2])?, table);
-            // SAFETY: the caller answers for the parts.
-            unsafe { self.launch(GRADIENT_SUM, grid, &sizes, args)? };
-        }
-        if let Some((part, partial, _)) = u {
-            let span = Span { first: 0, rows: tokens, tokens };
-            // SAFETY: as above.
-            unsafe { self.thin_sum(&[part], partial, span, ranks, blocks[0], 1.0)? };
-        }
-        Ok(())
+        Ok(blocks[2])
     }
 }

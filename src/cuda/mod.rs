@@ -29,8 +29,10 @@ mod lists;
 mod loading;
 mod lora;
 mod memory;
+mod merge;
 mod rms_norm;
 mod rope;
+mod rsvd;
 mod scatter;
 mod store;
 mod sum_sq;
@@ -66,8 +68,10 @@ use crate::ops::gate::Gate;
 use crate::ops::gram::Gram;
 use crate::ops::importance::{Importance, Score};
 use crate::ops::linear::{Linear, LinearBwd};
+use crate::ops::merge::Merge;
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
 use crate::ops::rope::Rope;
+use crate::ops::rsvd::{Rsvd, Sketch};
 use crate::ops::scatter::Scatter;
 use crate::ops::sum_sq::SumSq;
 use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
@@ -231,6 +235,9 @@ impl Scratch for Cuda {
     fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize {
         CudaSizes.importance_scratch::<T>(out, inner, scores)
     }
+    fn rsvd_scratch(&self, weights: usize, size: (usize, usize), sketch: &Sketch) -> usize {
+        CudaSizes.rsvd_scratch(weights, size, sketch)
+    }
     fn kept_bytes(&self) -> usize {
         CudaSizes.kept_bytes()
     }
@@ -375,6 +382,12 @@ impl Backend for Cuda {
     }
     fn apply(&self, op: Apply<'_, DeviceMemory>) -> Result<()> {
         apply::apply(self, op)
+    }
+    fn rsvd(&self, op: Rsvd<'_, DeviceMemory>) -> Result<()> {
+        rsvd::rsvd(self, op)
+    }
+    fn merge<T: Real>(&self, op: Merge<'_, DeviceMemory, T>) -> Result<()> {
+        merge::merge(self, op)
     }
     fn sum_sq(&self, op: SumSq<'_, DeviceMemory>) -> Result<()> {
         sum_sq::sum_sq(self, op)

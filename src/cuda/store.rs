@@ -94,6 +94,15 @@ impl<T> ViewMut<'_, T> {
     }
 }
 
+impl ViewMut<'_, f32> {
+    /// A part of scratch: `len` elements of another type from element `start` on.
+    pub(super) fn part<T: Elem>(&self, start: usize, len: usize) -> ViewMut<'_, T> {
+        let (from, bytes) = (start * size_of::<f32>(), len * size_of::<T>());
+        assert!(from.is_multiple_of(size_of::<T>()) && from + bytes <= self.len * size_of::<f32>());
+        ViewMut { pointer: self.pointer + from as u64, len, elements: PhantomData }
+    }
+}
+
 /// Where the first element lies, or null.
 pub(super) fn or_null<T>(view: Option<View<'_, T>>) -> Pointer {
     view.map_or(Pointer::NULL, |v| v.pointer())

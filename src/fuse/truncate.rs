@@ -1,8 +1,8 @@
-//! The best approximation of `B A` at a smaller rank, from the factors.
+//! The singular values of `B A`, and its best approximation at a smaller rank, from the factors.
 
 use faer::Mat;
 
-use crate::algebra::{Spread, eigen, product, scale_columns, symmetric_product};
+use crate::algebra::{Spread, eigen, positive, product, scale_columns, symmetric_product};
 use crate::error::{Error, Result};
 use crate::fuse::factors::Factors;
 use crate::ops::gate::RANK_CUT;
@@ -80,15 +80,9 @@ impl Svd {
     }
 }
 
-/// Turns pairs of columns around so that the largest entry of each column of `u` is positive.
-pub fn positive(u: &mut Mat<f64>, v: &mut Mat<f64>) {
-    for j in 0..u.ncols() {
-        let largest = u.col_as_slice(j).iter().fold(0.0_f64, |m, x| if x.abs() > m.abs() { *x } else { m });
-        if largest < 0.0 {
-            u.col_as_slice_mut(j).iter_mut().for_each(|x| *x = -*x);
-            v.col_as_slice_mut(j).iter_mut().for_each(|x| *x = -*x);
-        }
-    }
+/// The singular values of `B A`, descending: as many as the smallest of R, O and I.
+pub fn singular_values(factors: &Factors) -> Result<Vec<f64>> {
+    Ok(Svd::of(factors, usize::MAX)?.s)
 }
 
 /// `B A ≈ B' A'` with `B'[O, q] = U_q S_q^½`, `A'[q, I] = S_q^½ V_qᵀ`, and the share of the energy that is kept.

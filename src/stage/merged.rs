@@ -114,7 +114,7 @@ impl FusePlan {
         let factors = &outcome.fused.factors;
         let round = |x: &f64| f64::from(*x as f32);
         let used = Factors::new(factors.bt().map(round), factors.a().map(round))?;
-        let merged = merge(weight, &used)?;
+        let merged = merge(backend, weight, &used)?;
         let mut certificate = ModuleCertificate::new(&batch, &outcome, &used)?;
         certificate.error = merged.error;
         Ok((merged, certificate))

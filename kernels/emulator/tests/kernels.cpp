@@ -6,6 +6,7 @@
 #include "products.h"
 #include "products_sm90.h"
 #include "recovery.h"
+#include "rsvd.h"
 
 using namespace device;
 using namespace numbers;
@@ -121,6 +122,8 @@ const Test tests[] = {
     {{"apply"}, recovery::apply},
     {{"eigh"}, recovery::eigh},
     {{"gate"}, recovery::gate},
+    {{"rsvd"}, rsvd::test},
+    {{"merge"}, [] { rsvd::merge(1, 1, {1}), rsvd::merge(18, 300, {3, 0, 130}); }},
     {{"pipeline"}, [] { pipeline(64, 64, 8), pipeline(70, 65, 200), pipeline(128, 64, 256); }},
 };
 

@@ -18,8 +18,10 @@ use crate::error::{Error, Result};
 use crate::model::memory::human_bytes;
 
 pub mod readers;
+pub mod spectrum;
 
 use readers::Reader;
+use spectrum::Spectrum;
 
 /// What a model is.
 #[derive(Clone, Debug, Serialize)]
@@ -126,6 +128,9 @@ pub struct Inspection {
     pub refused: Option<Error>,
     /// Under `--verify`: each file against its stored hash.
     pub verified: Option<BTreeMap<String, Verdict>>,
+    /// Under `--spectrum`: the largest singular values of each weight or update, see [`spectrum::spectra`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spectrum: Option<Vec<Spectrum>>,
 }
 
 /// Looks at the folder `path`; `verify` reads every byte against the stored hashes.
@@ -142,6 +147,7 @@ pub fn inspect(path: &Path, verify: bool, options: OpenOptions) -> Result<Inspec
         readers: Vec::new(),
         refused: None,
         verified: None,
+        spectrum: None,
     };
     if path.join(ADAPTER_CONFIG).exists() {
         let read =
@@ -401,6 +407,9 @@ impl fmt::Display for Inspection {
                 Verdict::Unknown => "not written by this program",
             };
             writeln!(f, "  {text:<14} {name}")?;
+        }
+        for spectrum in self.spectrum.iter().flatten() {
+            write!(f, "{spectrum}")?;
         }
         Ok(())
     }
