@@ -61,7 +61,7 @@ impl<T: Real> Kernel for Block<'_, '_, T> {
                     let mut update = [[0.0; LANES]; SHARE];
                     for at in 0..some {
                         let one = self.update::<I, 1>(first, column + at);
-                        (0..SHARE).for_each(|r| update[r][at] = one[r][0]);
+                        update.iter_mut().zip(one).for_each(|(row, [one])| row[at] = one);
                     }
                     update
                 };
