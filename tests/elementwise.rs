@@ -173,9 +173,8 @@ fn equal_magnitudes_are_kept_together_and_zeros_never() {
 fn a_sample_does_not_change_a_threshold() {
     let mut x = batch(&adapters(5, 2100, 2049, &[2]));
     // Rows and columns of very different sizes, and a third that is zero.
-    let rows: Vec<f64> =
-        (0..2100).map(|o| if o % 3 == 0 { 0.0 } else { 1.5f64.powi(o as i32 % 30) }).collect();
-    let columns: Vec<f64> = (0..2049).map(|i| 0.9f64.powi(i as i32 % 100)).collect();
+    let rows: Vec<f64> = (0..2100).map(|o| if o % 3 == 0 { 0.0 } else { 1.5f64.powi(o % 30) }).collect();
+    let columns: Vec<f64> = (0..2049).map(|i| 0.9f64.powi(i % 100)).collect();
     x.stack = x.stack.scaled(Some(&rows), Some(&columns));
     let seen = entries(&x).remove(0);
     let mut sizes: Vec<f64> = all(&seen).map(f64::abs).collect();

@@ -34,7 +34,9 @@ pub fn tsv(d: &[Mat<f64>], w: &[f64], lambda: f64) -> Mat<f64> {
     let (mut u, mut s, mut v) = (vec![], vec![], vec![]);
     for (d, w) in d.iter().zip(w).filter(|(d, w)| d.norm_max() * **w > 0.0) {
         let (ue, se, ve) = svd((Scale(*w) * d).as_ref());
-        (u.push(ue), s.extend(se), v.push(ve));
+        u.push(ue);
+        s.extend(se);
+        v.push(ve);
     }
     if u.is_empty() {
         return Mat::zeros(d[0].nrows(), d[0].ncols());
