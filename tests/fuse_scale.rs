@@ -290,7 +290,7 @@ fn killed_at_any_moment_and_resumed_it_has_the_same_bytes() {
             let resume: &[&str] = if partial.exists() { &["--resume"] } else { &[] };
             let journal = std::fs::read(partial.join("modules.jsonl")).unwrap_or_default();
             went_on += u32::from(journal.contains(&b'\n'));
-            let mut child = fuse(&paths, &out, &with(&[layers, resume].concat().leak())).spawn().unwrap();
+            let mut child = fuse(&paths, &out, &with([layers, resume].concat().leak())).spawn().unwrap();
             std::thread::sleep(Duration::from_millis(3) + usual.mul_f64(f64::from(kills * 7 % 24) / 24.0));
             if child.try_wait().unwrap().is_none() && kills < 24 {
                 child.kill().unwrap();
