@@ -897,6 +897,41 @@ fn merging_entries_depends_on_the_seed_and_not_on_the_threads() {
 }
 
 #[test]
+fn a_page_of_conflict() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("conflict.html");
+    let ask = ConflictOptions {
+        adapters: vec![maker(1).write(&dir, "hum"), maker(2).write(&dir, "a<b>")],
+        resolve: LoraCr::default(),
+        allow_missing: false,
+        names: Vec::new(),
+        html: Some(page.clone()),
+    };
+    let report = conflict::run(&cpu(), &ask, &Common::default()).unwrap().report;
+    for m in &report.modules {
+        let shares = m.dominance[0][1] + m.dominance[1][0];
+        assert!((shares - 1.0).abs() <= 1e-12 && m.dominance[0][0] == 0.5, "{m:?}");
+        assert!(m.leading.len() == m.directions && m.leading.windows(2).all(|d| d[0].sigma >= d[1].sigma));
+    }
+    let kept: f64 = report.kept.iter().zip(&report.norms).map(|(k, n)| k * n * n).sum();
+    let energy: f64 = report.norms.iter().map(|n| n * n).sum();
+    assert!((kept / energy - report.energy_kept).abs() <= 1e-12);
+    let html = std::fs::read_to_string(&page).unwrap();
+    for m in &report.modules {
+        let id = format!("module-{}-{}", m.layer, m.target);
+        assert_eq!(html.matches(&format!("href=\"#{id}\"")).count(), 1, "{id} is led to from the heat map");
+        assert_eq!(html.matches(&format!("id=\"{id}\"")).count(), 1, "{id} is drawn");
+        assert!(html.contains(&format!("c̄ {:.4}", m.before.conflict_mean)), "{id} tells its conflict");
+    }
+    assert!(html.contains("a&lt;b&gt;") && !html.contains("a<b>"), "names are escaped");
+    assert!(!html.contains("<script") && !html.contains("src=") && !html.contains("NaN"));
+    // A page that is there stays, unless it may be replaced.
+    let error = conflict::run(&cpu(), &ask, &Common::default()).unwrap_err().to_string();
+    assert!(error.contains("conflict.html") && error.contains("--force"), "{error}");
+    conflict::run(&cpu(), &ask, &Common { force: true, ..Common::default() }).unwrap();
+}
+
+#[test]
 fn conflict_of_real_adapters() {
     let Some(paths) = real_adapters() else { return };
     let ask = ConflictOptions {

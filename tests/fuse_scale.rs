@@ -280,7 +280,7 @@ fn killed_at_any_moment_and_resumed_it_has_the_same_bytes() {
     let usual = start.elapsed();
     let part = dir.path().join("part");
     good(fuse(&paths, &part, &with(&["--layers", "1..4"])));
-    let (mut kills, mut went_on, mut run) = (0u32, 0, 0);
+    let (mut kills, mut went_on, mut run, mut starts) = (0u32, 0, 0, 0u32);
     while kills < 24 {
         run += 1;
         let layers: &[&str] = if run % 3 == 0 { &["--layers", "1..4"] } else { &[] };
@@ -291,7 +291,9 @@ fn killed_at_any_moment_and_resumed_it_has_the_same_bytes() {
             let journal = std::fs::read(partial.join("modules.jsonl")).unwrap_or_default();
             went_on += u32::from(journal.contains(&b'\n'));
             let mut child = fuse(&paths, &out, &with([layers, resume].concat().leak())).spawn().unwrap();
-            std::thread::sleep(Duration::from_millis(3) + usual.mul_f64(f64::from(kills * 7 % 24) / 24.0));
+            // By starts and not by kills: a moment at which the run has ended already must not come again and again.
+            starts += 1;
+            std::thread::sleep(Duration::from_millis(3) + usual.mul_f64(f64::from(starts * 7 % 24) / 24.0));
             if child.try_wait().unwrap().is_none() && kills < 24 {
                 child.kill().unwrap();
                 kills += 1;
