@@ -437,8 +437,7 @@ fn a_layer_of_llama_3_8b() {
             println!("{method} resolve {}: {seconds:.2} s, error {worst:.1e}", resolve.is_some());
         }
     };
-    let (known, plain): (Vec<Method>, Vec<Method>) =
-        with_factors().into_iter().partition(|m| m.needs_input_grams());
+    let (known, plain): (Vec<Method>, Vec<Method>) = with_factors().partition(|m| m.needs_input_grams());
     plain.into_iter().for_each(|method| run(method, &batches));
     let inputs = |i: usize| -> Vec<InputGram> {
         let one = |e: u64| {
