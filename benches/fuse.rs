@@ -18,7 +18,6 @@ use anabranch::checkpoint::sizes::LayerSizes;
 use anabranch::checkpoint::weights::{OpenOptions, Weights as Tensors};
 use anabranch::checkpoint::writer::{SafetensorsWriter, TensorSpec};
 use anabranch::cpu::Cpu;
-use anabranch::fuse::Recipe;
 use anabranch::fuse::certificate::ModuleCertificate;
 use anabranch::fuse::compare::compare;
 use anabranch::fuse::elementwise::Elementwise;
@@ -200,17 +199,18 @@ fn whole(c: &mut Criterion) {
 /// makes once and a sample of; of a merge the bytes are those of the weight, read and written.
 fn entries(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    for (name, o, i) in [("k", 1024, 4096), ("gate", 14336, 4096), ("down", 4096, 14336)] {
+    for target in [Target::K, Target::Gate, Target::Down] {
+        let (name, (o, i)) = (target.short(), dims(target));
         let mut group = c.benchmark_group(name);
         group.sample_size(10);
-        let batch = two(o, i);
+        let batch = batch(Module { layer: 0, target }, 2);
         let flops = (2 * 16 * o * i) as u64;
         let path = dir.path().join(name);
         let specs = vec![TensorSpec::new("w", DType::BF16, [o, i])];
         let mut writer = SafetensorsWriter::create(&path, specs, &[]).expect("a new file");
         // Numbers of 2^-7 to 2^-5, every bit of the mantissa.
         let weight: Vec<u8> =
-            (0..o * i).flat_map(|x| (0x3c00 | (x * 7919 & 0x80ff) as u16).to_le_bytes()).collect();
+            (0..o * i).flat_map(|x| (0x3c00 | ((x * 7919) & 0x80ff) as u16).to_le_bytes()).collect();
         writer.write("w", &weight).expect("room for 118 MB");
         writer.finish().expect("room for 118 MB");
         let weights = Tensors::open(&path, OpenOptions::default()).expect("as it was written");
@@ -266,6 +266,7 @@ fn files(c: &mut Criterion) {
         recipe: Recipe { resolve: Some(LoraCr::default()), fusion },
         weights: Weights::Uniform,
         allow_missing: false,
+        grams: Vec::new(),
         dtype: DType::F32,
         profile: Profile::Portable,
         out: Some(dir.path().join("out")),
@@ -280,8 +281,13 @@ fn files(c: &mut Criterion) {
     let mut group = c.benchmark_group("files");
     group.sample_size(10);
     group.throughput(Throughput::Bytes(2 * bytes)).bench_function("conflict", |b| {
-        let ask =
-            ConflictOptions { adapters: adapters.clone(), resolve: LoraCr::default(), allow_missing: false };
+        let ask = ConflictOptions {
+            adapters: adapters.clone(),
+            resolve: LoraCr::default(),
+            allow_missing: false,
+            names: Vec::new(),
+            html: None,
+        };
         b.iter(|| conflict::run(&cpu, &ask, &common).expect("two good adapters"))
     });
     let out = dir.path().join("out");
