@@ -275,26 +275,36 @@ fn killed_at_any_moment_and_resumed_it_has_the_same_bytes() {
     let how = ["--method", "mean-svd", "--rank", "9"];
     let with = |more: &[&'static str]| [&how[..], more].concat();
     let whole = dir.path().join("whole");
-    let start = Instant::now();
     good(fuse(&paths, &whole, &how));
-    let usual = start.elapsed();
     let part = dir.path().join("part");
     good(fuse(&paths, &part, &with(&["--layers", "1..4"])));
-    let (mut kills, mut went_on, mut run, mut starts) = (0u32, 0, 0, 0u32);
-    while kills < 24 {
+    let lines =
+        |journal: &Path| std::fs::read(journal).map_or(0, |t| t.iter().filter(|b| **b == b'\n').count());
+    let (mut kills, mut went_on, mut run, mut starts) = (0, 0, 0, 0);
+    let began = Instant::now();
+    while kills < 24 || went_on < 3 {
+        assert!(
+            began.elapsed() < Duration::from_secs(300),
+            "{kills} kills, {went_on} of them with finished modules"
+        );
         run += 1;
         let layers: &[&str] = if run % 3 == 0 { &["--layers", "1..4"] } else { &[] };
         let out = dir.path().join(format!("killed-{run}"));
         let partial = dir.path().join(format!("killed-{run}.partial"));
+        let journal = partial.join("modules.jsonl");
         while !out.exists() {
             let resume: &[&str] = if partial.exists() { &["--resume"] } else { &[] };
-            let journal = std::fs::read(partial.join("modules.jsonl")).unwrap_or_default();
-            went_on += u32::from(journal.contains(&b'\n'));
+            let finished = lines(&journal);
+            went_on += i32::from(finished > 0);
             let mut child = fuse(&paths, &out, &with([layers, resume].concat().leak())).spawn().unwrap();
-            // By starts and not by kills: a moment at which the run has ended already must not come again and again.
+            // The moment is counted in finished modules, so that it means the same on a fast and on a slow machine.
             starts += 1;
-            std::thread::sleep(Duration::from_millis(3) + usual.mul_f64(f64::from(starts * 7 % 24) / 24.0));
-            if child.try_wait().unwrap().is_none() && kills < 24 {
+            std::thread::sleep(Duration::from_millis(starts % 4));
+            let until = finished + starts as usize % 6;
+            while lines(&journal) < until && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            if child.try_wait().unwrap().is_none() {
                 child.kill().unwrap();
                 kills += 1;
             }
@@ -305,13 +315,11 @@ fn killed_at_any_moment_and_resumed_it_has_the_same_bytes() {
         same(&out, if layers.is_empty() { &whole } else { &part });
         assert!(!partial.exists());
     }
-    assert!(went_on >= 3, "{went_on} runs of {kills} killed ones had finished modules");
 
     // What was written and is not what was written counts for nothing.
     let out = dir.path().join("torn");
     let partial = dir.path().join("torn.partial");
     let journal = partial.join("modules.jsonl");
-    let lines = || std::fs::read(&journal).map_or(0, |t| t.iter().filter(|b| **b == b'\n').count());
     let began = Instant::now();
     // A run that ended before it could be killed counts for nothing either.
     while !journal.exists() {
@@ -320,7 +328,7 @@ fn killed_at_any_moment_and_resumed_it_has_the_same_bytes() {
             std::fs::remove_dir_all(folder).unwrap();
         }
         let mut child = fuse(&paths, &out, &how).spawn().unwrap();
-        while lines() < 4 && child.try_wait().unwrap().is_none() {
+        while lines(&journal) < 4 && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
         child.kill().unwrap();
