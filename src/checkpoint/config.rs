@@ -266,6 +266,14 @@ impl ModelConfig {
         positions.min(self.sliding_window.unwrap_or(MAX_POSITIONS)).min(MAX_POSITIONS)
     }
 
+    /// The longest sequence whose rope tables are those of every shorter one: only the dynamic kind has a limit.
+    pub fn longest_of_fixed_rope(&self) -> usize {
+        match self.rope.kind {
+            RopeKind::Dynamic { .. } => self.positions,
+            _ => usize::MAX,
+        }
+    }
+
     /// An error where a sequence of `tokens` tokens is longer than the model allows; says which key limits it.
     pub fn check_length(&self, tokens: usize) -> Result<()> {
         if let Some(w) = self.sliding_window.filter(|w| tokens > *w) {

@@ -6,6 +6,7 @@ pub mod chat;
 pub mod date;
 pub mod documents;
 mod foreign;
+pub mod grove;
 pub mod lines;
 pub mod prefix_tree;
 pub mod schedule;

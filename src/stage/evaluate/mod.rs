@@ -171,7 +171,11 @@ pub fn plan<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Co
     let copies = read.columns.len();
     let extent = match options.text {
         Some(_) => Some(text::extent(&text::batches(&read.windows, copies, options.batch_tokens), copies)),
-        None => Extent::of(&score::batches(&read.items.trees, copies, options.batch_tokens), copies),
+        None => {
+            let (trees, config) = (&read.items.trees, read.checkpoint.config());
+            let batches = score::batches(trees, copies, options.batch_tokens, config);
+            Extent::of(trees, &batches, copies)
+        }
     };
     let Some(extent) = extent else { return Ok(Plan::default()) };
     let (config, layouts) = (read.checkpoint.config(), &read.adapters.layouts);
