@@ -88,7 +88,8 @@ fn name(names: &[String], e: usize) -> String {
 
 fn heat_map(report: &ConflictReport, caption: &str, id: impl Fn(&ModuleConflict) -> String) -> Figure {
     let rows: Vec<String> = report.layers.iter().map(|l| format!("layer {}", l.layer)).collect();
-    let columns: Vec<String> = Target::ALL.iter().map(|t| t.short().to_string()).collect();
+    let adapted = |t: &&Target| report.modules.iter().any(|m| m.target == t.short());
+    let columns: Vec<String> = Target::ALL.iter().filter(adapted).map(|t| t.short().to_string()).collect();
     let place = |m: &ModuleConflict| {
         let row = report.layers.iter().position(|l| l.layer == m.layer)?;
         let column = columns.iter().position(|c| *c == m.target)?;

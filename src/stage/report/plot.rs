@@ -200,7 +200,7 @@ pub fn grid(title: &str, cells: &[Cell], rows: &[String], columns: &[String], mo
             w - 2.0,
             h - 2.0,
             part.abs(),
-            if part.abs() > 0.55 { "over" } else { "" },
+            if part.abs() > 0.55 { "over" } else { "on" },
             left + w * (c.column as f64 + 0.5),
             top + h * (c.row as f64 + 0.5) + 4.0,
             c.value
@@ -290,14 +290,14 @@ pub fn directions(names: &[String], directions: &[Direction]) -> String {
     s + "</svg>"
 }
 
-/// `name` cut to what fits in `width`.
+/// `name` cut to what fits in `width`, in the middle: names of one run often begin alike.
 fn cut(name: &str, width: f64) -> String {
-    let most = (width / 7.0).max(3.0) as usize;
-    if name.chars().count() <= most {
-        name.to_string()
-    } else {
-        name.chars().take(most - 1).chain(['…']).collect()
+    let (most, count) = ((width / 7.0).max(3.0) as usize, name.chars().count());
+    if count <= most {
+        return name.to_string();
     }
+    let tail = (most - 1) / 2;
+    name.chars().take(most - 1 - tail).chain(['…']).chain(name.chars().skip(count - tail)).collect()
 }
 
 /// Stacked bars on one scale, with a legend of the parts.
@@ -353,9 +353,13 @@ pub fn bars(bars: &[Bar]) -> String {
     s + "</svg>"
 }
 
+/// As wide as the page gives, within limits: larger letters help nobody, and smaller ones than these cannot be read, so
+/// that a narrow page scrolls the drawing.
 fn open(width: f64, height: f64, title: &str) -> String {
     format!(
-        r#"<svg viewBox="0 0 {width:.0} {height:.0}" role="img" aria-label="{}" xmlns="http://www.w3.org/2000/svg">"#,
+        r#"<svg viewBox="0 0 {width:.0} {height:.0}" style="max-width:{:.0}px;min-width:{:.0}px" role="img" aria-label="{}" xmlns="http://www.w3.org/2000/svg">"#,
+        1.1 * width,
+        0.75 * width,
         escape(title)
     )
 }
@@ -426,6 +430,7 @@ mod tests {
         assert_eq!(svg.matches("<circle").count(), 2 + 4, "a legend and two marks each");
         assert!(svg.contains("&lt;sc&gt; -1.000") && svg.contains("75.00 % of the energy"));
         assert_eq!(directions(&[], &[]), "");
-        assert_eq!(cut("a long name of an edge", 40.0), "a lo…");
+        assert_eq!(cut("a long name of an edge", 40.0), "a …ge");
+        assert_eq!((cut("edge", 40.0), cut("an edge", 0.0)), ("edge".into(), "a…e".into()));
     }
 }
