@@ -3,6 +3,8 @@
 
 mod dense;
 
+use std::path::Path;
+
 use anabranch::checkpoint::input_grams::{InputGram, InputGrams};
 use anabranch::checkpoint::module::{Module, Source, Target};
 use anabranch::checkpoint::weights::OpenOptions;
@@ -74,10 +76,15 @@ fn gram(seed: u64, n: usize, tokens: usize) -> Mat<f64> {
     Mat::from_fn(n, n, |i, j| f64::from(g[(i.min(j), i.max(j))] as f32))
 }
 
-/// The Gram of the input of layer 3's gate and up, from its file.
+/// A folder with one Gram, of the input of layer 3's gate and up.
+fn write_gram(dir: &Path, g: &Mat<f64>) {
+    std::fs::create_dir_all(dir).unwrap();
+    dense::write_grams(dir, 7, &[(3, Source::GateUp, dense::upper(g))]);
+}
+
 fn read_gram(g: &Mat<f64>) -> InputGram {
     let dir = tempfile::tempdir().unwrap();
-    dense::write_grams(dir.path(), 7, &[(3, Source::GateUp, dense::upper(g))]);
+    write_gram(dir.path(), g);
     let grams = InputGrams::open(dir.path(), OpenOptions::default()).unwrap();
     assert_eq!(grams.tokens, 7);
     let gram = grams.of(Module { layer: 3, target: Target::Up }, g.nrows()).unwrap();
@@ -91,7 +98,7 @@ fn with_grams(x: Batch, seed: u64) -> (Batch, Vec<Mat<f64>>) {
     // More tokens than the width, and fewer.
     let grams: Vec<_> =
         (0..x.frame.edges()).map(|e| gram(seed + e as u64, n, [3 * n + 1, n.div_ceil(2)][e % 2])).collect();
-    let read = grams.iter().map(read_gram).collect();
+    let read: Vec<_> = grams.iter().map(read_gram).collect();
     (x.with_inputs(read), grams)
 }
 

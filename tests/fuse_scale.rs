@@ -281,7 +281,9 @@ fn parts_of_an_approximated_update_join_and_a_stopped_one_goes_on() {
     let (whole, joined) = (at("whole"), at("joined"));
     good(fuse(&paths, &whole, &how(&["--threads", "1"])));
     let parts = ["0..1", "1..4", "4..5"];
-    parts.iter().for_each(|layers| good(fuse(&paths, &at(layers), &how(&["--layers", layers]))));
+    for layers in parts {
+        good(fuse(&paths, &at(layers), &how(&["--layers", layers])));
+    }
     let mut join = Command::new(BIN);
     join.arg("join").arg("--quiet").args(parts.map(at)).arg("--out").arg(&joined);
     good(join);
