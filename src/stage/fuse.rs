@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, OnceLock};
 use std::{iter, thread};
 
 use rayon::prelude::*;
@@ -33,6 +33,7 @@ use crate::fuse::options::Method;
 use crate::fuse::ties;
 use crate::fuse::weights::{Weights, renormalised};
 use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe, spd};
+use crate::model::adapters::Layout;
 use crate::model::memory::{Part, Plan};
 use crate::tensor::DType;
 
@@ -147,7 +148,7 @@ pub fn run<B: Backend>(backend: &B, options: &FuseOptions, common: &Common) -> R
 #[derive(Debug)]
 pub struct FusePlan {
     /// The adapters.
-    pub inputs: Inputs,
+    pub inputs: Arc<Inputs>,
     /// Each module's members, with their weights.
     pub frames: Vec<Frame>,
     /// The rank of each module's result.
@@ -178,65 +179,30 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
         _ => {}
     }
     let mut options = options.clone();
+    settle(&mut options, common)?;
+    let (mut inputs, admission) = admit(&mut options, common)?;
+    if !options.grams.is_empty() {
+        inputs = inputs.with_grams(&options.grams, common.open_options())?;
+    }
+    FusePlan::new(Arc::new(inputs), admission, options, common)
+}
+
+/// Fills in the seed of methods that draw; an error where the method and `--grams` do not go together.
+pub(super) fn settle(options: &mut FuseOptions, common: &Common) -> Result<()> {
     let method = options.recipe.fusion.method;
     if method.draws() {
         options.recipe.fusion.seed = common.seed;
     }
     match (method.needs_input_grams(), options.grams.is_empty()) {
-        (true, true) => {
-            return Err(Error::Usage(format!(
-                "--method {method} needs --grams DIR,…: what `anabranch grams` made of each adapter's data, in the \
-                 adapters' order"
-            )));
-        }
-        (false, false) => {
-            return Err(Error::Usage(format!(
-                "--grams goes with --method regmean and cat-merging, not with {method}"
-            )));
-        }
-        _ => {}
+        (true, true) => Err(Error::Usage(format!(
+            "--method {method} needs --grams DIR,…: what `anabranch grams` made of each adapter's data, in the \
+             adapters' order"
+        ))),
+        (false, false) => Err(Error::Usage(format!(
+            "--grams goes with --method regmean and cat-merging, not with {method}"
+        ))),
+        _ => Ok(()),
     }
-    let (mut inputs, admission) = admit(&mut options, common)?;
-    if !options.grams.is_empty() {
-        inputs = inputs.with_grams(&options.grams, common.open_options())?;
-    }
-    let weights = match method {
-        Method::TaskArithmetic => options.weights.as_given(inputs.adapters.len())?,
-        _ => options.weights.normalised(&inputs.samples())?,
-    };
-    let mut frames = Vec::with_capacity(inputs.modules.len());
-    let mut ranks = Vec::with_capacity(inputs.modules.len());
-    for &module in &inputs.modules {
-        let mut frame = inputs.frame(module);
-        frame.weights = match method {
-            Method::TaskArithmetic => frame.members.iter().map(|&e| weights[e]).collect(),
-            _ => renormalised(&weights, &frame.members),
-        };
-        ranks.push(options.recipe.fusion.rank_of(&frame, options.out.is_some())?);
-        frames.push(frame);
-    }
-    let base = match &options.model {
-        None => None,
-        Some(dir) => {
-            let base = Checkpoint::open(dir, common.open_options())?;
-            inputs.check_base(&base)?;
-            Some(base)
-        }
-    };
-    let end = frames.last().map_or(0, |f| f.module.layer + 1);
-    if let Some(layers) = &options.layers {
-        let (start, stop) = (layers.start, layers.end);
-        if start >= stop || stop > end {
-            return Err(Error::Usage(format!(
-                "--layers {start}..{stop}: expected a range that is not empty of the layers 0..{end}"
-            )));
-        }
-    }
-    let plan = FusePlan { inputs, frames, ranks, weights, base, admission, options, whole: OnceLock::new() };
-    if let Some(limit) = common.memory_limit {
-        plan.memory().fit(limit)?;
-    }
-    Ok(plan)
 }
 
 /// One module ready to be written.
@@ -248,6 +214,54 @@ struct Written {
 }
 
 impl FusePlan {
+    /// A fusion of adapters that are admitted already: `options` are settled, and about these alone.
+    pub(super) fn new(
+        inputs: Arc<Inputs>,
+        admission: Admission,
+        options: FuseOptions,
+        common: &Common,
+    ) -> Result<FusePlan> {
+        let method = options.recipe.fusion.method;
+        let weights = match method {
+            Method::TaskArithmetic => options.weights.as_given(inputs.adapters.len())?,
+            _ => options.weights.normalised(&inputs.samples())?,
+        };
+        let mut frames = Vec::with_capacity(inputs.modules.len());
+        let mut ranks = Vec::with_capacity(inputs.modules.len());
+        for &module in &inputs.modules {
+            let mut frame = inputs.frame(module);
+            frame.weights = match method {
+                Method::TaskArithmetic => frame.members.iter().map(|&e| weights[e]).collect(),
+                _ => renormalised(&weights, &frame.members),
+            };
+            ranks.push(options.recipe.fusion.rank_of(&frame, options.out.is_some())?);
+            frames.push(frame);
+        }
+        let base = match &options.model {
+            None => None,
+            Some(dir) => {
+                let base = Checkpoint::open(dir, common.open_options())?;
+                inputs.check_base(&base)?;
+                Some(base)
+            }
+        };
+        let end = frames.last().map_or(0, |f| f.module.layer + 1);
+        if let Some(layers) = &options.layers {
+            let (start, stop) = (layers.start, layers.end);
+            if start >= stop || stop > end {
+                return Err(Error::Usage(format!(
+                    "--layers {start}..{stop}: expected a range that is not empty of the layers 0..{end}"
+                )));
+            }
+        }
+        let plan =
+            FusePlan { inputs, frames, ranks, weights, base, admission, options, whole: OnceLock::new() };
+        if let Some(limit) = common.memory_limit {
+            plan.memory().fit(limit)?;
+        }
+        Ok(plan)
+    }
+
     /// The largest rank of a module's result.
     pub fn rank(&self) -> usize {
         self.ranks.iter().copied().max().unwrap_or(0)
@@ -292,6 +306,12 @@ impl FusePlan {
         let asked = (&o.recipe, &o.weights, o.allow_missing, o.dtype.name(), o.profile);
         let mut hasher = Hasher::default();
         hasher.update(serde_json::json!(asked).to_string().as_bytes());
+        self.hash_inputs(&mut hasher)?;
+        Ok(hasher.finish())
+    }
+
+    /// Takes in what the adapters, their Grams and the base hold.
+    pub(super) fn hash_inputs(&self, hasher: &mut Hasher) -> Result<()> {
         let files: Vec<_> = self
             .inputs
             .adapters
@@ -305,7 +325,7 @@ impl FusePlan {
         if let Some(base) = &self.base {
             hasher.update(base.fingerprint()?.as_bytes());
         }
-        Ok(hasher.finish())
+        Ok(())
     }
 
     /// The rank in the file of a module with this frame.
@@ -343,10 +363,21 @@ impl FusePlan {
     /// Writes the fused adapter into the folder `dir`, which is there, with `certificate.json`; goes on behind the modules
     /// that are there already.
     pub fn write_adapter<B: Backend>(&self, backend: &B, dir: &Path, common: &Common) -> Result<Certificate> {
+        self.write_adapter_of(backend, dir, self.provenance(), common)
+    }
+
+    /// [`FusePlan::write_adapter`] with this `anabranch.json`.
+    pub(super) fn write_adapter_of<B: Backend>(
+        &self,
+        backend: &B,
+        dir: &Path,
+        provenance: Provenance,
+        common: &Common,
+    ) -> Result<Certificate> {
         let (pairs, modules) = self.write_modules(backend, dir, ADAPTER_MODEL, common)?;
         let certificate = self.certificate(self.options.dtype, modules);
         digest::write_json(&dir.join(CERTIFICATE), &certificate)?;
-        AdapterWriter::of(dir, self.config()?, pairs).finish(None, self.provenance())?;
+        AdapterWriter::of(dir, self.config()?, pairs).finish(None, provenance)?;
         Ok(certificate)
     }
 
@@ -409,12 +440,7 @@ impl FusePlan {
                 Ok(())
             });
             let kept = "the modules so far are kept, --resume goes on from them";
-            // One sum of input Grams takes as much as many modules' factors, and is factored by all threads.
-            let alone = self.recipe().fusion.method.needs_input_grams();
-            let bytes = |f: &Frame| (!alone && !f.is_large()).then(|| self.bytes_of(f));
-            let one = |frames: &[Frame]| self.compute(backend, frames);
-            let computed =
-                in_order(backend, rest, bytes, (common, kept), one, |done| send.send(done).is_ok());
+            let computed = self.each(backend, rest, (common, kept), |done| send.send(done).is_ok());
             drop(send);
             // The writer's error first: it is why computing stopped.
             writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -423,6 +449,44 @@ impl FusePlan {
         bar.finish_and_clear();
         journal.remove()?;
         Ok((pairs, certificates))
+    }
+
+    /// Fuses the modules of `frames` and hands them on in order, until `take` says no; `kept` says what there is when the
+    /// process is asked to stop.
+    fn each<B: Backend>(
+        &self,
+        backend: &B,
+        frames: &[Frame],
+        stop: (&Common, &str),
+        take: impl FnMut(Vec<Written>) -> bool,
+    ) -> Result<()> {
+        // One sum of input Grams takes as much as many modules' factors, and is factored by all threads.
+        let alone = self.recipe().fusion.method.needs_input_grams();
+        let bytes = |f: &Frame| (!alone && !f.is_large()).then(|| self.bytes_of(f));
+        in_order(backend, frames, bytes, stop, |frames| self.compute(backend, frames), take)
+    }
+
+    /// Where the factors of the adapter lie in an arena: those of [`FusePlan::values`].
+    pub(super) fn layout(&self) -> Layout {
+        let mut layout = Layout::default();
+        for frame in &self.frames {
+            layout.push(frame.module, frame.size, self.file_rank(frame), 1.0);
+        }
+        layout
+    }
+
+    /// The factors of the adapter as its file would hold them, each A and B in turn, widened to f32.
+    pub(super) fn values<B: Backend>(&self, backend: &B, stop: (&Common, &str)) -> Result<Vec<f32>> {
+        let mut values = Vec::with_capacity(self.layout().end());
+        self.each(backend, &self.frames, stop, |done| {
+            for bytes in done.iter().flat_map(|one| [&one.a, &one.b]) {
+                let start = values.len();
+                values.resize(start + bytes.len() / self.options.dtype.size(), 0.0);
+                convert::widen(&mut values[start..], bytes, self.options.dtype);
+            }
+            true
+        })?;
+        Ok(values)
     }
 
     /// Reads and fuses a few modules.
