@@ -33,23 +33,34 @@ type Ranked = (Candidate, usize);
 
 /// A search that was checked and has not begun.
 pub(super) struct Ready<'a> {
+    /// What was asked.
     pub options: &'a SearchOptions,
     /// What the fusions have in common, of the adapters that were not left out.
     pub fuse: FuseOptions,
+    /// The base.
     pub checkpoint: Checkpoint,
+    /// The items that choose.
     pub questions: Questions,
+    /// Held-out items.
     pub test: Option<Questions>,
+    /// The adapters.
     pub inputs: Arc<Inputs>,
     /// The same with the Grams of their inputs, where a method needs those.
     pub with_grams: Option<Arc<Inputs>>,
+    /// Which of those that were given they are.
     pub admission: Admission,
     /// The adapters' names.
     pub edges: Vec<String>,
+    /// The fusions, the simpler first.
     pub candidates: Vec<Ranked>,
+    /// What scoring any of them takes.
     pub needs: Needs,
+    /// What fusing any of them takes.
+    fusing: Plan,
 }
 
 impl<'a> Ready<'a> {
+    /// Reads the items, opens and admits the adapters, and checks each candidate.
     pub fn new(options: &'a SearchOptions, common: &Common) -> Result<Ready<'a>> {
         check(options)?;
         let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
@@ -108,6 +119,7 @@ impl<'a> Ready<'a> {
             edges,
             candidates: Vec::with_capacity(all.len()),
             needs,
+            fusing: Plan::default(),
         };
         let mut seen = HashSet::new();
         for candidate in all {
@@ -115,6 +127,9 @@ impl<'a> Ready<'a> {
             // Two spellings of the same weights are one candidate.
             if seen.insert(format!("{:?} {:?}", candidate.recipe, plan.weights)) {
                 ready.needs.hold(&plan.layout());
+                if plan.memory().total() > ready.fusing.total() {
+                    ready.fusing = plan.memory();
+                }
                 ready.candidates.push((candidate, plan.rank()));
             }
         }
@@ -139,8 +154,13 @@ impl<'a> Ready<'a> {
         FusePlan::new(inputs.clone(), self.admission.clone(), options, common)
     }
 
+    /// Every buffer: a candidate is fused beside those that it is scored in.
     pub fn memory<B: Backend, T: Real>(&self, backend: &B) -> Result<Plan> {
-        self.needs.plan::<B, T>(backend, &self.checkpoint)
+        let mut plan = self.needs.plan::<B, T>(backend, &self.checkpoint)?;
+        if backend.shares_memory() {
+            plan.rows.extend(self.fusing.rows.iter().cloned());
+        }
+        Ok(plan)
     }
 
     /// What the result follows from.
@@ -224,12 +244,14 @@ impl<'a> Ready<'a> {
     }
 }
 
-/// The folders' own names, or the paths where two are called the same.
+/// The folders' own names, with their places behind them where two are called the same: paths stay at home.
 fn names(paths: &[PathBuf]) -> Vec<String> {
     let own: Vec<String> = paths
         .iter()
-        .map(|p| p.file_name().map_or_else(|| p.display().to_string(), |n| n.to_string_lossy().into_owned()))
+        .map(|p| p.file_name().map_or_else(|| "adapter".into(), |n| n.to_string_lossy().into_owned()))
         .collect();
-    let unique = own.iter().collect::<HashSet<_>>().len() == own.len();
-    if unique { own } else { paths.iter().map(|p| p.display().to_string()).collect() }
+    if own.iter().collect::<HashSet<_>>().len() == own.len() {
+        return own;
+    }
+    own.iter().enumerate().map(|(place, name)| format!("{name} {place}")).collect()
 }

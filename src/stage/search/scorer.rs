@@ -10,7 +10,7 @@ use crate::data::grove::Grove;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
 use crate::model::adapters::Layout;
-use crate::model::memory::Plan;
+use crate::model::memory::{Part, Plan};
 use crate::model::room::RoomSize;
 use crate::model::rope::Tables;
 use crate::model::session::{self, Adapters, Session};
@@ -132,11 +132,15 @@ impl Needs {
         self.extent.room(checkpoint, 1, self.ranks)
     }
 
-    /// Every buffer of a [`Scorer`].
+    /// Every buffer of a [`Scorer`], and what is handed to it.
     pub fn plan<B: Backend, T: Real>(&self, backend: &B, checkpoint: &Checkpoint) -> Result<Plan> {
         let (tables, size) = self.room(checkpoint)?;
         let largest = [Some(Layout::starting_at(self.values))];
-        session::plan::<B, T>(backend, checkpoint.config(), &largest, &tables, size)
+        let mut plan = session::plan::<B, T>(backend, checkpoint.config(), &largest, &tables, size)?;
+        if backend.shares_memory() {
+            plan.add(Part::Adapter, "an adapter on its way to the model", 4 * self.values as u64);
+        }
+        Ok(plan)
     }
 }
 
