@@ -126,7 +126,7 @@ pub enum Command {
     /// Every method with every resolution and all weights is fused, scored with the base loaded once, and compared item by
     /// item with the base and with the best one: McNemar's exact test, two-sided. Of those with as many right answers the
     /// simplest is taken: without a resolution before with one; uniform weights, those by samples, lists, then points of
-    /// the grid from the most even; methods in the order in which `fuse --help` names them.
+    /// the grid from the most even; methods in a fixed order, fedavg and mean first.
     ///
     /// The accuracy that chose is optimistic, the more so the more candidates there were: --test takes items that chose
     /// nothing.
