@@ -58,6 +58,9 @@ pub enum Error {
     /// The computation gave a result that cannot be used (NaN, no supervised token).
     #[error("{0}")]
     Numeric(String),
+    /// The result is not as good as the command asks for, and was not written.
+    #[error("{0}")]
+    NotGoodEnough(String),
     /// SIGINT or SIGTERM arrived and the work so far is saved: exit code 130.
     #[error("interrupted: {0}")]
     Interrupted(String),

@@ -1,25 +1,24 @@
 //! Evaluation of a real model: several adapters against each alone, options of several tokens against the same text
-//! as a whole. (`golden_mmlu.rs` holds it to transformers.)
+//! as a whole; and what a report says of columns beside one another. (`golden_mmlu.rs` holds it to transformers.)
+
+#[path = "common/small.rs"]
+mod small;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anabranch::checkpoint::adapter_config::AdapterConfig;
-use anabranch::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
 use anabranch::checkpoint::checkpoint::Checkpoint;
 use anabranch::checkpoint::config::ModelConfig;
-use anabranch::checkpoint::module::Target;
-use anabranch::checkpoint::provenance::Provenance;
 use anabranch::checkpoint::weights::OpenOptions;
 use anabranch::cpu::Cpu;
 use anabranch::data::documents::Document;
 use anabranch::data::tokenizer::Tokenizer;
 use anabranch::model::session::Adapters;
 use anabranch::model::weights::Model;
-use anabranch::random::{Philox, Purpose};
 use anabranch::stage::common::Common;
 use anabranch::stage::evaluate::score::Columns;
 use anabranch::stage::evaluate::{self, EvalOptions, EvalReport};
-use anabranch::tensor::DType;
+use anabranch::stage::generate::{self, GenerateOptions};
 
 fn shared(name: &str) -> Option<PathBuf> {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data")).join(name);
@@ -34,32 +33,6 @@ fn eval(options: EvalOptions) -> EvalReport {
     let backend = Cpu::new(2).expect("threads");
     let options = EvalOptions { batch_tokens: 2048, seq: 512, ..options };
     evaluate::run::<Cpu, f32>(&backend, &options, &Common::default()).expect("an evaluation")
-}
-
-/// An adapter on all linears that moves the model well.
-fn adapter(dir: &Path, config: &ModelConfig, seed: u64) {
-    let rank = 3;
-    let specs: Vec<PairSpec> = config
-        .modules()
-        .map(|module| PairSpec {
-            module,
-            rank,
-            dims: config.dims(module.target, module.layer),
-            dtypes: (DType::F32, DType::F32),
-        })
-        .collect();
-    let mut writer =
-        AdapterWriter::create(dir, AdapterConfig::portable(rank, &Target::ALL, None), specs.clone())
-            .expect("a writer");
-    for (n, spec) in specs.iter().enumerate() {
-        let random = Philox::new(seed, Purpose::Test.stream(n as u64));
-        let values = |from: usize, n: usize| -> Vec<f32> {
-            (from..from + n).map(|i| 0.6 * (random.uniform(i as u64) - 0.5)).collect()
-        };
-        let (o, i) = spec.dims;
-        writer.write_f32(spec.module, &values(0, rank * i), &values(rank * i, o * rank)).expect("a pair");
-    }
-    writer.finish(None, Provenance::new("test")).expect("an adapter");
 }
 
 #[test]
@@ -92,8 +65,7 @@ fn adapters_together_score_as_each_alone() {
         .enumerate()
         .map(|(n, name)| {
             let folder = dir.path().join(name);
-            std::fs::create_dir(&folder).expect("a folder");
-            adapter(&folder, &config, n as u64);
+            small::adapter(&folder, &config, 3, n as u64, 0.6);
             (name.to_string(), folder)
         })
         .collect();
@@ -154,4 +126,109 @@ fn options_of_several_tokens_score_as_the_text_they_make() {
         let got = report.predictions[0].logprobs[n];
         assert!((got - expected).abs() <= 1e-4 * expected.abs(), "{continuation}: {got} {expected}");
     }
+}
+
+/// A small model, two adapters, and a task whose right answers are what the first adapter says, but for every fifth.
+fn compared(dir: &Path) -> EvalOptions {
+    let model = small::model(dir);
+    let config = ModelConfig::open(&model).expect("a config");
+    let adapters = ["one", "two"].map(|name| (name.to_string(), dir.join(name)));
+    for (n, (_, folder)) in adapters.iter().enumerate() {
+        small::adapter(folder, &config, 2, n as u64, 1.2);
+    }
+    let (adapters, tasks) = (adapters.to_vec(), vec![dir.join("t.jsonl")]);
+    small::task(&tasks[0], 40, 1, |_| 0);
+    let options = EvalOptions { model, adapters, base: true, tasks, ..EvalOptions::default() };
+    let report = eval(options.clone());
+    let said: Vec<usize> = report
+        .predictions
+        .iter()
+        .filter(|p| p.adapter.as_deref() == Some("one"))
+        .map(|p| p.predicted)
+        .collect();
+    small::task(&options.tasks[0], 40, 1, |item| (said[item] + usize::from(item % 5 == 0)) % 4);
+    options
+}
+
+#[test]
+fn any_two_columns_are_compared_item_by_item() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let options = compared(dir.path());
+    let report = eval(options.clone());
+    assert_eq!(report.overall[1].correct, 32);
+    let right = |column: usize| -> Vec<bool> {
+        report.predictions.iter().skip(column).step_by(3).map(|p| p.predicted == p.gold).collect()
+    };
+    let pairs: Vec<_> = report.pairs.iter().map(|p| (p.first.as_deref(), p.second.as_deref())).collect();
+    assert_eq!(pairs, [(None, Some("one")), (None, Some("two")), (Some("one"), Some("two"))]);
+    for (pair, (first, second)) in report.pairs.iter().zip([(0, 1), (0, 2), (1, 2)]) {
+        let (a, b, p) = (right(first), right(second), &pair.paired);
+        let only = |x: &[bool], y: &[bool]| x.iter().zip(y).filter(|(x, y)| **x && !**y).count();
+        assert_eq!((p.only_first, p.only_second), (only(&a, &b), only(&b, &a)));
+        let difference = report.overall[second].accuracy.unwrap() - report.overall[first].accuracy.unwrap();
+        let [low, high] = p.interval.unwrap();
+        assert!((p.difference.unwrap() - difference).abs() <= 1e-12);
+        assert!(low <= difference + 1e-12 && difference <= high + 1e-12, "{p:?}");
+    }
+    assert!(report.pairs[0].paired.p < 1e-3, "the first adapter knows what the base does not");
+    assert_eq!(report.pairs, report.tasks[0].pairs);
+    let letters = &report.letters;
+    assert_eq!(letters, &report.tasks[0].letters);
+    for (column, counts) in letters.predicted.iter().enumerate() {
+        let said = report.predictions.iter().skip(column).step_by(3);
+        let count = |option: usize| said.clone().filter(|p| p.predicted == option).count();
+        assert_eq!(*counts, (0..4).map(count).collect::<Vec<_>>());
+    }
+    assert_eq!(letters.gold.iter().sum::<usize>(), 40);
+
+    let text = Command::new(env!("CARGO_BIN_EXE_anabranch"))
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .args(["eval", "--base", "--model"])
+        .arg(&options.model)
+        .arg("--adapter")
+        .arg(&options.adapters[0].1)
+        .arg("--task")
+        .arg(&options.tasks[0])
+        .output()
+        .expect("a run");
+    let text = String::from_utf8(text.stdout).expect("text");
+    for part in ["80.0 ±", "answers, %", "right", "base → one", "McNemar"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn an_item_is_shown_with_each_columns_own_words() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let options = compared(dir.path());
+    let report = eval(EvalOptions { show: Some("q7".into()), ..options.clone() });
+    let shown = &report.shown[0];
+    assert_eq!((report.shown.len(), shown.id.as_str()), (1, "q7"));
+    for (column, prediction) in report.predictions.iter().skip(21).take(3).enumerate() {
+        assert_eq!((&prediction.id, shown.predicted[column]), (&shown.id, prediction.predicted));
+        let p = &shown.probabilities[column];
+        assert!((p.iter().sum::<f64>() - 1.0).abs() <= 1e-12);
+        let ratio = (prediction.logprobs[0] - prediction.logprobs[1]).exp();
+        assert!((p[0] / p[1] / ratio - 1.0).abs() <= 1e-9);
+        // As `generate` goes on after the prompt.
+        let text = generate::run::<Cpu, f32>(
+            &Cpu::new(1).expect("threads"),
+            &GenerateOptions {
+                model: options.model.clone(),
+                adapter: (column > 0).then(|| options.adapters[column - 1].1.clone()),
+                prompt: shown.context.clone(),
+                max_tokens: 16,
+                temperature: 0.0,
+            },
+            &Common::default(),
+        );
+        assert_eq!(shown.greedy[column], text.expect("a text").text, "column {column}");
+    }
+    let unknown = EvalOptions { show: Some("q70".into()), ..options };
+    let refused = evaluate::run::<Cpu, f32>(
+        &Cpu::new(1).expect("threads"),
+        &EvalOptions { batch_tokens: 2048, seq: 512, ..unknown },
+        &Common::default(),
+    );
+    assert!(refused.unwrap_err().to_string().contains("the nearest is q7"));
 }

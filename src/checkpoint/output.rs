@@ -164,6 +164,11 @@ impl Output {
         self.keep = true;
     }
 
+    /// Gives the work up: the folder goes, that of a resumed run too.
+    pub fn discard(mut self) {
+        self.keep = false;
+    }
+
     /// Makes all files durable and puts the folder in its place. It is an error, and the work stays, if it has no
     /// `anabranch.json` (by which a later `--force` knows it), or if something has come to lie at OUT meanwhile.
     pub fn finish(mut self) -> Result<()> {

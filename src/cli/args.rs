@@ -15,6 +15,7 @@ use crate::prune::groups::{Gqa, Reduce};
 use crate::prune::scores::Importance;
 use crate::stage::export::Format;
 use crate::stage::measure::Of;
+use crate::stage::search::{Rival, WeightChoice};
 
 /// Prune a large model to an edge device's memory, train LoRA adapters there, recover them, resolve their conflicts,
 /// fuse them, evaluate.
@@ -120,6 +121,19 @@ pub enum Command {
     ///
     /// Example: anabranch fuse hum-full sc-full --method fedavg --resolve lora-cr --out fused
     Fuse(FuseArgs),
+    /// The best of many fusions on a task, written where it is good enough
+    ///
+    /// Every method with every resolution and all weights is fused, scored with the base loaded once, and compared item by
+    /// item with the base and with the best one: McNemar's exact test, two-sided. Of those with as many right answers the
+    /// simplest is taken: without a resolution before with one; uniform weights, those by samples, lists, then points of
+    /// the grid from the most even; methods in a fixed order, fedavg and mean first.
+    ///
+    /// The accuracy that chose is optimistic, the more so the more candidates there were: --test takes items that chose
+    /// nothing.
+    ///
+    /// Example: anabranch search hum-full sc-full --model llama-3-8b --task val.jsonl --methods fedavg,mean --resolve
+    /// none,lora-cr --weights grid --require-better-than base --test test.jsonl --out best
+    Search(SearchArgs),
     /// The parts of a fusion (fuse --layers A..B) put together
     ///
     /// Example: anabranch join part-0 part-1 part-2 --out fused
@@ -629,12 +643,20 @@ pub struct FuseHow {
     /// none or lora-cr, before any method
     #[arg(long, default_value = "none", value_name = "HOW")]
     pub resolve: String,
-    /// How conflicts are resolved
-    #[command(flatten)]
-    pub conflict: ResolveArgs,
     /// uniform, samples, or W1,W2,…
     #[arg(long, default_value = "uniform", value_name = "WEIGHTS")]
     pub weights: Weights,
+    /// What else they are told
+    #[command(flatten)]
+    pub settings: FuseSettings,
+}
+
+/// What fusions are told besides method, resolution and weights.
+#[derive(Clone, Debug, Args)]
+pub struct FuseSettings {
+    /// How conflicts are resolved
+    #[command(flatten)]
+    pub conflict: ResolveArgs,
     /// Rows that some edges pruned: zero, or present to divide by those who kept them
     #[arg(long, default_value = "zero", value_name = "HOW")]
     pub coverage: Coverage,
@@ -674,6 +696,60 @@ pub struct FuseHow {
     /// portable: right in every reader; or peft
     #[arg(long, default_value = "portable", value_name = "PROFILE")]
     pub profile: String,
+}
+
+/// `search`.
+#[derive(Debug, Args)]
+pub struct SearchArgs {
+    /// The adapters
+    #[arg(required = true, num_args = 1.., value_name = "ADAPTER")]
+    pub adapters: Vec<PathBuf>,
+    /// The base that they are for
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Multiple-choice tasks that choose, each counted by its size: MMLU CSV or JSONL
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    pub task: Vec<PathBuf>,
+    /// Held-out tasks, on which the best candidate, the base and each adapter are evaluated in the end
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub test: Vec<PathBuf>,
+    /// The best candidate's folder
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Methods of `fuse` whose result is an adapter; those on entries (ties, dare, dare-ties) need --rank
+    ///
+    /// Options that only some methods take go to those.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "A,B,…")]
+    pub methods: Vec<Method>,
+    /// none and lora-cr, before any method
+    #[arg(long, default_value = "none", value_delimiter = ',', value_name = "A,B")]
+    pub resolve: Vec<String>,
+    /// grid (steps of 0.1 that add up to 1), uniform, samples, or W1,W2,…; may be given several times
+    #[arg(long, default_value = "uniform", value_name = "WEIGHTS")]
+    pub weights: Vec<WeightChoice>,
+    /// Write nothing and fail unless the best is better than the base, or than the best adapter alone (best-edge)
+    ///
+    /// Better is: more right answers, and a p of McNemar's exact test of at most --level.
+    #[arg(long, value_delimiter = ',', value_name = "base,best-edge")]
+    pub require_better_than: Vec<Rival>,
+    /// The largest p of McNemar's exact two-sided test with which --require-better-than calls more right answers better
+    #[arg(long, default_value_t = 0.05, value_name = "P")]
+    pub level: f64,
+    /// The most candidates
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub max_candidates: usize,
+    /// How items are put to the model
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    /// What `anabranch grams` made of each adapter's data, in the adapters' order: for regmean and cat-merging
+    #[arg(long, value_delimiter = ',', value_name = "DIR,…")]
+    pub grams: Vec<PathBuf>,
+    /// Whose adapters are taken
+    #[command(flatten)]
+    pub trust: TrustArgs,
+    /// What all candidates are told
+    #[command(flatten)]
+    pub settings: FuseSettings,
 }
 
 /// `grams`.
@@ -723,24 +799,32 @@ pub struct EvalArgs {
     /// The base as a column beside the adapters
     #[arg(long)]
     pub base: bool,
-    /// Solved examples before each question
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub shots: usize,
-    /// Where they come from
-    #[arg(long, value_name = "DIR", requires = "shots")]
-    pub shots_from: Option<PathBuf>,
+    /// How items are put to the model
+    #[command(flatten)]
+    pub prompts: PromptArgs,
     /// One JSON line per item and column
     #[arg(long, value_name = "FILE")]
     pub predictions: Option<PathBuf>,
     /// results.json and predictions.jsonl in a folder
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Show one item with its prompt, tokens and log-probabilities
+    /// Show one item: the question, and each column's probabilities of the options and what it writes by itself
     #[arg(long, value_name = "ID")]
     pub show: Option<String>,
     /// Tokens of a window of --text
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub seq: usize,
+}
+
+/// How items are put to a model.
+#[derive(Clone, Debug, Args)]
+pub struct PromptArgs {
+    /// Solved examples before each question
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub shots: usize,
+    /// Where they come from
+    #[arg(long, value_name = "DIR", requires = "shots")]
+    pub shots_from: Option<PathBuf>,
     /// The most tokens that go through the model together
     #[arg(long, default_value_t = 2048, value_name = "N")]
     pub batch_tokens: usize,

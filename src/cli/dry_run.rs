@@ -18,7 +18,7 @@ use crate::model::memory::Plan;
 use crate::stage::common::Common;
 use crate::stage::export::Format;
 use crate::stage::join::Parts;
-use crate::stage::{evaluate, export, fuse, generate, grams, logits, prune, recover, train};
+use crate::stage::{evaluate, export, fuse, generate, grams, logits, prune, recover, search, train};
 
 /// What a command would do.
 #[derive(Debug, Default, Serialize)]
@@ -112,6 +112,22 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
             o.steps.push(format!("fuse {modules} modules, largest rank {rank}"));
             o.memory = Some(memory).filter(|plan| plan.total() > 0);
         }
+        Command::Search(args) => {
+            let options = plan::search(args)?;
+            let adapters = options.fuse.adapters.iter().chain(&options.fuse.grams);
+            o.reads(
+                std::iter::once(&options.model).chain(adapters).chain(&options.tasks).chain(&options.test),
+            );
+            o.folder(&options.out, common)?;
+            let mut does = String::new();
+            planned!(o, global, common, |b: B, T| {
+                search::plan::<B, T>(b, &options, common).map(|(what, plan)| {
+                    does = what;
+                    plan
+                })
+            });
+            o.steps.push(does);
+        }
         Command::Join(args) => {
             let options = plan::join(args);
             o.reads(&options.parts);
@@ -182,7 +198,7 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
         }
         Command::Demo(_) | Command::Report(_) => {
             return Err(Error::Usage(
-                "--dry-run goes with run, prune, train, recover, conflict, fuse, grams, eval, logits, generate and export; demo and report only write a folder of their own".into(),
+                "--dry-run goes with run, prune, train, recover, conflict, fuse, search, grams, eval, logits, generate and export; demo and report only write a folder of their own".into(),
             ));
         }
         Command::Keys { .. } | Command::Sign(_) => {

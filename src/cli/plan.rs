@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::args::{
-    BudgetArgs, ConflictArgs, EvalArgs, ExportArgs, FuseArgs, FuseHow, GenerateArgs, Global, GramsArgs,
-    JoinArgs, LogitsArgs, OccasionArgs, PrecisionArg, PruneArgs, PruneHow, RecoverArgs, ResolveArgs,
-    ShapeArgs, SignArgs, TrainCommand, TrainHow, TrustArgs, VerifyArgs,
+    BudgetArgs, ConflictArgs, EvalArgs, ExportArgs, FuseArgs, FuseHow, FuseSettings, GenerateArgs, Global,
+    GramsArgs, JoinArgs, LogitsArgs, OccasionArgs, PrecisionArg, PruneArgs, PruneHow, RecoverArgs,
+    ResolveArgs, SearchArgs, ShapeArgs, SignArgs, TrainCommand, TrainHow, TrustArgs, VerifyArgs,
 };
 use crate::checkpoint::manifest::Occasion;
 use crate::cpu::Cpu;
@@ -16,6 +16,7 @@ use crate::data::schedule::Extent;
 use crate::error::{Error, Result};
 use crate::fuse::elementwise::Sparse;
 use crate::fuse::options::Method;
+use crate::fuse::weights::Weights;
 use crate::fuse::{Fusion, LoraCr, Recipe, goes_with};
 use crate::model::shape::TrainingShape;
 use crate::stage::admit::Screen;
@@ -34,6 +35,7 @@ use crate::stage::measure::StepSize;
 use crate::stage::progress::Progress;
 use crate::stage::prune::{Amount, PruneOptions};
 use crate::stage::recover::RecoverOptions;
+use crate::stage::search::SearchOptions;
 use crate::stage::sign::SignOptions;
 use crate::stage::train::TrainOptions;
 use crate::stage::trust::TrustOptions;
@@ -340,9 +342,9 @@ pub fn eval(args: &EvalArgs) -> Result<EvalOptions> {
         tasks: args.task.clone(),
         text: args.text.clone(),
         seq: args.seq,
-        shots: args.shots,
-        shots_from: args.shots_from.clone(),
-        batch_tokens: args.batch_tokens,
+        shots: args.prompts.shots,
+        shots_from: args.prompts.shots_from.clone(),
+        batch_tokens: args.prompts.batch_tokens,
         show: args.show.clone(),
         predictions: args.predictions.clone(),
         out: args.out.clone(),
@@ -467,67 +469,148 @@ fn lora_cr(args: &ResolveArgs) -> LoraCr {
     LoraCr { shared_rank: args.shared_rank, side: args.side, gate: args.gate, restore: args.restore }
 }
 
+/// An option of fusion that some methods take.
+struct Particular {
+    name: &'static str,
+    given: fn(&FuseSettings) -> bool,
+    fits: fn(Method) -> bool,
+    clear: fn(&mut FuseSettings),
+}
+
+/// Those that a method which does not take them refuses.
+const PARTICULAR: [Particular; 7] = [
+    Particular {
+        name: "--fedsa",
+        given: |s| s.fedsa.is_some(),
+        fits: |m| m == Method::Fedsa,
+        clear: |s| s.fedsa = None,
+    },
+    Particular {
+        name: "--lambda",
+        given: |s| s.lambda != 1.0,
+        fits: Method::scales,
+        clear: |s| s.lambda = 1.0,
+    },
+    Particular {
+        name: "--density",
+        given: |s| s.density.is_some(),
+        fits: trims,
+        clear: |s| s.density = None,
+    },
+    Particular {
+        name: "--density-of",
+        given: |s| s.density_of.is_some(),
+        fits: trims,
+        clear: |s| s.density_of = None,
+    },
+    Particular {
+        name: "--density-scope",
+        given: |s| s.density_scope.is_some(),
+        fits: |m| m == Method::Ties,
+        clear: |s| s.density_scope = None,
+    },
+    Particular {
+        name: "--drop",
+        given: |s| s.drop.is_some(),
+        fits: |m| matches!(Sparse::of(m), Some(Sparse::Drop(_))),
+        clear: |s| s.drop = None,
+    },
+    Particular {
+        name: "--clusters",
+        given: |s| s.clusters.is_some(),
+        fits: |m| m == Method::LoraLego,
+        clear: |s| s.clusters = None,
+    },
+];
+
+fn trims(method: Method) -> bool {
+    matches!(Sparse::of(method), Some(Sparse::Trim(_)))
+}
+
 /// What is done to the entries of each update, by the methods that work on them.
-fn sparse(how: &FuseHow) -> Result<Option<Sparse>> {
-    let trims = |m| matches!(Sparse::of(m), Some(Sparse::Trim(_)));
-    let drops = |m| matches!(Sparse::of(m), Some(Sparse::Drop(_)));
-    if how.density.is_some() {
-        goes_with("--density", how.method, trims)?;
-    }
-    if how.density_of.is_some() {
-        goes_with("--density-of", how.method, trims)?;
-    }
-    if how.density_scope.is_some() {
-        goes_with("--density-scope", how.method, |m| m == Method::Ties)?;
-    }
-    if how.drop.is_some() {
-        goes_with("--drop", how.method, drops)?;
-    }
-    let mut sparse = Sparse::of(how.method);
+fn sparse(method: Method, settings: &FuseSettings) -> Option<Sparse> {
+    let mut sparse = Sparse::of(method);
     match &mut sparse {
         Some(Sparse::Trim(trim)) => {
-            trim.density = how.density.unwrap_or(trim.density);
-            trim.of = how.density_of.unwrap_or(trim.of);
-            trim.scope = how.density_scope.unwrap_or(trim.scope);
+            trim.density = settings.density.unwrap_or(trim.density);
+            trim.of = settings.density_of.unwrap_or(trim.of);
+            trim.scope = settings.density_scope.unwrap_or(trim.scope);
         }
-        Some(Sparse::Drop(drop)) => drop.drop = how.drop.unwrap_or(drop.drop),
+        Some(Sparse::Drop(drop)) => drop.drop = settings.drop.unwrap_or(drop.drop),
         None => {}
     }
-    Ok(sparse)
+    sparse
+}
+
+/// `method` with its settings; an error for one that it does not take.
+fn fusion(method: Method, settings: &FuseSettings) -> Result<Fusion> {
+    for option in PARTICULAR.iter().filter(|option| (option.given)(settings)) {
+        goes_with(option.name, method, option.fits)?;
+    }
+    let fusion = Fusion {
+        method,
+        fedsa: settings.fedsa,
+        lambda: settings.lambda,
+        rank: settings.rank,
+        coverage: settings.coverage,
+        sparse: sparse(method, settings),
+        clusters: settings.clusters,
+        seed: 0,
+    };
+    fusion.check()?;
+    Ok(fusion)
+}
+
+/// Each of `methods` with the settings that it takes; an error for one that none of them does.
+fn fusions(methods: &[Method], settings: &FuseSettings) -> Result<Vec<Fusion>> {
+    for option in PARTICULAR.iter().filter(|option| (option.given)(settings)) {
+        if let Some(first) = methods.first()
+            && !methods.iter().any(|m| (option.fits)(*m))
+        {
+            goes_with(option.name, *first, option.fits)?;
+        }
+    }
+    let own = |&method: &Method| {
+        let mut settings = settings.clone();
+        for option in PARTICULAR.iter().filter(|option| !(option.fits)(method)) {
+            (option.clear)(&mut settings);
+        }
+        fusion(method, &settings)
+    };
+    methods.iter().map(own).collect()
+}
+
+/// The resolution that `--resolve` means.
+fn resolution(typed: &str, how: &ResolveArgs) -> Result<Option<LoraCr>> {
+    match typed {
+        "none" => Ok(None),
+        "lora-cr" => Ok(Some(lora_cr(how))),
+        other => Err(Error::Usage(format!("--resolve is {other:?}, expected none or lora-cr"))),
+    }
 }
 
 /// A fusion's options without adapters and outputs, which a flow fills in.
 pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
-    let resolve = match how.resolve.as_str() {
-        "none" => None,
-        "lora-cr" => Some(lora_cr(&how.conflict)),
-        other => return Err(Error::Usage(format!("--resolve is {other:?}, expected none or lora-cr"))),
-    };
-    let fusion = Fusion {
-        method: how.method,
-        fedsa: how.fedsa,
-        lambda: how.lambda,
-        rank: how.rank,
-        coverage: how.coverage,
-        sparse: sparse(how)?,
-        clusters: how.clusters,
-        seed: 0,
-    };
-    fusion.check()?;
-    let screen = Screen { max_norm: how.max_norm, reject_outliers: how.reject_outliers };
+    let resolve = resolution(&how.resolve, &how.settings.conflict)?;
+    let recipe = Recipe { resolve, fusion: fusion(how.method, &how.settings)? };
+    fuse_with(recipe, &how.weights, &how.settings)
+}
+
+fn fuse_with(recipe: Recipe, weights: &Weights, settings: &FuseSettings) -> Result<FuseOptions> {
+    let screen = Screen { max_norm: settings.max_norm, reject_outliers: settings.reject_outliers };
     screen.check()?;
-    let profile = match how.profile.as_str() {
+    let profile = match settings.profile.as_str() {
         "portable" => Profile::Portable,
         "peft" => Profile::Peft,
         other => return Err(Error::Usage(format!("--profile is {other:?}, expected portable or peft"))),
     };
     Ok(FuseOptions {
         adapters: Vec::new(),
-        recipe: Recipe { resolve, fusion },
-        weights: how.weights.clone(),
+        recipe,
+        weights: weights.clone(),
         grams: Vec::new(),
-        allow_missing: how.conflict.allow_missing,
-        dtype: dtype(&how.dtype)?,
+        allow_missing: settings.conflict.allow_missing,
+        dtype: dtype(&settings.dtype)?,
         profile,
         out: None,
         model: None,
@@ -535,6 +618,42 @@ pub fn fuse_template(how: &FuseHow) -> Result<FuseOptions> {
         layers: None,
         screen,
         trust: TrustOptions::default(),
+    })
+}
+
+/// `search`'s options.
+pub fn search(args: &SearchArgs) -> Result<SearchOptions> {
+    let settings = &args.settings;
+    let fusions = fusions(&args.methods, settings)?;
+    let Some(first) = fusions.first() else {
+        return Err(Error::Usage("--methods names no method".into()));
+    };
+    let needs = |f: &Fusion| f.method.needs_input_grams();
+    if !args.grams.is_empty() && !fusions.iter().any(needs) {
+        goes_with("--grams", first.method, Method::needs_input_grams)?;
+    }
+    let resolves = args.resolve.iter().map(|typed| resolution(typed, &settings.conflict));
+    let recipe = Recipe { resolve: None, fusion: *first };
+    Ok(SearchOptions {
+        fuse: FuseOptions {
+            adapters: args.adapters.clone(),
+            grams: args.grams.clone(),
+            trust: trust(&args.trust),
+            ..fuse_with(recipe, &Weights::Uniform, settings)?
+        },
+        resolves: resolves.collect::<Result<_>>()?,
+        fusions,
+        weights: args.weights.clone(),
+        max_candidates: args.max_candidates,
+        model: args.model.clone(),
+        tasks: args.task.clone(),
+        test: args.test.clone(),
+        shots: args.prompts.shots,
+        shots_from: args.prompts.shots_from.clone(),
+        batch_tokens: args.prompts.batch_tokens,
+        required: args.require_better_than.clone(),
+        level: args.level,
+        out: args.out.clone(),
     })
 }
 

@@ -1,18 +1,19 @@
 //! Reports as people read them, or as one JSON document.
 
+mod answers;
+
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use self::answers::{eval, search};
 use crate::error::{Error, Result};
 use crate::fuse::certificate::{Certificate, Spread};
 use crate::fuse::conflict::{ConflictReport, Score};
 use crate::model::memory::{Part, Plan, human_bytes};
 use crate::stage::admit::Admission;
 use crate::stage::budget::grouped;
-use crate::stage::evaluate::EvalReport;
-use crate::stage::evaluate::accuracy::{Accuracy, percent};
 use crate::stage::export::ExportReport;
 use crate::stage::flow::results::{Column, Results};
 use crate::stage::fuse::FuseReport;
@@ -112,58 +113,6 @@ pub fn train(r: &TrainReport) -> String {
     }
     if r.skipped > 0 {
         text += &format!("\n{} bad lines were left out", r.skipped);
-    }
-    text
-}
-
-/// Accuracies in percent with standard errors, a row a task.
-pub fn eval(r: &EvalReport) -> String {
-    let name = |c: &Option<String>| c.clone().unwrap_or_else(|| "base".into());
-    let mut text = if r.already_finished { "already finished\n".to_string() } else { String::new() };
-    if !r.text.is_empty() {
-        let mut rows = vec![["", "tokens", "nll per token", "perplexity"].map(String::from).to_vec()];
-        for (column, score) in r.columns.iter().zip(&r.text) {
-            let cells =
-                [score.tokens.to_string(), format!("{:.4}", score.nll), format!("{:.3}", score.perplexity)];
-            rows.push([vec![name(column)], cells.to_vec()].concat());
-        }
-        return text + &table(&rows);
-    }
-    let accuracy = |a: &Accuracy| percent(a.accuracy, a.standard_error);
-    let mut rows = vec![
-        [vec!["accuracy, %".to_string(), "items".into()], r.columns.iter().map(name).collect()].concat(),
-    ];
-    let mut row = |label: String, items: usize, cells: &[Accuracy]| {
-        rows.push([vec![label, items.to_string()], cells.iter().map(accuracy).collect()].concat());
-    };
-    for task in &r.tasks {
-        row(task.name.clone(), task.items - task.unfit, &task.columns);
-        for subset in &task.subsets {
-            let items = subset.columns.first().map_or(0, |a| a.items);
-            row(format!("  {}", subset.subject), items, &subset.columns);
-        }
-    }
-    if r.tasks.len() > 1 {
-        row("all, by size".into(), r.overall.first().map_or(0, |a| a.items), &r.overall);
-    }
-    text += &table(&rows);
-    let ties: usize = r.overall.iter().map(|a| a.ties).sum();
-    if ties > 0 {
-        text += &format!("{ties} answers had an equally likely option beside them; the first counts\n");
-    }
-    if !r.unfit.is_empty() {
-        text += &format!(
-            "{} items do not fit the model's positions and were left out (--json names them)\n",
-            r.unfit.len()
-        );
-    }
-    for item in &r.shown {
-        text += &format!("\n{} {}\n{}\n", item.task, item.id, item.context);
-        for (n, option) in item.options.iter().enumerate() {
-            let scores: Vec<String> = item.logprobs.iter().map(|c| format!("{:9.4}", c[n])).collect();
-            let mark = if n == item.gold { "*" } else { " " };
-            text += &format!("{mark} {option:<12} {}\n", scores.join(" "));
-        }
     }
     text
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::stage::{
     budget, conflict, demo, evaluate, export, flow, fuse, generate, grams, inspect, join, keys, logits,
-    measure, prune, recover, report, sign, train, verify,
+    measure, prune, recover, report, search, sign, train, verify,
 };
 use crate::tensor::Real;
 
@@ -96,6 +96,17 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             let report = on_device!(machine, |b| in_pool(global, || fuse::run(b, &options, &common)))?;
             print::warnings(&report.warnings);
             out.report(&report, || print::fuse(&report))
+        }
+        Command::Search(args) => {
+            let machine = plan::machine(global)?;
+            let common = machine.common(global, &common)?;
+            let options = plan::search(args)?;
+            let report = on_machine!(machine, |b: B, T| {
+                in_pool(global, || search::run::<B, T>(b, &options, &common))
+            })?;
+            print::warnings(&report.warnings);
+            out.report(&report, || print::search(&report))?;
+            report.check()
         }
         Command::Join(args) => {
             let report = join::run(&plan::join(args), &common)?;

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
 
 /// A context and the strings whose log-probability after it is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Prompt {
     /// Everything before the options.
     pub context: String,

@@ -46,7 +46,7 @@ pub struct RoomSize {
 }
 
 /// What is computed from the last layer's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Head {
     /// The loss of at most so many supervised rows.
     Loss(usize),

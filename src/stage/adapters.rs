@@ -31,18 +31,30 @@ pub fn load_adapters<B: Backend, P: AsRef<Path>>(
         let adapter = Adapter::open(dir.as_ref(), common.open_options())?;
         check_model(&adapter, checkpoint)?;
         adapter.check_finite()?;
-        let mut layout = Layout::starting_at(host.len());
-        for (&module, pair) in &adapter.modules {
-            let (o, i) = pair.dims();
-            layout.push(module, (o, i), pair.rank, pair.scale as f32);
-            host.extend_from_slice(&pair.a.to_f32());
-            host.extend_from_slice(&pair.b.to_f32());
-        }
-        layouts.push(Some(layout));
+        layouts.push(Some(append(&mut host, &adapter)));
     }
     let mut params = backend.alloc("adapters", host.len())?;
     backend.upload(B::Store::view_mut(&mut params, 0..host.len()), &host)?;
     Ok(Adapters { params, layouts })
+}
+
+/// Puts all factors of `adapter` at the end of `host`; says where they lie.
+pub(super) fn append(host: &mut Vec<f32>, adapter: &Adapter) -> Layout {
+    let layout = layout(adapter, host.len());
+    for pair in adapter.modules.values() {
+        host.extend_from_slice(&pair.a.to_f32());
+        host.extend_from_slice(&pair.b.to_f32());
+    }
+    layout
+}
+
+/// Where the factors of `adapter` lie, A and B of each module in turn, the first of them at `start`.
+pub(super) fn layout(adapter: &Adapter, start: usize) -> Layout {
+    let mut layout = Layout::starting_at(start);
+    for (&module, pair) in &adapter.modules {
+        layout.push(module, pair.dims(), pair.rank, pair.scale as f32);
+    }
+    layout
 }
 
 /// Fails where an adapter's shapes or its recorded model are not those of `checkpoint`.

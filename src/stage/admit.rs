@@ -61,6 +61,11 @@ pub struct Candidate {
 }
 
 impl Admission {
+    /// The adapters that were not left out.
+    pub fn kept(&self) -> Vec<usize> {
+        left(&self.adapters)
+    }
+
     /// How many adapters were left out.
     pub fn left_out(&self) -> usize {
         self.adapters.iter().filter(|a| a.rejected.is_some()).count()
@@ -122,9 +127,6 @@ pub fn admit(
             a.rejected = Some(why);
         }
     }
-    let left = |adapters: &[Candidate]| -> Vec<usize> {
-        (0..adapters.len()).filter(|&e| adapters[e].rejected.is_none()).collect()
-    };
     let within = left(&adapters);
     let outliers = norms.outliers(&inputs, &within);
     if let [x, y] = within[..] {
@@ -151,6 +153,18 @@ pub fn admit(
     }
     let inputs = Candidates { inputs, from: Vec::new(), warnings }.all();
     Ok((inputs, Admission { adapters, outliers }))
+}
+
+/// Those that are not rejected.
+fn left(adapters: &[Candidate]) -> Vec<usize> {
+    (0..adapters.len()).filter(|&e| adapters[e].rejected.is_none()).collect()
+}
+
+/// Keeps of a list of one thing for each of so many `adapters` what is about those in `kept`; another list stays.
+pub(super) fn keep<T: Clone>(list: &mut Vec<T>, kept: &[usize], adapters: usize) {
+    if list.len() == adapters {
+        *list = kept.iter().map(|&e| list[e].clone()).collect();
+    }
 }
 
 /// What an outlier is, as a part of a sentence.
@@ -183,10 +197,8 @@ fn reduce(options: &mut FuseOptions, kept: &[usize], adapters: &[Candidate]) -> 
     if kept.is_empty() {
         return Err(Error::Usage("every adapter was left out: nothing is left to fuse".into()));
     }
-    if let Weights::List(w) = &mut options.weights
-        && w.len() == adapters.len()
-    {
-        *w = kept.iter().map(|&e| w[e]).collect();
+    if let Weights::List(w) = &mut options.weights {
+        keep(w, kept, adapters.len());
     }
     if let Some(Fedsa::Client(j)) = &mut options.recipe.fusion.fedsa
         && *j < adapters.len()
@@ -198,9 +210,7 @@ fn reduce(options: &mut FuseOptions, kept: &[usize], adapters: &[Candidate]) -> 
             ))
         })?;
     }
-    if options.grams.len() == adapters.len() {
-        options.grams = kept.iter().map(|&e| options.grams[e].clone()).collect();
-    }
+    keep(&mut options.grams, kept, adapters.len());
     options.adapters = kept.iter().map(|&e| adapters[e].path.clone()).collect();
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, OnceLock};
 use std::{iter, thread};
 
 use rayon::prelude::*;
@@ -33,6 +33,7 @@ use crate::fuse::options::Method;
 use crate::fuse::ties;
 use crate::fuse::weights::{Weights, renormalised};
 use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe, low_rank, spd};
+use crate::model::adapters::Layout;
 use crate::model::memory::{Part, Plan};
 use crate::tensor::DType;
 
@@ -147,7 +148,7 @@ pub fn run<B: Backend>(backend: &B, options: &FuseOptions, common: &Common) -> R
 #[derive(Debug)]
 pub struct FusePlan {
     /// The adapters.
-    pub inputs: Inputs,
+    pub inputs: Arc<Inputs>,
     /// Each module's members, with their weights.
     pub frames: Vec<Frame>,
     /// The rank of each module's result.
@@ -168,14 +169,14 @@ pub struct FusePlan {
 pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
     let mut options = checked(options, common)?;
     let (inputs, admission) = admit(Candidates::open(&options, common)?, &mut options, common)?;
-    FusePlan::of(options, inputs, admission, common)
+    FusePlan::new(with_grams(inputs, &options, common)?, admission, options, common)
 }
 
 /// What [`plan`] gives where no adapter is left out for what its values are; reads none of them.
 pub fn outline(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
     let options = checked(options, common)?;
     let inputs = Candidates::open(&options, common)?.all();
-    FusePlan::of(options, inputs, Admission::default(), common)
+    FusePlan::new(with_grams(inputs, &options, common)?, Admission::default(), options, common)
 }
 
 /// The options, where they go together, with the seed in them: all that can be known before a file is opened.
@@ -192,6 +193,21 @@ fn checked(options: &FuseOptions, common: &Common) -> Result<FuseOptions> {
         _ => {}
     }
     let mut options = options.clone();
+    settle(&mut options, common)?;
+    Ok(options)
+}
+
+/// `inputs` with the Grams that the options name.
+fn with_grams(inputs: Inputs, options: &FuseOptions, common: &Common) -> Result<Arc<Inputs>> {
+    let inputs = match options.grams.is_empty() {
+        true => inputs,
+        false => inputs.with_grams(&options.grams, common.open_options())?,
+    };
+    Ok(Arc::new(inputs))
+}
+
+/// Fills in the seed of methods that draw; an error where the method and `--grams` do not go together.
+pub(super) fn settle(options: &mut FuseOptions, common: &Common) -> Result<()> {
     let method = options.recipe.fusion.method;
     if options.recipe.fusion.draws() {
         options.recipe.fusion.seed = common.seed;
@@ -200,20 +216,15 @@ fn checked(options: &FuseOptions, common: &Common) -> Result<FuseOptions> {
         options.recipe.fusion.check_factors()?;
     }
     match (method.needs_input_grams(), options.grams.is_empty()) {
-        (true, true) => {
-            return Err(Error::Usage(format!(
-                "--method {method} needs --grams DIR,…: what `anabranch grams` made of each adapter's data, in the \
-                 adapters' order"
-            )));
-        }
-        (false, false) => {
-            return Err(Error::Usage(format!(
-                "--grams goes with --method regmean and cat-merging, not with {method}"
-            )));
-        }
-        _ => {}
+        (true, true) => Err(Error::Usage(format!(
+            "--method {method} needs --grams DIR,…: what `anabranch grams` made of each adapter's data, in the \
+             adapters' order"
+        ))),
+        (false, false) => Err(Error::Usage(format!(
+            "--grams goes with --method regmean and cat-merging, not with {method}"
+        ))),
+        _ => Ok(()),
     }
-    Ok(options)
 }
 
 /// One module ready to be written.
@@ -225,16 +236,13 @@ struct Written {
 }
 
 impl FusePlan {
-    /// Of these adapters, which `options` name.
-    fn of(
-        options: FuseOptions,
-        mut inputs: Inputs,
+    /// A fusion of adapters that are admitted already: `options` are settled, and about these alone.
+    pub(super) fn new(
+        inputs: Arc<Inputs>,
         admission: Admission,
+        options: FuseOptions,
         common: &Common,
     ) -> Result<FusePlan> {
-        if !options.grams.is_empty() {
-            inputs = inputs.with_grams(&options.grams, common.open_options())?;
-        }
         let method = options.recipe.fusion.method;
         let weights = match method {
             Method::TaskArithmetic => options.weights.as_given(inputs.adapters.len())?,
@@ -330,6 +338,12 @@ impl FusePlan {
         let asked = (&o.recipe, &o.weights, o.allow_missing, o.dtype.name(), o.profile);
         let mut hasher = Hasher::default();
         hasher.update(serde_json::json!(asked).to_string().as_bytes());
+        self.hash_inputs(&mut hasher)?;
+        Ok(hasher.finish())
+    }
+
+    /// Takes in what the adapters, their Grams and the base hold.
+    pub(super) fn hash_inputs(&self, hasher: &mut Hasher) -> Result<()> {
         let files: Vec<_> = self
             .inputs
             .adapters
@@ -343,7 +357,7 @@ impl FusePlan {
         if let Some(base) = &self.base {
             hasher.update(base.fingerprint()?.as_bytes());
         }
-        Ok(hasher.finish())
+        Ok(())
     }
 
     /// The rank in the file of a module with this frame.
@@ -387,10 +401,21 @@ impl FusePlan {
     /// Writes the fused adapter into the folder `dir`, which is there, with `certificate.json`; goes on behind the modules
     /// that are there already.
     pub fn write_adapter<B: Backend>(&self, backend: &B, dir: &Path, common: &Common) -> Result<Certificate> {
+        self.write_adapter_of(backend, dir, self.provenance(), common)
+    }
+
+    /// [`FusePlan::write_adapter`] with this `anabranch.json`.
+    pub(super) fn write_adapter_of<B: Backend>(
+        &self,
+        backend: &B,
+        dir: &Path,
+        provenance: Provenance,
+        common: &Common,
+    ) -> Result<Certificate> {
         let (pairs, modules) = self.write_modules(backend, dir, ADAPTER_MODEL, common)?;
         let certificate = self.certificate(self.options.dtype, modules);
         digest::write_json(&dir.join(CERTIFICATE), &certificate)?;
-        AdapterWriter::of(dir, self.config()?, pairs).finish(None, self.provenance())?;
+        AdapterWriter::of(dir, self.config()?, pairs).finish(None, provenance)?;
         Ok(certificate)
     }
 
@@ -454,14 +479,7 @@ impl FusePlan {
                 }
                 Ok(())
             });
-            // One sum of input Grams takes as much as many modules' factors, and all threads factor it; all threads make
-            // the entries of one update, too.
-            let method = self.recipe().fusion.method;
-            let alone = method.needs_input_grams() || method.is_elementwise();
-            let bytes = |f: &Frame| (!alone && !f.is_large()).then(|| self.bytes_of(f));
-            let one = |frames: &[Frame]| self.compute(backend, frames);
-            let computed =
-                in_order(backend, rest, bytes, (common, kept), one, |done| send.send(done).is_ok());
+            let computed = self.each(backend, rest, (common, kept), |done| send.send(done).is_ok());
             drop(send);
             // The writer's error first: it is why computing stopped.
             writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -470,6 +488,46 @@ impl FusePlan {
         bar.finish_and_clear();
         journal.remove()?;
         Ok((pairs, certificates))
+    }
+
+    /// Fuses the modules of `frames` and hands them on in order, until `take` says no; `kept` says what there is when the
+    /// process is asked to stop.
+    fn each<B: Backend>(
+        &self,
+        backend: &B,
+        frames: &[Frame],
+        stop: (&Common, &str),
+        take: impl FnMut(Vec<Written>) -> bool,
+    ) -> Result<()> {
+        // One sum of input Grams takes as much as many modules' factors, and all threads factor it; all threads make
+        // the entries of one update, too.
+        let method = self.recipe().fusion.method;
+        let alone = method.needs_input_grams() || method.is_elementwise();
+        let bytes = |f: &Frame| (!alone && !f.is_large()).then(|| self.bytes_of(f));
+        in_order(backend, frames, bytes, stop, |frames| self.compute(backend, frames), take)
+    }
+
+    /// Where the factors of the adapter lie in an arena: those of [`FusePlan::values`].
+    pub(super) fn layout(&self) -> Layout {
+        let mut layout = Layout::default();
+        for frame in &self.frames {
+            layout.push(frame.module, frame.size, self.file_rank(frame), 1.0);
+        }
+        layout
+    }
+
+    /// The factors of the adapter as its file would hold them, each A and B in turn, widened to f32.
+    pub(super) fn values<B: Backend>(&self, backend: &B, stop: (&Common, &str)) -> Result<Vec<f32>> {
+        let mut values = Vec::with_capacity(self.layout().end());
+        self.each(backend, self.frames(backend, stop)?, stop, |done| {
+            for bytes in done.iter().flat_map(|one| [&one.a, &one.b]) {
+                let start = values.len();
+                values.resize(start + bytes.len() / self.options.dtype.size(), 0.0);
+                convert::widen(&mut values[start..], bytes, self.options.dtype);
+            }
+            true
+        })?;
+        Ok(values)
     }
 
     /// Reads and fuses a few modules.

@@ -65,31 +65,27 @@ pub fn run<B: Backend, T: Real>(
         common,
     )?;
     let numbers = Philox::new(common.seed, Purpose::Generate.stream(0));
-    let (mut ids, mut stopped) = (Vec::new(), false);
     let bar = common.progress.bar("generate", options.max_tokens as u64);
-    let mut next: &[u32] = &prompt_ids;
-    while ids.len() < options.max_tokens {
+    let one = |n: usize, logits: &[f32]| {
         common.check_stop("nothing is kept of a text")?;
-        let logits = decoder.feed(next)?;
-        let id = pick(logits, options.temperature, numbers.uniform_f64(ids.len() as u64))
-            .map_err(blame(&checkpoint))?;
-        if tokenizer.stops().contains(&id) {
-            stopped = true;
-            break;
-        }
-        ids.push(id);
-        next = &ids[ids.len() - 1..];
         bar.inc(1);
-    }
-    bar.finish_and_clear();
-    // Decoded with the prompt before it: a decoder drops the space of a text's first word.
-    let before = tokenizer.decode(&prompt_ids, true)?;
-    let whole = tokenizer.decode(&[&prompt_ids[..], &ids].concat(), true)?;
-    let text = match whole.strip_prefix(&before) {
-        Some(text) => text.to_string(),
-        None => tokenizer.decode(&ids, true)?,
+        pick(logits, options.temperature, numbers.uniform_f64(n as u64)).map_err(blame(&checkpoint))
     };
+    let (ids, stopped) = decoder.write(&prompt_ids, options.max_tokens, tokenizer.stops(), one)?;
+    bar.finish_and_clear();
+    let text = continuation(&tokenizer, &prompt_ids, &ids)?;
     Ok(Generated { prompt_ids, ids, text, stopped })
+}
+
+/// The text of `ids` as it goes on from that of `prompt`: decoded with it, since a decoder drops the space of a text's
+/// first word.
+pub(super) fn continuation(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32]) -> Result<String> {
+    let before = tokenizer.decode(prompt, true)?;
+    let whole = tokenizer.decode(&[prompt, ids].concat(), true)?;
+    match whole.strip_prefix(&before) {
+        Some(text) => Ok(text.to_string()),
+        None => tokenizer.decode(ids, true),
+    }
 }
 
 /// What writing the text would hold in memory.
@@ -132,6 +128,7 @@ pub struct Decoder<'a, B: Backend, T: Real> {
     backend: &'a B,
     model: &'a Model<B>,
     adapters: &'a Adapters<B>,
+    column: usize,
     session: Session<B, T>,
     done: usize,
     longest: usize,
@@ -154,7 +151,33 @@ impl<'a, B: Backend, T: Real> Decoder<'a, B, T> {
         let longest = longest(tokens);
         let session = Session::within(backend, model, adapters, tables, size, common.memory_limit)?;
         let logits = vec![0.0; config.vocab];
-        Ok(Decoder { backend, model, adapters, session, done: 0, longest, logits })
+        Ok(Decoder { backend, model, adapters, column: 0, session, done: 0, longest, logits })
+    }
+
+    /// With another than the first of the adapters.
+    pub fn with_column(self, column: usize) -> Decoder<'a, B, T> {
+        Decoder { column, ..self }
+    }
+
+    /// Writes at most `most` tokens after `prompt`, each picked from its number and the logits before it, until one of
+    /// `stops`, which is not among them: the tokens, and whether a stop came.
+    pub fn write(
+        &mut self,
+        prompt: &[u32],
+        most: usize,
+        stops: &[u32],
+        mut pick: impl FnMut(usize, &[f32]) -> Result<u32>,
+    ) -> Result<(Vec<u32>, bool)> {
+        let mut ids: Vec<u32> = Vec::new();
+        while ids.len() < most {
+            let next = if ids.is_empty() { prompt } else { &ids[ids.len() - 1..] };
+            let id = pick(ids.len(), self.feed(next)?)?;
+            if stops.contains(&id) {
+                return Ok((ids, true));
+            }
+            ids.push(id);
+        }
+        Ok((ids, false))
     }
 
     /// Feeds the next tokens; returns the logits `[V]` after the last of them.
@@ -170,8 +193,8 @@ impl<'a, B: Backend, T: Real> Decoder<'a, B, T> {
         let past = if start > 0 { vec![0..start] } else { Vec::new() };
         let segments = vec![Segment { q: 0..ids.len(), own: start, past }];
         let input = self.session.runs(self.backend, ids.to_vec(), &runs, segments, start)?;
-        let layouts = self.adapters.layouts();
-        let stack = Stack { params: &self.adapters.params, layouts: &layouts };
+        let layouts = &self.adapters.layouts()[self.column..=self.column];
+        let stack = Stack { params: &self.adapters.params, layouts };
         self.session.forward(self.model, self.backend, &input, stack)?;
         let room = &mut self.session.room;
         self.model.logits(&mut self.logits, room, self.backend, ids.len() - 1, 1)?;
@@ -203,7 +226,7 @@ fn room(checkpoint: &Checkpoint, tokens: (usize, usize), ranks: [usize; 7]) -> R
 }
 
 /// The likeliest token (the first of several), or one drawn from `softmax(logits / temperature)` by `u` in [0, 1).
-fn pick(logits: &[f32], temperature: f64, u: f64) -> Result<u32> {
+pub(super) fn pick(logits: &[f32], temperature: f64, u: f64) -> Result<u32> {
     let mut best = 0;
     for (i, &x) in logits.iter().enumerate() {
         if !x.is_finite() {

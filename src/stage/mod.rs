@@ -30,6 +30,7 @@ pub mod progress;
 pub mod prune;
 pub mod recover;
 pub mod report;
+pub mod search;
 pub mod sign;
 pub mod train;
 pub mod train_state;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use super::accuracy::choose;
 use super::{ShownItem, UnfitItem};
 use crate::data::prefix_tree::{PrefixTree, Unfit};
 use crate::data::tasks::{self, Form, Item, Task};
@@ -102,22 +103,63 @@ impl Items {
         }
     }
 
-    /// Tree `n` in full.
-    pub fn shown(&self, n: usize, logprobs: Vec<Vec<f64>>) -> ShownItem {
-        let ((t, i), tree, prompt) = (self.places[n], &self.trees[n], &self.prompts[n]);
-        let item = &self.tasks[t].items[i];
+    /// The item of tree `n`.
+    pub fn item(&self, n: usize) -> &Item {
+        let (task, item) = self.places[n];
+        &self.tasks[task].items[item]
+    }
+
+    /// The tokens of tree `n`'s context.
+    pub fn context(&self, n: usize) -> &[u32] {
+        let tree = &self.trees[n];
+        &tree.ids[..tree.context]
+    }
+
+    /// The trees of items with this id, at most one of each task.
+    pub fn named(&self, id: &str) -> Vec<usize> {
+        (0..self.trees.len()).filter(|&n| self.item(n).id == id).collect()
+    }
+
+    /// An error where no item that can be scored has this id.
+    pub fn check_shown(&self, id: &str) -> Result<()> {
+        if !self.named(id).is_empty() {
+            return Ok(());
+        }
+        if let Some(unfit) = self.unfit.iter().find(|u| u.id == id) {
+            return Err(Error::Usage(format!("--show {id}: the item of {} {}", unfit.task, unfit.why)));
+        }
+        let ids = self.tasks.iter().flat_map(|t| &t.items).map(|i| i.id.as_str());
+        let near = ids.map(|i| (strsim::jaro_winkler(i, id), i)).max_by(|a, b| a.0.total_cmp(&b.0));
+        let hint = near.map_or_else(String::new, |(_, nearest)| format!(", the nearest is {nearest}"));
+        Err(Error::Usage(format!("--show {id}: no item of the tasks has this id{hint}")))
+    }
+
+    /// Tree `n` in full; `logprobs` are by column and option, `greedy` by column.
+    pub fn shown(&self, n: usize, logprobs: Vec<Vec<f64>>, greedy: Vec<String>) -> ShownItem {
+        let (item, tree, prompt) = (self.item(n), &self.trees[n], &self.prompts[n]);
         let tokens = |path: &Vec<usize>| path.iter().map(|&n| tree.asked[n].1).collect();
         ShownItem {
-            task: self.tasks[t].name.clone(),
+            task: self.tasks[self.places[n].0].name.clone(),
             id: item.id.clone(),
             context: prompt.context.clone(),
-            context_ids: tree.ids[..tree.context].to_vec(),
+            context_ids: self.context(n).to_vec(),
             options: prompt.continuations.clone(),
             option_ids: tree.options.iter().map(tokens).collect(),
             gold: item.gold,
+            probabilities: logprobs.iter().map(|l| among(l)).collect(),
+            predicted: logprobs.iter().map(|l| choose(l).0).collect(),
             logprobs,
+            greedy,
         }
     }
+}
+
+/// `exp(lᵢ) / Σ exp(lⱼ)`.
+fn among(logprobs: &[f64]) -> Vec<f64> {
+    let most = logprobs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = logprobs.iter().map(|l| (l - most).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.into_iter().map(|w| w / sum).collect()
 }
 
 /// The worked examples of every subject that occurs. A task of prompts, or an item without a subject, has none to
@@ -177,7 +219,12 @@ mod tests {
             (items.unfit[0].id.as_str(), items.unfit[0].why.as_str()),
             ("long", "needs 7 positions, the model has 4")
         );
-        let shown = items.shown(1, vec![vec![0.0, 1.0]]);
+        let shown = items.shown(1, vec![vec![0.0, 3f64.ln()]], vec![" c".into()]);
+        assert!((shown.probabilities[0][0] - 0.25).abs() <= 1e-15 && shown.predicted == [1]);
+        let unknown = |id| items.check_shown(id).unwrap_err().to_string();
+        assert!(items.check_shown("x").is_ok());
+        assert!(unknown("xx").contains("no item of the tasks has this id, the nearest is x"));
+        assert!(unknown("long").contains("the item of one needs 7 positions"));
         assert_eq!((shown.context_ids, shown.option_ids), (vec![1, 3, 4], vec![vec![5], vec![6, 3]]));
         let err = Items::load(std::slice::from_ref(&one), &tokenizer, None, 1).unwrap_err().to_string();
         assert!(err.contains("none of 2 items can be scored; long of one: needs 7"), "{err}");

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use self::accuracy::{Accuracy, choose, weighted};
 use self::items::{Items, Shots};
+use self::letters::Letters;
+use self::paired::Paired;
 use self::score::{Columns, Extent};
 use self::text::TextScore;
 use self::write::Outputs;
@@ -24,9 +26,15 @@ use crate::tensor::Real;
 
 pub mod accuracy;
 pub mod items;
+pub mod letters;
+pub mod paired;
 pub mod score;
+mod show;
 pub mod text;
 pub mod write;
+
+/// The most columns of which any two are compared; of more, each is compared with the first.
+const ALL_PAIRS: usize = 32;
 
 /// What is evaluated on what.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +74,12 @@ pub struct EvalReport {
     pub tasks: Vec<TaskReport>,
     /// All tasks together by column, each counted by its size; empty for a text.
     pub overall: Vec<Accuracy>,
+    /// Any two columns over all tasks together; of more than 32 columns each with the first.
+    #[serde(default)]
+    pub pairs: Vec<PairReport>,
+    /// How often each option is answered in all tasks together.
+    #[serde(default)]
+    pub letters: Letters,
     /// Items that could not be scored.
     pub unfit: Vec<UnfitItem>,
     /// The text's score by column; empty for tasks.
@@ -90,8 +104,26 @@ pub struct TaskReport {
     pub unfit: usize,
     /// By column.
     pub columns: Vec<Accuracy>,
+    /// Any two columns, as over all tasks.
+    #[serde(default)]
+    pub pairs: Vec<PairReport>,
+    /// How often each option is answered.
+    #[serde(default)]
+    pub letters: Letters,
     /// By subject, where the task has several.
     pub subsets: Vec<SubsetReport>,
+}
+
+/// Two columns compared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairReport {
+    /// The first's name; none is the base.
+    pub first: Option<String>,
+    /// The second's name.
+    pub second: Option<String>,
+    /// Their answers to the same items.
+    #[serde(flatten)]
+    pub paired: Paired,
 }
 
 /// One subject's part of a task.
@@ -150,6 +182,15 @@ pub struct ShownItem {
     pub gold: usize,
     /// Log-probabilities by column and option.
     pub logprobs: Vec<Vec<f64>>,
+    /// By column: of each option among the options, `exp(lᵢ) / Σ exp(lⱼ)`.
+    #[serde(default)]
+    pub probabilities: Vec<Vec<f64>>,
+    /// By column: the first likeliest option.
+    #[serde(default)]
+    pub predicted: Vec<usize>,
+    /// By column: the text that follows the context where each token is the likeliest.
+    #[serde(default)]
+    pub greedy: Vec<String>,
 }
 
 /// Evaluates, and writes what the options name.
@@ -179,26 +220,35 @@ pub fn plan<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Co
     };
     let Some(extent) = extent else { return Ok(Plan::default()) };
     let (config, layouts) = (read.checkpoint.config(), &read.adapters.layouts);
-    let (tables, size) = extent.room(&read.checkpoint, layouts)?;
+    let (tables, size) = extent.room(&read.checkpoint, copies, read.adapters.ranks())?;
     session::plan::<B, T>(backend, config, layouts, &tables, size)
 }
 
 fn evaluate<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Common) -> Result<EvalReport> {
-    let Read { checkpoint, columns, windows, items, adapters } = Read::new(backend, options, common)?;
+    let Read { checkpoint, tokenizer, columns, windows, items, adapters } =
+        Read::new(backend, options, common)?;
     let model = Model::new(backend, &checkpoint)?;
     let stacked = Columns { backend, checkpoint: &checkpoint, model: &model, adapters: &adapters };
     if options.text.is_some() {
         let text = stacked.text::<T>(&windows, options.batch_tokens, common).map_err(blame(&checkpoint))?;
         return Ok(EvalReport { columns, text, ..EvalReport::default() });
     }
+    let shown = options.show.as_ref().map_or_else(Vec::new, |id| items.named(id));
+    let contexts: Vec<&[u32]> = shown.iter().map(|&n| items.context(n)).collect();
+    // Before the evaluation, so that what does not fit the memory is said at once.
+    let greedy = stacked.greedy::<T>(&contexts, &tokenizer, common).map_err(blame(&checkpoint))?;
     let scores =
         stacked.score::<T>(&items.trees, options.batch_tokens, common).map_err(blame(&checkpoint))?;
-    Ok(report(columns, &items, &scores, options.show.as_deref()))
+    let mut report = report(columns, &items, &scores);
+    report.shown =
+        shown.iter().zip(greedy).map(|(&n, greedy)| items.shown(n, scores[n].clone(), greedy)).collect();
+    Ok(report)
 }
 
 /// All that is read before the weights, so that a mistake in it is said before they are touched.
 struct Read<B: Backend> {
     checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
     columns: Vec<Option<String>>,
     windows: Vec<Document>,
     items: Items,
@@ -220,8 +270,11 @@ impl<B: Backend> Read<B> {
         };
         let shots = options.shots_from.as_ref().map(|dir| Shots { dir, count: options.shots });
         let items = Items::load(&options.tasks, &tokenizer, shots, config.longest())?;
+        if let Some(id) = &options.show {
+            items.check_shown(id)?;
+        }
         let adapters = load_adapters(backend, &checkpoint, &dirs, options.base, common)?;
-        Ok(Read { checkpoint, columns, windows, items, adapters })
+        Ok(Read { checkpoint, tokenizer, columns, windows, items, adapters })
     }
 }
 
@@ -235,35 +288,45 @@ fn check(options: &EvalOptions) -> Result<()> {
     if let Some((name, _)) = options.adapters.iter().find(|(name, _)| !names.insert(name)) {
         return usage(format!("two adapters are called {name}: name them, --adapter NAME=DIR"));
     }
-    if (options.shots > 0) != options.shots_from.is_some() {
+    if let (Some(id), Some(_)) = (&options.show, &options.text) {
+        return usage(format!("--show {id} shows an item of a --task, a --text has none"));
+    }
+    check_prompts(options.shots, options.shots_from.as_deref(), options.batch_tokens)
+}
+
+/// What has no meaning in how items are put to a model.
+pub(super) fn check_prompts(shots: usize, shots_from: Option<&Path>, batch_tokens: usize) -> Result<()> {
+    let usage = |why: String| Err(Error::Usage(why));
+    if (shots > 0) != shots_from.is_some() {
         return usage("--shots N and --shots-from DIR go together".into());
     }
     let most = u32::MAX as usize / 2;
-    if !(1..=most).contains(&options.batch_tokens) {
-        return usage(format!("--batch-tokens is {}, expected 1 to {most}", options.batch_tokens));
+    if !(1..=most).contains(&batch_tokens) {
+        return usage(format!("--batch-tokens is {batch_tokens}, expected 1 to {most}"));
     }
     Ok(())
 }
 
 /// Counts the answers. `scores` are by tree, column and option.
-fn report(
-    columns: Vec<Option<String>>,
-    items: &Items,
-    scores: &[Vec<Vec<f64>>],
-    show: Option<&str>,
-) -> EvalReport {
+fn report(columns: Vec<Option<String>>, items: &Items, scores: &[Vec<Vec<f64>>]) -> EvalReport {
     let mut out = EvalReport { columns, unfit: items.unfit.clone(), ..EvalReport::default() };
+    let answers: Vec<Vec<(usize, bool)>> =
+        scores.iter().map(|columns| columns.iter().map(|logprobs| choose(logprobs)).collect()).collect();
+    let predicted: Vec<Vec<usize>> =
+        answers.iter().map(|columns| columns.iter().map(|answer| answer.0).collect()).collect();
+    let letters = |of: &[usize]| {
+        Letters::count(out.columns.len(), of.iter().map(|&n| (items.item(n).gold, &predicted[n][..])))
+    };
+    let right: Vec<Vec<bool>> = (0..out.columns.len())
+        .map(|c| (0..answers.len()).map(|n| answers[n][c].0 == items.item(n).gold).collect())
+        .collect();
     for (number, task) in items.tasks.iter().enumerate() {
         let own: Vec<usize> = (0..items.trees.len()).filter(|&n| items.places[n].0 == number).collect();
-        let item = |n: usize| &task.items[items.places[n].1];
         let accuracy = |column: usize, of: &[usize]| {
-            Accuracy::of(of.iter().map(|&n| {
-                let (best, tied) = choose(&scores[n][column]);
-                (best == item(n).gold, tied)
-            }))
+            Accuracy::of(of.iter().map(|&n| (right[column][n], answers[n][column].1)))
         };
         let by_column = |of: &[usize]| (0..out.columns.len()).map(|c| accuracy(c, of)).collect::<Vec<_>>();
-        let subject = |n: usize| item(n).subject.clone().unwrap_or_default();
+        let subject = |n: usize| items.item(n).subject.clone().unwrap_or_default();
         let mut subjects: Vec<String> = own.iter().map(|&n| subject(n)).collect();
         subjects.sort_unstable();
         subjects.dedup();
@@ -282,26 +345,41 @@ fn report(
             items: task.items.len(),
             unfit: task.items.len() - own.len(),
             columns: by_column(&own),
+            pairs: pairs(&out.columns, &right, &own),
+            letters: letters(&own),
             subsets,
         };
         for &n in &own {
-            for (adapter, logprobs) in out.columns.iter().zip(&scores[n]) {
+            for (c, (adapter, logprobs)) in out.columns.iter().zip(&scores[n]).enumerate() {
                 out.predictions.push(Prediction {
                     task: task.name.clone(),
                     adapter: adapter.clone(),
-                    id: item(n).id.clone(),
-                    gold: item(n).gold,
-                    predicted: choose(logprobs).0,
+                    id: items.item(n).id.clone(),
+                    gold: items.item(n).gold,
+                    predicted: predicted[n][c],
                     logprobs: logprobs.clone(),
                 });
-            }
-            if show == Some(item(n).id.as_str()) {
-                out.shown.push(items.shown(n, scores[n].clone()));
             }
         }
         out.tasks.push(report);
     }
+    let every: Vec<usize> = (0..items.trees.len()).collect();
+    (out.pairs, out.letters) = (pairs(&out.columns, &right, &every), letters(&every));
     let all = |c: usize| out.tasks.iter().map(|t| t.columns[c]).collect::<Vec<_>>();
     out.overall = (0..out.columns.len()).map(|c| weighted(&all(c))).collect();
     out
+}
+
+/// Any two columns on the trees `of`; of more than [`ALL_PAIRS`] columns each with the first. `right` is by column and
+/// tree.
+fn pairs(columns: &[Option<String>], right: &[Vec<bool>], of: &[usize]) -> Vec<PairReport> {
+    let own: Vec<Vec<bool>> = right.iter().map(|all| of.iter().map(|&n| all[n]).collect()).collect();
+    let firsts = if columns.len() > ALL_PAIRS { 1 } else { columns.len() };
+    let both = (0..firsts).flat_map(|first| (first + 1..columns.len()).map(move |second| (first, second)));
+    both.map(|(first, second)| PairReport {
+        first: columns[first].clone(),
+        second: columns[second].clone(),
+        paired: Paired::of(&own[first], &own[second]),
+    })
+    .collect()
 }

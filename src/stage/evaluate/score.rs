@@ -6,10 +6,10 @@ use crate::checkpoint::config::ModelConfig;
 use crate::data::grove::{Grove, Stretch, groves};
 use crate::data::prefix_tree::PrefixTree;
 use crate::error::{Error, Result};
-use crate::model::adapters::{Layout, Stack};
+use crate::model::adapters::Stack;
 use crate::model::room::{Head, Keep, RoomSize};
 use crate::model::rope::{Run, Tables};
-use crate::model::session::{Adapters, Session, ranks};
+use crate::model::session::{Adapters, Session};
 use crate::model::weights::Model;
 use crate::stage::common::Common;
 use crate::tensor::Real;
@@ -36,15 +36,20 @@ impl Extent {
         })
     }
 
-    /// The room for it.
-    pub fn room(self, checkpoint: &Checkpoint, layouts: &[Option<Layout>]) -> Result<(Tables, RoomSize)> {
+    /// The room for it, of `copies` columns with adapters of at most these `ranks`, by target.
+    pub fn room(
+        self,
+        checkpoint: &Checkpoint,
+        copies: usize,
+        ranks: [usize; 7],
+    ) -> Result<(Tables, RoomSize)> {
         let tables = Tables::new(checkpoint.config(), self.longest);
         let size = RoomSize {
             tokens: self.tokens,
-            copies: layouts.len(),
+            copies,
             keep: Keep::Output,
             table_rows: tables.rows(self.tokens),
-            ranks: ranks(layouts),
+            ranks,
             dropout: false,
             dtype: checkpoint.dtype()?,
             head: self.head,
@@ -73,7 +78,7 @@ impl<'a, B: Backend> Columns<'a, B> {
 
     /// Buffers for batches of at most `extent`, if they fit the memory limit.
     pub fn session<T: Real>(&self, extent: Extent, common: &Common) -> Result<Session<B, T>> {
-        let (tables, size) = extent.room(self.checkpoint, &self.adapters.layouts)?;
+        let (tables, size) = extent.room(self.checkpoint, self.count(), self.adapters.ranks())?;
         Session::within(self.backend, self.model, self.adapters, tables, size, common.memory_limit)
     }
 
@@ -90,7 +95,19 @@ impl<'a, B: Backend> Columns<'a, B> {
         let copies = self.count();
         let batches = batches(trees, copies, batch_tokens, self.checkpoint.config());
         let Some(extent) = Extent::of(trees, &batches, copies) else { return Ok(Vec::new()) };
-        let mut session: Session<B, T> = self.session(extent, common)?;
+        let mut session = self.session(extent, common)?;
+        self.score_in::<T>(&mut session, trees, &batches, common)
+    }
+
+    /// [`Columns::score`] of `trees` in these `batches`, in a session that is large enough for them.
+    pub fn score_in<T: Real>(
+        &self,
+        session: &mut Session<B, T>,
+        trees: &[PrefixTree],
+        batches: &[Grove],
+        common: &Common,
+    ) -> Result<Vec<Vec<Vec<f64>>>> {
+        let copies = self.count();
         let layouts = self.adapters.layouts();
         let stack = Stack { params: &self.adapters.params, layouts: &layouts };
         let bar = common.progress.bar("evaluate", trees.len() as u64);
