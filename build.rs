@@ -2,12 +2,14 @@
 //!
 //! Found in `$NVCC`, `$CUDA_HOME`, `$CUDA_PATH`, `PATH`, the project's `.venv` (tools/setup-cuda) or /usr/local/cuda.
 //! `ANABRANCH_CUDA_ARCHS` names the architectures (`sm_80,sm_90a`). One fat binary a file; only what is older than a
-//! source or header that it includes is compiled again. `ledger.tsv` lists each kernel's registers, shared memory and
-//! spills. The feature `emulator` also builds a driver library that runs the kernels on the CPU, for `cargo test`.
+//! source or header that it includes is compiled again, and all builds of a profile share it (a lint and a test have an
+//! OUT_DIR each). `ledger.tsv` lists each kernel's registers, shared memory and spills. The feature `emulator` also
+//! builds a driver library that runs the kernels on the CPU, for `cargo test`.
 
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -30,6 +32,9 @@ fn main() {
         println!("cargo:rerun-if-env-changed={name}");
     }
     let sources = sources(&root.join("kernels"));
+    // OUT_DIR is PROFILE/build/anabranch-HASH/out.
+    let shared = out.ancestors().nth(3).expect("cargo makes OUT_DIR").join("kernels");
+    let _one_at_a_time = lock(&shared);
     let emulator = env::var_os("CARGO_FEATURE_EMULATOR").is_some();
     let nvcc = find_nvcc(&root);
     let mut toolkit = Toolkit { release: (0, 0), archs: Vec::new() };
@@ -38,7 +43,7 @@ fn main() {
             println!("cargo:rerun-if-changed={}", nvcc.display());
             let version = version(nvcc);
             toolkit = Toolkit { release: release(&version), archs: archs(nvcc) };
-            compile_all(nvcc, &version, &toolkit.archs, &sources, &out)
+            compile_all(nvcc, &version, &toolkit.archs, &sources, &shared)
         }
         None if emulator => sources.iter().map(|source| placeholder(source, &out)).collect(),
         None => {
@@ -57,8 +62,15 @@ fn main() {
     write_ledger(&root, &out, &images);
     embed(&out, &images, &toolkit);
     if emulator {
-        build_emulator(&root, &out);
+        build_emulator(&root, &shared);
     }
+}
+
+/// Makes `folder`; held until the file is dropped.
+fn lock(folder: &Path) -> fs::File {
+    let locked = fs::create_dir_all(folder).and_then(|()| fs::File::create(folder.join("lock")));
+    let locked = locked.and_then(|file| file.lock().map(|()| file));
+    locked.unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
 }
 
 /// What the images are made with and for.
@@ -147,7 +159,13 @@ fn arguments(source: &Path, archs: &[String]) -> Vec<String> {
     args
 }
 
-fn compile_all(nvcc: &Path, version: &str, archs: &[String], sources: &[PathBuf], out: &Path) -> Vec<Image> {
+fn compile_all(
+    nvcc: &Path,
+    version: &str,
+    archs: &[String],
+    sources: &[PathBuf],
+    shared: &Path,
+) -> Vec<Image> {
     let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).max(1);
     let sources: Vec<&PathBuf> =
         sources.iter().filter(|s| arguments(s, archs).iter().any(|a| a.starts_with("-gencode"))).collect();
@@ -160,7 +178,7 @@ fn compile_all(nvcc: &Path, version: &str, archs: &[String], sources: &[PathBuf]
                     let Some((at, source)) = next.lock().expect("no compiler panicked").next() else {
                         return;
                     };
-                    let image = compile(nvcc, version, source, archs, out);
+                    let image = compile(nvcc, version, source, archs, shared);
                     done.lock().expect("no compiler panicked").push((at, image));
                 }
             });
@@ -171,12 +189,17 @@ fn compile_all(nvcc: &Path, version: &str, archs: &[String], sources: &[PathBuf]
     done.into_iter().map(|(_, image)| image).collect()
 }
 
-fn compile(nvcc: &Path, version: &str, source: &Path, archs: &[String], out: &Path) -> Image {
+fn compile(nvcc: &Path, version: &str, source: &Path, archs: &[String], shared: &Path) -> Image {
     let stem = stem(source);
-    let at = |end: &str| out.join(format!("{stem}.{end}"));
-    let (file, depends, log, key_file) = (at("fatbin"), at("d"), at("log"), at("key"));
     let args = arguments(source, archs);
     let key = format!("{}\n{version}\n{}", nvcc.display(), args.join(" "));
+    // A folder for each set of arguments: builds for other architectures keep theirs.
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    let folder = shared.join(format!("{:016x}", hasher.finish()));
+    fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let at = |end: &str| folder.join(format!("{stem}.{end}"));
+    let (file, depends, log, key_file) = (at("fatbin"), at("d"), at("log"), at("key"));
     let same = fs::read_to_string(&key_file).is_ok_and(|k| k == key);
     if !(same && newer_than_inputs(&file, &depends)) {
         // A build that is stopped half way must not leave an image that looks done.
@@ -192,7 +215,7 @@ fn compile(nvcc: &Path, version: &str, source: &Path, archs: &[String], out: &Pa
         for line in text.lines().filter(told) {
             println!("cargo:warning={line}");
         }
-        fs::write(&log, text).and_then(|()| fs::write(&key_file, key)).expect("OUT_DIR can be written");
+        fs::write(&log, text).and_then(|()| fs::write(&key_file, key)).expect("the folder can be written");
     }
     let log = fs::read_to_string(&log).unwrap_or_default();
     Image { ledger: ledger(&stem, &log), stem, file }
@@ -271,8 +294,8 @@ fn embed(out: &Path, images: &[Image], toolkit: &Toolkit) {
     fs::write(out.join("images.rs"), text).expect("OUT_DIR can be written");
 }
 
-fn build_emulator(root: &Path, out: &Path) {
-    let folder = out.join("emulator");
+fn build_emulator(root: &Path, shared: &Path) {
+    let folder = shared.join("emulator");
     let script = root.join("kernels/emulator/build.sh");
     let run = Command::new(&script).arg(&folder).output();
     let run = run.unwrap_or_else(|e| panic!("{}: {e}", script.display()));

@@ -7,6 +7,8 @@ pub mod date;
 pub mod documents;
 mod foreign;
 pub mod lines;
+pub mod lm_eval;
+pub mod mmlu;
 pub mod prefix_tree;
 pub mod schedule;
 pub mod tasks;

@@ -23,6 +23,7 @@ use crate::model::weights::Model;
 use crate::tensor::Real;
 
 pub mod accuracy;
+pub mod harness;
 pub mod items;
 pub mod score;
 pub mod text;
@@ -159,8 +160,8 @@ pub fn run<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Com
         let finished = write::read(options.out.as_deref().unwrap_or(Path::new("")))?;
         return Ok(EvalReport { already_finished: true, ..finished });
     };
-    let report = evaluate::<B, T>(backend, options, common)?;
-    outputs.finish(&report)?;
+    let (report, items) = evaluate::<B, T>(backend, options, common)?;
+    outputs.finish(&report, &items, options, T::DTYPE)?;
     Ok(report)
 }
 
@@ -179,17 +180,22 @@ pub fn plan<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Co
     session::plan::<B, T>(backend, config, layouts, &tables, size)
 }
 
-fn evaluate<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Common) -> Result<EvalReport> {
+fn evaluate<B: Backend, T: Real>(
+    backend: &B,
+    options: &EvalOptions,
+    common: &Common,
+) -> Result<(EvalReport, Items)> {
     let Read { checkpoint, columns, windows, items, adapters } = Read::new(backend, options, common)?;
     let model = Model::new(backend, &checkpoint)?;
     let stacked = Columns { backend, checkpoint: &checkpoint, model: &model, adapters: &adapters };
     if options.text.is_some() {
         let text = stacked.text::<T>(&windows, options.batch_tokens, common).map_err(blame(&checkpoint))?;
-        return Ok(EvalReport { columns, text, ..EvalReport::default() });
+        return Ok((EvalReport { columns, text, ..EvalReport::default() }, items));
     }
     let scores =
         stacked.score::<T>(&items.trees, options.batch_tokens, common).map_err(blame(&checkpoint))?;
-    Ok(report(columns, &items, &scores, options.show.as_deref()))
+    let report = report(columns, &items, &scores, options.show.as_deref());
+    Ok((report, items))
 }
 
 /// All that is read before the weights, so that a mistake in it is said before they are touched.
@@ -230,6 +236,9 @@ fn check(options: &EvalOptions) -> Result<()> {
     let mut names = HashSet::new();
     if let Some((name, _)) = options.adapters.iter().find(|(name, _)| !names.insert(name)) {
         return usage(format!("two adapters are called {name}: name them, --adapter NAME=DIR"));
+    }
+    if options.base && options.adapters.iter().any(|(name, _)| name == "none") {
+        return usage("no adapter beside the base is called none: name it, --adapter NAME=DIR".into());
     }
     if (options.shots > 0) != options.shots_from.is_some() {
         return usage("--shots N and --shots-from DIR go together".into());
