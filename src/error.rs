@@ -78,6 +78,16 @@ pub fn human_bytes(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// The one of `known` that `word` was probably meant to be, if any is alike.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|k| (strsim::jaro_winkler(k, word), k))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .map(|(_, k)| k)
+}
+
 impl Error {
     /// An error of the system about `path`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {

@@ -47,6 +47,8 @@ pub enum Purpose {
     Drop,
     /// Where the search for a tensor's largest singular values starts; the index is the tensor's number.
     Sketch,
+    /// Which questions of a domain an edge trains on; the index is a hash of the domain's name.
+    Cut,
 }
 
 impl Purpose {

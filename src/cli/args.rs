@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::data::DataCommand;
 use super::size::ByteSize;
 use crate::checkpoint::module::Target;
 use crate::fuse::options::{
@@ -160,6 +161,14 @@ pub enum Command {
     ///
     /// Example: anabranch generate --model llama-3-8b --adapter fused --prompt "Question: …"
     Generate(GenerateArgs),
+    /// Data sets: MMLU for edges, tasks for other programs
+    ///
+    /// Example: anabranch data mmlu import mmlu/data --out mmlu
+    Data {
+        /// What to do
+        #[command(subcommand)]
+        command: DataCommand,
+    },
     /// Keys for signatures
     ///
     /// Example: anabranch keys new hum.key
@@ -805,7 +814,7 @@ pub struct EvalArgs {
     /// One JSON line per item and column
     #[arg(long, value_name = "FILE")]
     pub predictions: Option<PathBuf>,
-    /// results.json and predictions.jsonl in a folder
+    /// A folder: report.json, predictions.jsonl, and results.json and samples in lm-evaluation-harness's shape
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Show one item: the question, and each column's probabilities of the options and what it writes by itself

@@ -9,7 +9,7 @@ use super::args::{FuseHow, PruneHow, ShapeArgs, TrainHow};
 use super::plan;
 use super::size::ByteSize;
 use crate::checkpoint::json;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 use crate::fuse;
 use crate::stage::flow::{Edge, Flow, Fusion, Joint, Target, Task};
 
@@ -131,13 +131,8 @@ impl Reader<'_> {
     /// Fails at the first key that is none of `keys`, with the nearest one.
     fn known(&self, prefix: &str, table: &Table, keys: &[&str]) -> Result<()> {
         let Some(key) = table.keys().find(|k| !keys.contains(&k.as_str())) else { return Ok(()) };
-        let near = keys
-            .iter()
-            .map(|k| (strsim::jaro_winkler(k, key), k))
-            .max_by(|a, b| a.0.total_cmp(&b.0))
-            .filter(|(likeness, _)| *likeness > 0.7);
-        let hint = match near {
-            Some((_, k)) => format!("did you mean {k:?}?"),
+        let hint = match nearest(key, keys.iter().copied()) {
+            Some(k) => format!("did you mean {k:?}?"),
             None => format!("expected one of {}", keys.join(", ")),
         };
         Err(Error::file(self.path, format!("has an unknown key {prefix}{key}: {hint}")))

@@ -23,8 +23,15 @@ pub fn read_text(path: &Path) -> Result<String> {
     }
     file.read_to_end(&mut bytes).map_err(Error::io(path))?;
     String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
-        Error::file(path, format!("line {line}: is not UTF-8"))
+        let at = e.utf8_error().valid_up_to();
+        let line = e.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count() + 1;
+        let byte = e.as_bytes()[at];
+        Error::file(
+            path,
+            format!(
+                "line {line}: byte {byte:#04x} is not UTF-8 (`iconv -f latin1 -t utf-8` converts Latin-1 text)"
+            ),
+        )
     })
 }
 
@@ -42,6 +49,11 @@ pub fn object(line: &str) -> Result<Map<String, Value>, String> {
         // The parser counts lines within what it was given.
         Err(e) => Err(format!("is no JSON object: {e}").replace(" at line 1 column ", " at column ")),
     }
+}
+
+/// A line of compact JSON for each of `objects`.
+pub fn of_objects(objects: impl IntoIterator<Item = Map<String, Value>>) -> String {
+    objects.into_iter().map(|map| Value::Object(map).to_string() + "\n").collect()
 }
 
 /// The string under `key`; an error says what stands there instead.
@@ -135,7 +147,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f.txt");
         std::fs::write(&path, b"a\nb\n\xff").unwrap();
-        assert!(read_text(&path).unwrap_err().to_string().ends_with("line 3: is not UTF-8"));
+        assert!(read_text(&path).unwrap_err().to_string().contains("line 3: byte 0xff is not UTF-8"));
         assert!(read_text(dir.path()).is_err());
     }
 

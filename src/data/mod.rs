@@ -8,6 +8,8 @@ pub mod documents;
 mod foreign;
 pub mod grove;
 pub mod lines;
+pub mod lm_eval;
+pub mod mmlu;
 pub mod prefix_tree;
 pub mod schedule;
 pub mod tasks;

@@ -9,6 +9,9 @@ use super::lines;
 use crate::checkpoint::json;
 use crate::error::{Error, Result};
 
+/// The options of a question.
+pub const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
+
 /// A file of items.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
@@ -54,7 +57,52 @@ pub enum Form {
     },
 }
 
+impl Item {
+    /// The item as a task's line has it: `id`, `subject` and `domains` where it has such, `question`, `choices` and
+    /// `answer`, or `prompt`, `continuations` and `answer`.
+    pub fn to_json(&self) -> Map<String, Value> {
+        let mut map = self.document();
+        if !self.domains.is_empty() {
+            map.insert("domains".into(), self.domains.clone().into());
+        }
+        map
+    }
+
+    /// What of the item is asked and answered: [`Item::to_json`] without the domains. Every item of one subject has the
+    /// same keys, as the columns of a table do.
+    pub fn document(&self) -> Map<String, Value> {
+        let mut map = Map::new();
+        map.insert("id".into(), self.id.clone().into());
+        if let Some(subject) = &self.subject {
+            map.insert("subject".into(), subject.clone().into());
+        }
+        match &self.form {
+            Form::Question { question, choices } => {
+                map.insert("question".into(), question.clone().into());
+                map.insert("choices".into(), choices.to_vec().into());
+            }
+            Form::Prompt { prompt, continuations } => {
+                map.insert("prompt".into(), prompt.clone().into());
+                map.insert("continuations".into(), continuations.clone().into());
+            }
+        }
+        map.insert("answer".into(), self.gold.into());
+        map
+    }
+}
+
 impl Form {
+    /// A question, unless it is empty or an option is.
+    pub fn question(question: String, choices: [String; 4]) -> Result<Form, String> {
+        if question.trim().is_empty() {
+            return Err("the question is empty".into());
+        }
+        if let Some((letter, _)) = LETTERS.iter().zip(&choices).find(|(_, c)| c.trim().is_empty()) {
+            return Err(format!("option {letter} is empty"));
+        }
+        Ok(Form::Question { question, choices })
+    }
+
     /// How many options there are.
     pub fn options(&self) -> usize {
         match self {
@@ -112,11 +160,17 @@ fn csv_items(path: &Path, text: &str, name: &str) -> Result<Vec<(usize, Item)>> 
             at(path, line, &format!("the answer is {letter:?}, expected A, B, C or D (and no header line)"))
         })?;
         let choices = [a, b, c, d].map(str::to_string);
-        let form = Form::Question { question: question.to_string(), choices };
+        let form = Form::question(question.to_string(), choices).map_err(|why| at(path, line, &why))?;
         let subject = Some(subject_of(name).to_string());
         items.push((line, Item { id: number.to_string(), subject, domains: Vec::new(), form, gold }));
     }
     Ok(items)
+}
+
+/// A question as a record of a `.csv` file; none of a prompt.
+pub fn csv_record(item: &Item) -> Option<[&str; 6]> {
+    let Form::Question { question, choices: [a, b, c, d] } = &item.form else { return None };
+    Some([question, a, b, c, d, LETTERS[item.gold]])
 }
 
 fn json_items(path: &Path, text: &str) -> Result<Vec<(usize, Item)>> {
@@ -129,13 +183,14 @@ fn json_items(path: &Path, text: &str) -> Result<Vec<(usize, Item)>> {
         .collect()
 }
 
-fn json_item(map: &Map<String, Value>, number: usize) -> Result<Item, String> {
+/// The item that a line's object is; `number` is its id if it has none.
+pub(super) fn json_item(map: &Map<String, Value>, number: usize) -> Result<Item, String> {
     let form = match (map.contains_key("question"), map.contains_key("prompt")) {
         (true, false) => {
             let choices = strings(map, "choices")?;
             let count = choices.len();
             let choices = choices.try_into().map_err(|_| format!("has {count} choices, expected 4"))?;
-            Form::Question { question: lines::string(map, "question")?, choices }
+            Form::question(lines::string(map, "question")?, choices)?
         }
         (false, true) => {
             let continuations = strings(map, "continuations")?;
@@ -252,11 +307,24 @@ mod tests {
     }
 
     #[test]
+    fn items_are_written_as_they_are_read() {
+        let text = r#"{"id":"a","subject":"s_t","question":"q\"\n","choices":["1","2","3","4"],"answer":3,"domains":["x"]}
+{"id":"b","question":"é","choices":["1","2","3","4"],"answer":0}
+{"id":"c","prompt":"p ","continuations":[" a",""],"answer":1}
+"#;
+        let task = read("t.jsonl", text).unwrap();
+        assert_eq!(lines::of_objects(task.items.iter().map(Item::to_json)), text);
+        assert!(!task.items[0].document().contains_key("domains"));
+    }
+
+    #[test]
     fn bad_items_name_file_and_line() {
         for (name, text, expected) in [
             ("t.csv", "question,A,B,C,D,answer\nq,1,2,3,4,A\n", "line 1: the answer is \"answer\""),
             ("t.csv", "q,1,2,3,4,A\nq,1,2,3,4,E\n", "line 2: the answer is \"E\""),
             ("t.csv", "q,1,2,3,4,A\nq,1,2,3,A\n", "line 2: has 5 columns, expected 6"),
+            ("t.csv", "q,1,2,3,4,A\n\" \n\",1,2,3,4,A\n", "line 2: the question is empty"),
+            ("t.csv", "q,1,2,3,,A\n", "line 1: option D is empty"),
             ("t.csv", "", "has no items"),
             ("t.jsonl", "\n", "has no items"),
             ("t.jsonl", "{}\n", "line 1: has neither question nor prompt"),
@@ -265,6 +333,11 @@ mod tests {
                 "t.jsonl",
                 "{\"question\": \"q\", \"choices\": [\"1\"], \"answer\": 0}",
                 "has 1 choices, expected 4",
+            ),
+            (
+                "t.jsonl",
+                "{\"question\": \"\", \"choices\": [\"1\",\"2\",\"3\",\"4\"], \"answer\": 0}",
+                "line 1: the question is empty",
             ),
             (
                 "t.jsonl",

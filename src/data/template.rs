@@ -2,10 +2,8 @@
 
 use std::path::Path;
 
-use super::tasks::{self, Form, Item};
+use super::tasks::{self, Form, Item, LETTERS};
 use crate::error::{Error, Result};
-
-const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
 
 /// A context and the strings whose log-probability after it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -39,13 +37,7 @@ pub fn prompt(item: &Item, shots: &[Item]) -> Prompt {
             Prompt { context: prompt.clone(), continuations: continuations.clone() }
         }
         Form::Question { question, choices } => {
-            let mut context = match &item.subject {
-                Some(subject) => format!(
-                    "The following are multiple choice questions (with answers) about {}.\n\n",
-                    subject.replace('_', " ")
-                ),
-                None => "The following are multiple choice questions (with answers).\n\n".to_string(),
-            };
+            let mut context = description(item.subject.as_deref());
             for shot in shots {
                 if let Form::Question { question, choices } = &shot.form {
                     context.push_str(&asked(question, choices));
@@ -58,6 +50,12 @@ pub fn prompt(item: &Item, shots: &[Item]) -> Prompt {
             Prompt { context, continuations: LETTERS.map(|letter| format!(" {letter}")).to_vec() }
         }
     }
+}
+
+/// What stands before the questions of a subject.
+pub fn description(subject: Option<&str>) -> String {
+    let about = subject.map_or(String::new(), |s| format!(" about {}", s.replace('_', " ")));
+    format!("The following are multiple choice questions (with answers){about}.\n\n")
 }
 
 fn asked(question: &str, choices: &[String; 4]) -> String {

@@ -164,7 +164,7 @@ fn among(logprobs: &[f64]) -> Vec<f64> {
 
 /// The worked examples of every subject that occurs. A task of prompts, or an item without a subject, has none to
 /// take and is an error.
-fn examples(tasks: &[Task], shots: Shots<'_>) -> Result<HashMap<String, Vec<Item>>> {
+pub fn examples(tasks: &[Task], shots: Shots<'_>) -> Result<HashMap<String, Vec<Item>>> {
     let mut examples = HashMap::new();
     for task in tasks {
         for item in &task.items {

@@ -25,6 +25,7 @@ use crate::model::weights::Model;
 use crate::tensor::Real;
 
 pub mod accuracy;
+pub mod harness;
 pub mod items;
 pub mod letters;
 pub mod paired;
@@ -200,38 +201,32 @@ pub fn run<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Com
         let finished = write::read(options.out.as_deref().unwrap_or(Path::new("")))?;
         return Ok(EvalReport { already_finished: true, ..finished });
     };
-    let report = evaluate::<B, T>(backend, options, common)?;
-    outputs.finish(&report)?;
+    let (report, items) = evaluate::<B, T>(backend, options, common)?;
+    outputs.finish(&report, &items, options, T::DTYPE)?;
     Ok(report)
 }
 
 /// What the evaluation would hold in memory, from its files without the weights.
 pub fn plan<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Common) -> Result<Plan> {
     check(options)?;
-    let read = Read::new(backend, options, common)?;
-    let copies = read.columns.len();
-    let extent = match options.text {
-        Some(_) => Some(text::extent(&text::batches(&read.windows, copies, options.batch_tokens), copies)),
-        None => {
-            let (trees, config) = (&read.items.trees, read.checkpoint.config());
-            let batches = score::batches(trees, copies, options.batch_tokens, config);
-            Extent::of(trees, &batches, copies)
-        }
-    };
-    let Some(extent) = extent else { return Ok(Plan::default()) };
-    let (config, layouts) = (read.checkpoint.config(), &read.adapters.layouts);
-    let (tables, size) = extent.room(&read.checkpoint, copies, read.adapters.ranks())?;
-    session::plan::<B, T>(backend, config, layouts, &tables, size)
+    Read::new(backend, options, common)?.plan::<T>(backend, options)
 }
 
-fn evaluate<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Common) -> Result<EvalReport> {
-    let Read { checkpoint, tokenizer, columns, windows, items, adapters } =
-        Read::new(backend, options, common)?;
+fn evaluate<B: Backend, T: Real>(
+    backend: &B,
+    options: &EvalOptions,
+    common: &Common,
+) -> Result<(EvalReport, Items)> {
+    let read = Read::new(backend, options, common)?;
+    if let Some(limit) = common.memory_limit {
+        read.plan::<T>(backend, options)?.fit(limit)?;
+    }
+    let Read { checkpoint, tokenizer, columns, windows, items, adapters } = read;
     let model = Model::new(backend, &checkpoint)?;
     let stacked = Columns { backend, checkpoint: &checkpoint, model: &model, adapters: &adapters };
     if options.text.is_some() {
         let text = stacked.text::<T>(&windows, options.batch_tokens, common).map_err(blame(&checkpoint))?;
-        return Ok(EvalReport { columns, text, ..EvalReport::default() });
+        return Ok((EvalReport { columns, text, ..EvalReport::default() }, items));
     }
     let shown = options.show.as_ref().map_or_else(Vec::new, |id| items.named(id));
     let contexts: Vec<&[u32]> = shown.iter().map(|&n| items.context(n)).collect();
@@ -242,7 +237,7 @@ fn evaluate<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Co
     let mut report = report(columns, &items, &scores);
     report.shown =
         shown.iter().zip(greedy).map(|(&n, greedy)| items.shown(n, scores[n].clone(), greedy)).collect();
-    Ok(report)
+    Ok((report, items))
 }
 
 /// All that is read before the weights, so that a mistake in it is said before they are touched.
@@ -276,6 +271,25 @@ impl<B: Backend> Read<B> {
         let adapters = load_adapters(backend, &checkpoint, &dirs, options.base, common)?;
         Ok(Read { checkpoint, tokenizer, columns, windows, items, adapters })
     }
+
+    /// What evaluating it holds in memory.
+    fn plan<T: Real>(&self, backend: &B, options: &EvalOptions) -> Result<Plan> {
+        let copies = self.columns.len();
+        let extent = match options.text {
+            Some(_) => {
+                Some(text::extent(&text::batches(&self.windows, copies, options.batch_tokens), copies))
+            }
+            None => {
+                let (trees, config) = (&self.items.trees, self.checkpoint.config());
+                let batches = score::batches(trees, copies, options.batch_tokens, config);
+                Extent::of(trees, &batches, copies)
+            }
+        };
+        let Some(extent) = extent else { return Ok(Plan::default()) };
+        let (config, layouts) = (self.checkpoint.config(), &self.adapters.layouts);
+        let (tables, size) = extent.room(&self.checkpoint, copies, self.adapters.ranks())?;
+        session::plan::<B, T>(backend, config, layouts, &tables, size)
+    }
 }
 
 /// What has no meaning, before anything is read.
@@ -290,6 +304,9 @@ fn check(options: &EvalOptions) -> Result<()> {
     }
     if let (Some(id), Some(_)) = (&options.show, &options.text) {
         return usage(format!("--show {id} shows an item of a --task, a --text has none"));
+    }
+    if options.base && options.adapters.iter().any(|(name, _)| name == "none") {
+        return usage("no adapter beside the base is called none: name it, --adapter NAME=DIR".into());
     }
     check_prompts(options.shots, options.shots_from.as_deref(), options.batch_tokens)
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::harness::{self, Samples};
+use super::items::Items;
 use super::{EvalOptions, EvalReport, Prediction};
 use crate::checkpoint::output::{Begun, Output};
 use crate::checkpoint::output_file::OutputFile;
@@ -15,6 +17,8 @@ use crate::tensor::DType;
 /// The file in the folder that holds one JSON line for each item and column.
 pub const PREDICTIONS: &str = "predictions.jsonl";
 /// The file in the folder that holds the report.
+pub const REPORT: &str = "report.json";
+/// The file in the folder that holds the accuracies in lm-evaluation-harness's shape.
 pub const RESULTS: &str = "results.json";
 
 /// The outputs of a run, begun before any work so that a refusal costs nothing.
@@ -42,16 +46,28 @@ impl Outputs {
         Ok(Some(Outputs { predictions, folder }))
     }
 
-    /// Writes the report and puts everything in its place.
-    pub fn finish(self, report: &EvalReport) -> Result<()> {
+    /// Writes the report on `items` and puts everything in its place.
+    pub fn finish(
+        self,
+        report: &EvalReport,
+        items: &Items,
+        options: &EvalOptions,
+        precision: DType,
+    ) -> Result<()> {
         if let Some(file) = self.predictions {
             digest::write_file(file.path(), &lines(file.path(), &report.predictions)?)?;
             file.finish()?;
         }
         if let Some(folder) = self.folder {
             let mut known = BTreeMap::new();
-            let results = digest::write_json(&folder.dir().join(RESULTS), report)?;
-            known.insert(RESULTS.to_string(), results);
+            known.insert(REPORT.to_string(), digest::write_json(&folder.dir().join(REPORT), report)?);
+            let (results, samples) = harness::write(report, items, options, precision);
+            known.insert(RESULTS.to_string(), digest::write_json(&folder.dir().join(RESULTS), &results)?);
+            for Samples { task, lines, .. } in samples {
+                let name = format!("samples_{task}.jsonl");
+                let hash = digest::write_file(&folder.dir().join(&name), lines.as_bytes())?;
+                known.insert(name, hash);
+            }
             if !report.predictions.is_empty() {
                 let path = folder.dir().join(PREDICTIONS);
                 known.insert(
@@ -68,7 +84,7 @@ impl Outputs {
 
 /// The report in the finished folder `out`; its predictions stay in their file.
 pub fn read(out: &Path) -> Result<EvalReport> {
-    let path = out.join(RESULTS);
+    let path = out.join(REPORT);
     json::typed(&path, json::parse(&path, &json::read_bounded(&path)?)?)
 }
 
@@ -90,6 +106,7 @@ fn lines(path: &Path, predictions: &[Prediction]) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::fixture;
 
     fn prediction(id: &str) -> Prediction {
         Prediction {
@@ -112,22 +129,25 @@ mod tests {
         };
         let report =
             EvalReport { predictions: vec![prediction("a"), prediction("b")], ..EvalReport::default() };
+        let items = Items::load(&[], &fixture::tokenizer(true, &[]), None, 9).unwrap();
         let begin = |common: &Common| Outputs::begin(&options, DType::F32, common);
         let file = dir.path().join("p.jsonl");
         let first = begin(&Common::default()).unwrap().unwrap();
         assert!(!file.exists());
         drop(first);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        begin(&Common::default()).unwrap().unwrap().finish(&report).unwrap();
+        begin(&Common::default()).unwrap().unwrap().finish(&report, &items, &options, DType::F32).unwrap();
         let text = std::fs::read_to_string(&file).unwrap();
         let line = r#"{"task":"t","adapter":null,"id":"a","gold":1,"predicted":0,"logprobs":[-0.5,-1.25]}"#;
         assert_eq!(text.lines().next(), Some(line));
         assert_eq!(text, std::fs::read_to_string(dir.path().join("out").join(PREDICTIONS)).unwrap());
         assert!(Provenance::verify(&dir.path().join("out")).is_ok());
+        assert_eq!(read(&dir.path().join("out")).unwrap().columns, report.columns);
+        assert!(dir.path().join("out").join(RESULTS).exists());
 
         assert!(begin(&Common::default()).is_err());
         let force = Common { force: true, ..Common::default() };
-        begin(&force).unwrap().unwrap().finish(&report).unwrap();
+        begin(&force).unwrap().unwrap().finish(&report, &items, &options, DType::F32).unwrap();
         std::fs::write(&file, "somebody's notes").unwrap();
         assert!(begin(&force).is_err());
         let resume = Common { resume: true, ..Common::default() };
