@@ -1,9 +1,10 @@
 //! Where an output may go: the checks on `--out` before anything is made, and the small file operations of outputs.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
@@ -143,6 +144,20 @@ pub fn remove_file(path: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(e)),
         _ => Ok(()),
     }
+}
+
+/// Locks `file`, open at `path`, as long as it is open; false if another run holds it.
+pub fn lock(file: &File, path: &Path) -> Result<bool> {
+    // A program that this process is just starting shares its open files for a moment, and with them a lock let go of.
+    for patience in (0..20).rev() {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) if patience > 0 => std::thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) => return Err(Error::io(path)(e)),
+        }
+    }
+    Ok(false)
 }
 
 /// Makes the entries of the folder `dir` durable.
