@@ -58,6 +58,9 @@ pub enum Error {
     /// The computation gave a result that cannot be used (NaN, no supervised token).
     #[error("{0}")]
     Numeric(String),
+    /// An endpoint on the network did not answer as it should, or may not be asked any more.
+    #[error("{0}")]
+    Endpoint(String),
     /// SIGINT or SIGTERM arrived and the work so far is saved: exit code 130.
     #[error("interrupted: {0}")]
     Interrupted(String),

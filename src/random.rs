@@ -47,6 +47,14 @@ pub enum Purpose {
     Drop,
     /// Where the search for a tensor's largest singular values starts; the index is the tensor's number.
     Sketch,
+    /// In which order the questions of two domains are paired; the index is of the domains' names, the step the side.
+    Pairing,
+    /// In which order a written question's options stand; the index is of the domains' names.
+    Options,
+    /// How long after a refusal a request is sent again; the index is the request's.
+    Backoff,
+    /// Which items are reviewed.
+    Review,
 }
 
 impl Purpose {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::data::DataCommand;
 use super::size::ByteSize;
 use crate::checkpoint::module::Target;
 use crate::fuse::options::{
@@ -146,6 +147,14 @@ pub enum Command {
     ///
     /// Example: anabranch generate --model llama-3-8b --adapter fused --prompt "Question: …"
     Generate(GenerateArgs),
+    /// Data sets: questions that need two domains, and people's judgement of them
+    ///
+    /// Example: anabranch data review cross --reviewer ann
+    Data {
+        /// What to do
+        #[command(subcommand)]
+        command: DataCommand,
+    },
     /// Keys for signatures
     ///
     /// Example: anabranch keys new hum.key

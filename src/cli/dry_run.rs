@@ -172,6 +172,7 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
             o.steps = flow.steps();
             o.device = Some(plan::machine(global)?.describe());
         }
+        Command::Data { command } => super::data::outline(command, &mut o, global, common)?,
         Command::Demo(_) | Command::Report(_) => {
             return Err(Error::Usage(
                 "--dry-run goes with run, prune, train, recover, conflict, fuse, grams, eval, logits, generate and export; demo and report only write a folder of their own".into(),
@@ -196,11 +197,11 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
 }
 
 impl Outline {
-    fn reads<'a>(&mut self, paths: impl IntoIterator<Item = &'a PathBuf>) {
+    pub(super) fn reads<'a>(&mut self, paths: impl IntoIterator<Item = &'a PathBuf>) {
         self.reads.extend(paths.into_iter().cloned());
     }
 
-    fn folder(&mut self, out: &Path, common: &Common) -> Result<()> {
+    pub(super) fn folder(&mut self, out: &Path, common: &Common) -> Result<()> {
         let found = Output::look_ahead(out, common.output())?;
         self.writes.push(Write { path: out.to_path_buf(), found });
         Ok(())

@@ -1,6 +1,7 @@
 //! The command line: what was typed ([`args`]), what it means ([`plan`]), what is done ([`run`]), what is printed.
 
 pub mod args;
+pub mod data;
 mod dry_run;
 pub mod flow;
 pub mod plan;

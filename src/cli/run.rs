@@ -147,6 +147,7 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             out.report(&report, || report.to_string())?;
             report.check()
         }
+        Command::Data { command } => super::data::run(command, global, &common, out),
         Command::Keys { command: KeysCommand::New { path } } => {
             let report = keys::new(path)?;
             out.report(&report, || print::keys(&report))

@@ -8,6 +8,7 @@ pub mod budget;
 pub mod calibrate;
 pub mod common;
 pub mod conflict;
+pub mod data;
 pub mod demo;
 pub mod doctor;
 pub mod evaluate;
