@@ -62,7 +62,8 @@ pub fn parent(path: &Path) -> &Path {
 
 /// `path` with `suffix` after its name: `OUT.partial`.
 pub fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut s = OsString::from(path);
+    // Without the slash that completion puts after a folder's name.
+    let mut s = OsString::from(path.components().as_path());
     s.push(suffix);
     PathBuf::from(s)
 }
@@ -178,4 +179,18 @@ pub fn sync_tree(dir: &Path) -> Result<()> {
         }
     }
     sync_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beside_a_folder_with_a_slash_after_its_name() {
+        for (path, expected) in
+            [("a/out", "a/out.partial"), ("a/out/", "a/out.partial"), ("./out//", "./out.partial")]
+        {
+            assert_eq!(beside(Path::new(path), ".partial"), Path::new(expected));
+        }
+    }
 }

@@ -14,6 +14,8 @@ use crate::random::{Philox, Purpose};
 
 /// The longest pause between two tries, where the endpoint names none.
 const LONGEST: Duration = Duration::from_secs(60);
+/// The shortest, whatever it names.
+const SHORTEST: Duration = Duration::from_millis(500);
 /// How often what is no answer is taken before the run ends.
 const GARBAGE: u32 = 4;
 /// A wait is looked up from in steps of this.
@@ -149,7 +151,7 @@ impl<'a> Client<'a> {
                 }
                 Err(Failure::Later { why, after, crowded }) => {
                     if crowded {
-                        let pause = after.unwrap_or_else(|| pause(sent, prompt_sha256));
+                        let pause = after.map_or_else(|| pause(sent, prompt_sha256), |a| a.max(SHORTEST));
                         let until = self.clock.now().saturating_add(pause).as_nanos();
                         let until = u64::try_from(until).unwrap_or(u64::MAX);
                         self.crowded_until.fetch_max(until, Ordering::Relaxed);
@@ -157,7 +159,7 @@ impl<'a> Client<'a> {
                     (why, after)
                 }
             };
-            let pause = after.unwrap_or_else(|| pause(sent, prompt_sha256));
+            let pause = after.map_or_else(|| pause(sent, prompt_sha256), |a| a.max(SHORTEST));
             let now = self.clock.now();
             if now.saturating_sub(begun).saturating_add(pause) > self.limits.patience {
                 let times = if sent == 1 { "1 try".to_string() } else { format!("{sent} tries") };
