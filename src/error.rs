@@ -61,6 +61,9 @@ pub enum Error {
     /// The result is not as good as the command asks for, and was not written.
     #[error("{0}")]
     NotGoodEnough(String),
+    /// An endpoint on the network did not answer as it should, or may not be asked any more.
+    #[error("{0}")]
+    Endpoint(String),
     /// SIGINT or SIGTERM arrived and the work so far is saved: exit code 130.
     #[error("interrupted: {0}")]
     Interrupted(String),

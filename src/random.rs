@@ -49,6 +49,14 @@ pub enum Purpose {
     Sketch,
     /// Which questions of a domain an edge trains on; the index is a hash of the domain's name.
     Cut,
+    /// In which order the questions of two domains are paired; the index is of the domains' names, the step the side.
+    Pairing,
+    /// In which order a written question's options stand; the index is of the domains' names.
+    Options,
+    /// How long after a refusal a request is sent again; the index is the request's.
+    Backoff,
+    /// Which items are reviewed.
+    Review,
 }
 
 impl Purpose {

@@ -95,6 +95,11 @@ fn configs() {
 }
 
 #[test]
+fn crossed_questions() {
+    replay("cross");
+}
+
+#[test]
 fn flows() {
     replay("flow");
 }

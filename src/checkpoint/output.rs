@@ -5,11 +5,10 @@
 //! file systems without that, two renames by way of `OUT.old`. Whatever the moment of a kill, what was old or what is
 //! new is whole, and the next start tidies up: flags in the folder with the marker say how far the end had come.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
@@ -331,14 +330,8 @@ fn lock_marker(out: &Path, path: &Path, create: bool) -> Result<Option<File>> {
         }
         other => other.map_err(Error::io(path))?,
     };
-    // A program that this process is just starting shares its open files for a moment, and with them a lock let go of.
-    for patience in (0..20).rev() {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) if patience > 0 => std::thread::sleep(Duration::from_millis(10)),
-            Err(TryLockError::WouldBlock) => return Err(busy(out)),
-            Err(TryLockError::Error(e)) => return Err(Error::io(path)(e)),
-        }
+    if !place::lock(&file, path)? {
+        return Err(busy(out));
     }
     // The folder may have been put in its place between opening and locking.
     let same = std::fs::metadata(path)

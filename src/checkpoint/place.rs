@@ -1,9 +1,10 @@
 //! Where an output may go: the checks on `--out` before anything is made, and the small file operations of outputs.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
@@ -61,7 +62,8 @@ pub fn parent(path: &Path) -> &Path {
 
 /// `path` with `suffix` after its name: `OUT.partial`.
 pub fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut s = OsString::from(path);
+    // Without the slash that completion puts after a folder's name.
+    let mut s = OsString::from(path.components().as_path());
     s.push(suffix);
     PathBuf::from(s)
 }
@@ -145,6 +147,20 @@ pub fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
+/// Locks `file`, open at `path`, as long as it is open; false if another run holds it.
+pub fn lock(file: &File, path: &Path) -> Result<bool> {
+    // A program that this process is just starting shares its open files for a moment, and with them a lock let go of.
+    for patience in (0..20).rev() {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) if patience > 0 => std::thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) => return Err(Error::io(path)(e)),
+        }
+    }
+    Ok(false)
+}
+
 /// Makes the entries of the folder `dir` durable.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|f| f.sync_all()).map_err(Error::io(dir))
@@ -163,4 +179,18 @@ pub fn sync_tree(dir: &Path) -> Result<()> {
         }
     }
     sync_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beside_a_folder_with_a_slash_after_its_name() {
+        for (path, expected) in
+            [("a/out", "a/out.partial"), ("a/out/", "a/out.partial"), ("./out//", "./out.partial")]
+        {
+            assert_eq!(beside(Path::new(path), ".partial"), Path::new(expected));
+        }
+    }
 }

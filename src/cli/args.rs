@@ -161,7 +161,7 @@ pub enum Command {
     ///
     /// Example: anabranch generate --model llama-3-8b --adapter fused --prompt "Question: …"
     Generate(GenerateArgs),
-    /// Data sets: MMLU for edges, tasks for other programs
+    /// Data sets: MMLU for edges, questions that need two domains, tasks for other programs
     ///
     /// Example: anabranch data mmlu import mmlu/data --out mmlu
     Data {

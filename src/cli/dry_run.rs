@@ -7,18 +7,15 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::args::{Cli, Command};
-use super::data::{DataCommand, MmluCommand};
 use super::plan::on_machine;
 use super::run::in_pool;
 use super::{plan, print};
 use crate::checkpoint::output::{Output, Standing};
 use crate::checkpoint::output_file::{self, OutputFile};
-use crate::data::mmlu::import::{self, Import};
 use crate::error::{Error, Result, human_bytes};
 use crate::fuse::inputs::Inputs;
 use crate::model::memory::Plan;
 use crate::stage::common::Common;
-use crate::stage::data as data_sets;
 use crate::stage::export::Format;
 use crate::stage::join::Parts;
 use crate::stage::{evaluate, export, fuse, generate, grams, logits, prune, recover, search, train};
@@ -189,30 +186,6 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
             }
             export::Ready::new(&options, common)?;
         }
-        Command::Data { command: DataCommand::Mmlu { command: MmluCommand::Import(args) } } => {
-            let options = args.options();
-            let Import { rows, files, .. } = import::read(&options.path)?;
-            o.reads(&files);
-            o.folder(&options.out, common)?;
-            o.steps.push(format!("import {} rows", rows.len()));
-        }
-        Command::Data { command: DataCommand::Mmlu { command: MmluCommand::Split(args) } } => {
-            let options = args.options();
-            o.reads([&options.dir]);
-            o.folder(&options.out, common)?;
-            for cut in data_sets::split::Ready::new(&options, common)?.cuts() {
-                let (train, validation, test) = (cut.train, cut.validation, cut.test);
-                o.steps.push(format!("cut {} into {train}, {validation} and {test} rows", cut.domain));
-            }
-        }
-        Command::Data { command: DataCommand::Export(args) } => {
-            let options = args.options();
-            o.reads(options.tasks.iter().chain(&options.shots_from));
-            o.folder(&options.out, common)?;
-            for task in data_sets::export::Ready::new(&options)?.tasks {
-                o.steps.push(format!("export {} items as {}", task.items, task.name));
-            }
-        }
         Command::Run(args) => {
             let flow = super::flow::read(&args.flow, global.seed)?;
             let data = flow.edges.iter().flat_map(|e| e.data.iter().chain(&e.val));
@@ -223,6 +196,7 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
             o.steps = flow.steps();
             o.device = Some(plan::machine(global)?.describe());
         }
+        Command::Data { command } => command.outline(&mut o, global, common)?,
         Command::Demo(_) | Command::Report(_) => {
             return Err(Error::Usage(
                 "--dry-run goes with run, prune, train, recover, conflict, fuse, search, grams, eval, logits, generate, export and data; demo and report only write a folder of their own".into(),
@@ -247,11 +221,11 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
 }
 
 impl Outline {
-    fn reads<'a>(&mut self, paths: impl IntoIterator<Item = &'a PathBuf>) {
+    pub(super) fn reads<'a>(&mut self, paths: impl IntoIterator<Item = &'a PathBuf>) {
         self.reads.extend(paths.into_iter().cloned());
     }
 
-    fn folder(&mut self, out: &Path, common: &Common) -> Result<()> {
+    pub(super) fn folder(&mut self, out: &Path, common: &Common) -> Result<()> {
         let found = Output::look_ahead(out, common.output())?;
         self.writes.push(Write { path: out.to_path_buf(), found });
         Ok(())

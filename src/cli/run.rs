@@ -8,14 +8,12 @@ use clap::CommandFactory;
 use rayon::ThreadPoolBuilder;
 
 use super::args::{Cli, Command, Global, KeysCommand};
-use super::data::{self, DataCommand, MmluCommand};
 use super::plan::{on_device, on_machine};
 use super::{dry_run, plan, print};
 use crate::backend::Backend;
 use crate::checkpoint::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
-use crate::stage::data as data_sets;
 use crate::stage::{
     budget, conflict, demo, evaluate, export, flow, fuse, generate, grams, inspect, join, keys, logits,
     measure, prune, recover, report, search, sign, train, verify,
@@ -160,19 +158,7 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
             out.report(&report, || report.to_string())?;
             report.check()
         }
-        Command::Data { command: DataCommand::Mmlu { command: MmluCommand::Import(args) } } => {
-            let report = data_sets::import::run(&args.options(), &common)?;
-            out.report(&report, || data::imported(&report))
-        }
-        Command::Data { command: DataCommand::Mmlu { command: MmluCommand::Split(args) } } => {
-            let report = data_sets::split::run(&args.options(), &common)?;
-            print::warnings(&report.warnings);
-            out.report(&report, || data::split(&report))
-        }
-        Command::Data { command: DataCommand::Export(args) } => {
-            let report = data_sets::export::run(&args.options(), &common)?;
-            out.report(&report, || data::exported(&report))
-        }
+        Command::Data { command } => command.run(global, &common, out),
         Command::Keys { command: KeysCommand::New { path } } => {
             let report = keys::new(path)?;
             out.report(&report, || print::keys(&report))

@@ -4,9 +4,10 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::checkpoint::{bytes, json};
+use crate::checkpoint::{bytes, digest, json};
 use crate::error::{Error, Result};
 
 /// Whether the file's name says that it holds a JSON object a line: `.jsonl`, `.ndjson` or `.json`.
@@ -63,6 +64,16 @@ pub fn string(map: &Map<String, Value>, key: &str) -> Result<String, String> {
         Some(other) => Err(format!("{key} is {}, expected a string", json::kind(other))),
         None => Err(format!("has no {key}")),
     }
+}
+
+/// Writes a JSON object a line to the file at `path`, durably; gives its SHA-256.
+pub fn write<T: Serialize>(path: &Path, objects: impl IntoIterator<Item = T>) -> Result<String> {
+    let mut text = Vec::new();
+    for object in objects {
+        serde_json::to_writer(&mut text, &object).map_err(|e| Error::file(path, e.to_string()))?;
+        text.push(b'\n');
+    }
+    digest::write_file(path, &text)
 }
 
 /// What parts documents in plain text whose author says so.

@@ -1,8 +1,10 @@
-//! From text to tokens: tokenizers, training data and its packing, tasks and their prompts.
+//! From text to tokens: tokenizers, training data and its packing, tasks and their prompts; data sets that are written
+//! and reviewed.
 
 pub mod batch;
 pub mod calibration;
 pub mod chat;
+pub mod cross;
 pub mod date;
 pub mod documents;
 mod foreign;
@@ -11,6 +13,7 @@ pub mod lines;
 pub mod lm_eval;
 pub mod mmlu;
 pub mod prefix_tree;
+pub mod review;
 pub mod schedule;
 pub mod tasks;
 pub mod template;

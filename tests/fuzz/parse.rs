@@ -16,11 +16,14 @@ use anabranch::checkpoint::weights::{OpenOptions, Weights};
 use anabranch::checkpoint::{header, json};
 use anabranch::cli::flow as flow_file;
 use anabranch::data::chat::ChatTemplate;
+use anabranch::data::cross::{answer, leak, ledger::Ledger, sources};
 use anabranch::data::prefix_tree::PrefixTree;
+use anabranch::data::review::decisions;
 use anabranch::data::tokenizer::Tokenizer;
 use anabranch::data::{documents, tasks, template};
 use anabranch::model::shape::TrainingShape;
 use anabranch::stage::budget::{BudgetOptions, budget};
+use anabranch::stage::data::review;
 use anabranch::stage::report as report_page;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -30,11 +33,12 @@ pub type Named = (&'static str, fn(&[u8]));
 
 /// All targets; a name is also its corpus's folder.
 #[allow(dead_code)]
-pub const ALL: [Named; 11] = [
+pub const ALL: [Named; 12] = [
     ("adapter", adapter),
     ("chat_template", chat_template),
     ("checkpoint", checkpoint),
     ("config", config),
+    ("cross", cross),
     ("flow", flow),
     ("jsonl", jsonl),
     ("pruning", pruning),
@@ -249,5 +253,32 @@ pub fn weights(data: &[u8]) {
             assert_eq!(tensor.to_f32().len(), tensor.len());
             let _ = tensor.check_finite();
         }
+    }
+}
+
+/// What a model says, NUL, a ledger, NUL, items as `data cross` writes them, NUL, a reviewer's decisions about them.
+pub fn cross(data: &[u8]) {
+    let dir = folder().join("cross");
+    std::fs::create_dir_all(&dir).expect("the temporary folder can be written");
+    let (said, rest) = part(data);
+    let (ledger, rest) = part(rest);
+    let (items, decided) = part(rest);
+    let said = String::from_utf8_lossy(said);
+    let _ = answer::read(&said, answer::mergeability);
+    let _ = answer::read(&said, answer::knowledge);
+    let _ = answer::read(&said, answer::question);
+    let _ = answer::read(&said, answer::alone);
+    for (name, bytes) in [("ledger.jsonl", ledger), ("items.jsonl", items), ("decided.jsonl", decided)] {
+        write(&dir, name, bytes);
+    }
+    if let Ok(ledger) = Ledger::open(&dir.join("ledger.jsonl")) {
+        drop(ledger);
+        Ledger::open(&dir.join("ledger.jsonl")).expect("what was opened once is a ledger");
+    }
+    if let Ok(items) = review::items(&dir) {
+        let _ = decisions::read(&dir.join("decided.jsonl"), &items);
+    }
+    if let Ok(pools) = sources::load(&[dir.join("items.jsonl")]) {
+        let _ = leak::leaked(&pools, &[dir.join("decided.jsonl")]);
     }
 }

@@ -10,7 +10,8 @@ use crate::checkpoint::output::{Begun, Output};
 use crate::checkpoint::output_file::OutputFile;
 use crate::checkpoint::provenance::Provenance;
 use crate::checkpoint::{digest, json};
-use crate::error::{Error, Result};
+use crate::data::lines;
+use crate::error::Result;
 use crate::stage::common::Common;
 use crate::tensor::DType;
 
@@ -55,7 +56,7 @@ impl Outputs {
         precision: DType,
     ) -> Result<()> {
         if let Some(file) = self.predictions {
-            digest::write_file(file.path(), &lines(file.path(), &report.predictions)?)?;
+            lines::write(file.path(), &report.predictions)?;
             file.finish()?;
         }
         if let Some(folder) = self.folder {
@@ -70,10 +71,7 @@ impl Outputs {
             }
             if !report.predictions.is_empty() {
                 let path = folder.dir().join(PREDICTIONS);
-                known.insert(
-                    PREDICTIONS.into(),
-                    digest::write_file(&path, &lines(&path, &report.predictions)?)?,
-                );
+                known.insert(PREDICTIONS.into(), lines::write(&path, &report.predictions)?);
             }
             Provenance::new("eval").seal(folder.dir(), known)?;
             folder.finish()?;
@@ -92,15 +90,6 @@ pub fn read(out: &Path) -> Result<EvalReport> {
 pub fn made_here(start: &[u8]) -> bool {
     let first = start.split(|&b| b == b'\n').next().unwrap_or_default();
     serde_json::from_slice::<Prediction>(first).is_ok()
-}
-
-fn lines(path: &Path, predictions: &[Prediction]) -> Result<Vec<u8>> {
-    let mut text = Vec::new();
-    for prediction in predictions {
-        serde_json::to_writer(&mut text, prediction).map_err(|e| Error::file(path, e.to_string()))?;
-        text.push(b'\n');
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

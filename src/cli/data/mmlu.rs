@@ -1,28 +1,17 @@
-//! The `data` commands: what was typed, and what is printed of their reports.
+//! `data mmlu` and `data export`: what was typed, what it means, what is printed.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::print::table;
-use crate::stage::data::export::{ExportOptions, ExportReport};
-use crate::stage::data::import::{ImportOptions, ImportReport};
-use crate::stage::data::split::{DomainCut, SplitOptions, SplitReport};
-
-/// `data`.
-#[derive(Debug, Subcommand)]
-pub enum DataCommand {
-    /// MMLU: read from any of its forms, cut into edges' data
-    Mmlu {
-        /// What to do
-        #[command(subcommand)]
-        command: MmluCommand,
-    },
-    /// Tasks for another program
-    ///
-    /// Example: anabranch data export hum_sc.jsonl --lm-eval --out hum_sc-harness
-    Export(DataExportArgs),
-}
+use crate::cli::dry_run::Outline;
+use crate::cli::print::{self, Output, table};
+use crate::data::mmlu::import::{self as files, Import};
+use crate::error::Result;
+use crate::stage::common::Common;
+use crate::stage::data::export::{self, ExportOptions, ExportReport};
+use crate::stage::data::import::{self, ImportOptions, ImportReport};
+use crate::stage::data::split::{self, DomainCut, SplitOptions, SplitReport};
 
 /// `data mmlu`.
 #[derive(Debug, Subcommand)]
@@ -113,12 +102,73 @@ impl DataExportArgs {
     }
 }
 
+impl MmluCommand {
+    /// Does what was typed.
+    pub(super) fn run(&self, common: &Common, out: Output) -> Result<()> {
+        match self {
+            MmluCommand::Import(args) => {
+                let report = import::run(&args.options(), common)?;
+                out.report(&report, || imported(&report))
+            }
+            MmluCommand::Split(args) => {
+                let report = split::run(&args.options(), common)?;
+                print::warnings(&report.warnings);
+                out.report(&report, || parted(&report))
+            }
+        }
+    }
+
+    /// What would be read and written.
+    pub(super) fn outline(&self, outline: &mut Outline, common: &Common) -> Result<()> {
+        match self {
+            MmluCommand::Import(args) => {
+                let options = args.options();
+                let Import { rows, files, .. } = files::read(&options.path)?;
+                outline.reads(&files);
+                outline.folder(&options.out, common)?;
+                outline.steps.push(format!("import {} rows", rows.len()));
+            }
+            MmluCommand::Split(args) => {
+                let options = args.options();
+                outline.reads([&options.dir]);
+                outline.folder(&options.out, common)?;
+                for cut in split::Ready::new(&options, common)?.cuts() {
+                    let (train, validation, test) = (cut.train, cut.validation, cut.test);
+                    outline
+                        .steps
+                        .push(format!("cut {} into {train}, {validation} and {test} rows", cut.domain));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DataExportArgs {
+    /// Does what was typed.
+    pub(super) fn run(&self, common: &Common, out: Output) -> Result<()> {
+        let report = export::run(&self.options(), common)?;
+        out.report(&report, || exported(&report))
+    }
+
+    /// What would be read and written.
+    pub(super) fn outline(&self, outline: &mut Outline, common: &Common) -> Result<()> {
+        let options = self.options();
+        outline.reads(options.tasks.iter().chain(&options.shots_from));
+        outline.folder(&options.out, common)?;
+        for task in export::Ready::new(&options)?.tasks {
+            outline.steps.push(format!("export {} items as {}", task.items, task.name));
+        }
+        Ok(())
+    }
+}
+
 fn finished(already: bool) -> &'static str {
     if already { " (already finished)" } else { "" }
 }
 
 /// What was imported.
-pub fn imported(r: &ImportReport) -> String {
+fn imported(r: &ImportReport) -> String {
     let rows = r.domains.iter().map(|d| {
         let counts = [d.subjects, d.dev, d.validation, d.test, d.validation + d.test];
         [vec![d.name.clone(), d.domain.clone()], counts.map(|n| n.to_string()).to_vec()].concat()
@@ -136,7 +186,7 @@ pub fn imported(r: &ImportReport) -> String {
 }
 
 /// The sizes of a cut.
-pub fn cuts<'a>(domains: impl Iterator<Item = &'a DomainCut>) -> String {
+fn cuts<'a>(domains: impl Iterator<Item = &'a DomainCut>) -> String {
     let rows = domains.map(|d| {
         let counts = [d.train, d.validation, d.test, d.rows, d.repeated, d.moved];
         [vec![d.name.clone(), d.domain.clone()], counts.map(|n| n.to_string()).to_vec()].concat()
@@ -146,7 +196,7 @@ pub fn cuts<'a>(domains: impl Iterator<Item = &'a DomainCut>) -> String {
 }
 
 /// What was cut.
-pub fn split(r: &SplitReport) -> String {
+fn parted(r: &SplitReport) -> String {
     let mut text = format!("{}{}\n{}", r.out.display(), finished(r.already_finished), cuts(r.domains.iter()));
     let (repeated, moved) = r.domains.iter().fold((0, 0), |(a, b), d| (a + d.repeated, b + d.moved));
     if repeated > 0 {
@@ -158,7 +208,7 @@ pub fn split(r: &SplitReport) -> String {
 }
 
 /// What was exported.
-pub fn exported(r: &ExportReport) -> String {
+fn exported(r: &ExportReport) -> String {
     let mut text = format!("{}{}\n", r.out.display(), finished(r.already_finished));
     for task in &r.tasks {
         let subjects = match task.subtasks.len() {
