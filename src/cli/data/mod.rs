@@ -36,7 +36,7 @@ pub enum DataCommand {
     ///
     /// Example: anabranch data cross --source hum.test.jsonl sc.test.jsonl --train hum.train.jsonl sc.train.jsonl
     /// --base-url https://api.example.com/v1 --model reasoner --items 500 --out cross
-    Cross(CrossArgs),
+    Cross(Box<CrossArgs>),
     /// People check what data cross wrote, on a local web page by keyboard or on the terminal
     ///
     /// Each decision is on the disk, in DIR/reviews/NAME.jsonl, before the next item is shown.

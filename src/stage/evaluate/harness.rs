@@ -40,7 +40,7 @@ pub struct Samples {
 }
 
 /// What a column is called as a filter.
-fn filter<'a>(report: &'a EvalReport, column: usize) -> &'a str {
+fn filter(report: &EvalReport, column: usize) -> &str {
     match &report.columns[column] {
         Some(name) if report.columns.len() > 1 => name,
         _ => "none",
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!((items.trees.len(), items.unfit.len()), (3, 1));
         let (b, c) = (vec![-2.0, -1.5, -2.0, -2.0], vec![-2.0, -2.0, -1.0, -2.5]);
         let scores = [vec![b.clone(), c.clone()], vec![c.clone(), c], vec![b.clone(), b]];
-        let report = super::super::report(vec![None, Some("fused".into())], &items, &scores, None);
+        let report = super::super::report(vec![None, Some("fused".into())], &items, &scores);
         (report, items)
     }
 
