@@ -527,11 +527,11 @@ fn input_grams_go_with_their_methods_and_their_adapters() {
         let pairs = kept.iter().enumerate().flat_map(|(x, &i)| kept[x..].iter().map(move |&j| (i, j)));
         pairs.map(|(i, j)| rows[i][j - i] as f32).collect::<Vec<f32>>()
     };
-    let grams = inputs().map(|(layer, source, _)| {
+    let own = inputs().map(|(layer, source, _)| {
         let m = Module { layer, target: source.target() };
         (layer, source, entries(m, &channels(&pruning, m)))
     });
-    dense::write_grams(&narrow, 40, &grams.collect::<Vec<_>>());
+    dense::write_grams(&narrow, 40, &own.collect::<Vec<_>>());
     // The same Gram at full width, zero where the edge has no channel.
     let padded = write_padded(&dir, &narrow, &pruning);
     for method in [Method::Regmean, Method::CatMerging] {
