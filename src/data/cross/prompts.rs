@@ -81,7 +81,8 @@ impl Prompts {
     /// The new question, to be answered with one domain's `knowledge` and none of the domain `other`.
     pub fn alone(&self, draft: &Draft, domain: &str, other: &str, knowledge: &str) -> Result<String> {
         let fields = context! {
-            domain => field(domain), other => field(other), knowledge, question => draft.question.as_str(), options => lettered(&draft.choices)
+            domain => field(domain), other => field(other), knowledge,
+            question => draft.question.as_str(), options => lettered(&draft.choices)
         };
         self.render("alone.txt", fields)
     }
@@ -95,8 +96,8 @@ impl Prompts {
         let one = |source: &Source, knowledge: &str| {
             let options = lettered(&source.choices);
             context! {
-                domain => field(&source.domain), question => source.question.as_str(), right => options[source.answer].clone(),
-                subject => source.subject.as_ref().map(|s| s.replace('_', " ")), options, knowledge
+                domain => field(&source.domain), subject => source.subject.as_ref().map(|s| s.replace('_', " ")),
+                question => source.question.as_str(), right => options[source.answer].clone(), options, knowledge
             }
         };
         let [first, second] = sources;
