@@ -136,7 +136,7 @@ mod tests {
         let pools = [pool("a", 12), pool("b", 9), pool("c", 3)];
         let pairs = super::super::pairs::pairs(&pools, &[], 0).unwrap();
         let tried = AtomicU64::new(0);
-        let done = |_: &Outcome| drop(tried.fetch_add(1, Ordering::Relaxed));
+        let done = |_: &Outcome| _ = tried.fetch_add(1, Ordering::Relaxed);
         let one = run(&pairs, 20, 1000, 1, work, done).unwrap();
         for threads in [2, 7, 64] {
             tried.store(0, Ordering::Relaxed);
