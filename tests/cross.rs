@@ -368,7 +368,8 @@ fn killed_five_times_it_gives_the_set_of_an_undisturbed_run() {
     assert_eq!(stub.repeated(), 0);
     stub.forget();
     for round in 1..=5 {
-        let mut child = command("killed", WORKERS).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            command("killed", WORKERS).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         while stub.count() < round * requests / 6 {
             assert!(child.try_wait().unwrap().is_none(), "it ended by itself in round {round}");
             std::thread::sleep(Duration::from_millis(1));
@@ -473,7 +474,6 @@ fn the_key_goes_to_the_endpoint_and_nowhere_else() {
         (response(307, &format!("Location: {to}/{KEY}\r\n"), ""), "redirects to "),
         (response(308, &format!("Location: {to}\r\n"), ""), "redirects to "),
         (response(302, &format!("Location: {to}\r\n"), ""), "redirects to "),
-        (response(200, "", &format!("{KEY} {KEY}")), "are no JSON"),
     ] {
         let stub = Stub::new(move |_| Act::Send(act.clone()));
         let failed = run(&stub.url, "failed");

@@ -34,14 +34,14 @@ pub enum DataCommand {
     /// command, and nothing is paid for twice but what was under way. The same seed gives the same pairs, and the first
     /// that pass make the set.
     ///
-    /// Example: anabranch data cross --source hum.test.jsonl sc.test.jsonl --train hum.train.jsonl sc.train.jsonl
-    /// --base-url https://api.example.com/v1 --model reasoner --items 500 --out cross
+    /// Example: anabranch data cross --source edges/tasks/hum_test.jsonl edges/tasks/sc_test.jsonl --train
+    /// edges/hum.train.jsonl edges/sc.train.jsonl --base-url https://api.example.com/v1 --model reasoner --out cross
     Cross(Box<CrossArgs>),
     /// People check what data cross wrote, on a local web page by keyboard or on the terminal
     ///
     /// Each decision is on the disk, in DIR/reviews/NAME.jsonl, before the next item is shown.
     ///
-    /// Example: anabranch data review cross --reviewer ann --sample 100 --accepted hum_sc.jsonl
+    /// Example: anabranch data review cross --reviewer ann --sample 100 --accepted hum-sc.jsonl
     Review(ReviewArgs),
 }
 

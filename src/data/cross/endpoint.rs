@@ -477,6 +477,10 @@ mod tests {
             assert!(!said.contains("0123456789"), "{said}");
             assert!(said.contains("[key]"), "{said}");
         }
+        for body in [format!("{key} {key}"), format!("<html>{key}"), format!("{{\"error\": \"{key}\"}}")] {
+            let failure = format!("{:?}", endpoint.answer(0, body.as_bytes(), false));
+            assert!(!failure.contains("0123456789") && failure.contains("[key]"), "{failure}");
+        }
         for placeholder in ["EMPTY", "x"] {
             endpoint.key = Some(Key(placeholder.into()));
             assert_eq!(endpoint.hidden("EMPTY x".into()), "EMPTY x");

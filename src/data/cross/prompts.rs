@@ -81,7 +81,8 @@ impl Prompts {
     /// The new question, to be answered with one domain's `knowledge` and none of the domain `other`.
     pub fn alone(&self, draft: &Draft, domain: &str, other: &str, knowledge: &str) -> Result<String> {
         let fields = context! {
-            domain, other, knowledge, question => draft.question.as_str(), options => lettered(&draft.choices)
+            domain => field(domain), other => field(other), knowledge,
+            question => draft.question.as_str(), options => lettered(&draft.choices)
         };
         self.render("alone.txt", fields)
     }
@@ -95,8 +96,8 @@ impl Prompts {
         let one = |source: &Source, knowledge: &str| {
             let options = lettered(&source.choices);
             context! {
-                domain => source.domain.as_str(), question => source.question.as_str(), right => options[source.answer].clone(),
-                subject => source.subject.as_ref().map(|s| s.replace('_', " ")), options, knowledge
+                domain => field(&source.domain), subject => source.subject.as_ref().map(|s| s.replace('_', " ")),
+                question => source.question.as_str(), right => options[source.answer].clone(), options, knowledge
             }
         };
         let [first, second] = sources;
@@ -106,6 +107,16 @@ impl Prompts {
     fn render(&self, name: &str, fields: Value) -> Result<String> {
         let text = self.texts.get_template(name).and_then(|t| t.render(fields)).map_err(wrong)?;
         Ok(text.trim_end().to_string())
+    }
+}
+
+/// A domain as people say it: the paper's abbreviations of MMLU's domains in full, others as they are named.
+fn field(domain: &str) -> String {
+    match domain {
+        "hum" => "humanities".into(),
+        "sc" => "social sciences".into(),
+        "stem" => "science and technology".into(),
+        other => other.replace('_', " "),
     }
 }
 
@@ -147,6 +158,11 @@ mod tests {
         let text = prompts.alone(&draft, "law", "biology", &knowledge[0]).unwrap();
         assert!(text.contains("that contracts bind\n\nMay <cells> & courts?\nA. w\nB. x"), "{text}");
         assert!(!text.contains("law 1") && !text.contains("divide"), "{text}");
+        let text = prompts.alone(&draft, "hum", "natural_history", "").unwrap();
+        assert!(
+            text.contains("an expert of humanities would who has no knowledge of natural history"),
+            "{text}"
+        );
         assert_eq!(Prompts::hash().len(), 64);
     }
 }

@@ -139,8 +139,8 @@ pub(crate) mod tests {
         assert_eq!((pools[0].sources[0].question.as_str(), pools[0].sources[1].id.as_str()), ("q", "2"));
         for (text, expected) in [
             (row(7, "q", "[\"1\",\"2\",\"3\"]", "[\"sc\"]"), "line 1: has 3 choices, expected 4"),
-            (row(7, " ", four, "[\"sc\"]"), "item \"7\" has an empty question"),
-            (row(7, "q", "[\"1\",\"2\",\"\",\"4\"]", "[\"sc\"]"), "item \"7\" has an empty choice C"),
+            (row(7, " ", four, "[\"sc\"]"), "empty"),
+            (row(7, "q", "[\"1\",\"2\",\"\",\"4\"]", "[\"sc\"]"), "empty"),
             (row(7, "q", four, "[]"), "item \"7\" names 0 domains, expected one"),
             (row(7, "q", four, "[\"a\",\"b\"]"), "names 2 domains"),
             (row(7, "q", four, "[\" \"]"), "names an empty domain"),
