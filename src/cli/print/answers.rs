@@ -104,7 +104,7 @@ fn pairs(all: &[PairReport]) -> String {
     let printed = rows.len() - 1;
     let mut text = format!("\n{}", table(&rows));
     if printed < all.len() {
-        text += &format!("{} more pairs are in --json and results.json\n", all.len() - printed);
+        text += &format!("{} more pairs are in --json and in what --out writes\n", all.len() - printed);
     }
     text + "accuracy of the second less the first's, with the paired bootstrap's interval; p: McNemar's exact test\n"
 }

@@ -54,7 +54,8 @@ pub fn mcnemar(only_first: usize, only_second: usize) -> f64 {
     // C(n, k) / 2ⁿ, a factor and some halvings at a time, so that nothing overflows.
     let (mut term, mut halvings) = (1.0f64, n);
     for j in 1..=k {
-        term *= (n - k + j) as f64 / j as f64;
+        // Multiplied before it is divided: as long as it fits 53 bits it is exact.
+        term = term * (n - k + j) as f64 / j as f64;
         while term > 1.0 && halvings > 0 {
             term *= 0.5;
             halvings -= 1;
@@ -64,7 +65,7 @@ pub fn mcnemar(only_first: usize, only_second: usize) -> f64 {
     let mut tail = 0.0;
     for i in (0..=k).rev() {
         tail += term;
-        term *= i as f64 / (n - i + 1) as f64;
+        term = term * i as f64 / (n - i + 1) as f64;
     }
     (2.0 * tail).min(1.0)
 }
