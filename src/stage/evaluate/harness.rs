@@ -40,7 +40,7 @@ pub struct Samples {
 }
 
 /// What a column is called as a filter.
-fn filter<'a>(report: &'a EvalReport, column: usize) -> &'a str {
+fn filter(report: &EvalReport, column: usize) -> &str {
     match &report.columns[column] {
         Some(name) if report.columns.len() > 1 => name,
         _ => "none",
