@@ -217,7 +217,7 @@ fn the_commands_print_what_they_did() {
         .success()
         .stdout(contains("Social Sciences"))
         .stdout(contains("4 questions stand more than once"));
-    anabranch(&import).assert().code(1).stderr(contains("--force"));
+    anabranch(&import).assert().code(2).stderr(contains("--force"));
     anabranch(&import).arg("--resume").assert().success().stdout(contains("already finished"));
     assert_eq!(lines(&mmlu.join("mmlu.jsonl"))[0]["id"], "anatomy/dev/0");
     assert_eq!(std::fs::read_dir(mmlu.join("dev")).unwrap().count(), 4);

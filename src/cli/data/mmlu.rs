@@ -200,9 +200,7 @@ fn parted(r: &SplitReport) -> String {
     let mut text = format!("{}{}\n{}", r.out.display(), finished(r.already_finished), cuts(r.domains.iter()));
     let (repeated, moved) = r.domains.iter().fold((0, 0), |(a, b), d| (a + d.repeated, b + d.moved));
     if repeated > 0 {
-        text += &format!(
-            "{repeated} questions stand more than once; {moved} rows moved to keep each on one side\n"
-        );
+        text += &format!("{repeated} questions stand more than once; {moved} rows moved for them\n");
     }
     text
 }

@@ -73,7 +73,7 @@ pub fn read(path: &Path) -> Result<Import> {
         let of_file = match Kind::of(file) {
             Some(Kind::Csv) => csv(file)?,
             Some(Kind::Parquet) => of_parquet(file)?,
-            _ => json(file)?,
+            Some(Kind::Json) | None => json(file)?,
         };
         read.extend(of_file.into_iter().map(|(row, has_id)| Read { row, has_id, file }));
     }
@@ -152,7 +152,7 @@ fn chosen(root: &Path, found: Vec<(Kind, PathBuf)>) -> Result<(Vec<PathBuf>, Vec
     let mut left_out = Vec::new();
     let mut leave = |what: Vec<PathBuf>, why: &str| {
         if let Some(first) = what.first() {
-            left_out.push(format!("{} files like {}: {why}", what.len(), first.display()));
+            left_out.push(format!("{} ({} files): {why}", first.display(), what.len()));
         }
     };
     let is_auxiliary = |path: &Path| {

@@ -53,11 +53,11 @@ pub struct DomainRows {
     pub name: String,
     /// Subjects in it.
     pub subjects: usize,
-    /// Rows of each split.
+    /// Worked examples.
     pub dev: usize,
-    /// Rows of each split.
+    /// Validation rows, a part of the pool that `data mmlu split` cuts.
     pub validation: usize,
-    /// Rows of each split.
+    /// Test rows, the other part.
     pub test: usize,
 }
 

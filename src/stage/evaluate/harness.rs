@@ -275,8 +275,18 @@ mod tests {
         let items = Items::load(&[path], &fixture::tokenizer(true, &[]), None, 99).unwrap();
         assert_eq!((items.trees.len(), items.unfit.len()), (3, 1));
         let (b, c) = (vec![-2.0, -1.5, -2.0, -2.0], vec![-2.0, -2.0, -1.0, -2.5]);
-        let scores = [vec![b.clone(), c.clone()], vec![c.clone(), c], vec![b.clone(), b]];
-        let report = super::super::report(vec![None, Some("fused".into())], &items, &scores);
+        let columns = [None, Some("fused".to_string())];
+        let by_tree = [[&b, &c], [&c, &c], [&b, &b]];
+        let answer = |(tree, column): (usize, usize)| Prediction {
+            task: "t".into(),
+            adapter: columns[column].clone(),
+            id: items.tasks[0].items[items.places[tree].1].id.clone(),
+            gold: 1,
+            predicted: super::super::accuracy::choose(by_tree[tree][column]).0,
+            logprobs: by_tree[tree][column].clone(),
+        };
+        let predictions = (0..6).map(|n| answer((n / 2, n % 2))).collect();
+        let report = EvalReport { columns: columns.to_vec(), predictions, ..EvalReport::default() };
         (report, items)
     }
 
