@@ -465,7 +465,7 @@ fn an_adapter_at_a_rank_depends_on_the_seed_and_not_on_threads_or_scale() {
         for threads in 1..=3 {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let (again, _) = pool.install(|| at_rank(fusion, &x, 6));
-            assert!(bits(&again.factors) == bits(&one.factors), "{} threads", threads);
+            assert!(bits(&again.factors) == bits(&one.factors), "{threads} threads");
             assert_eq!(again.energy_kept, one.energy_kept);
         }
         let other = Fusion { rank: Some(6), seed: fusion.seed + 1, ..fusion }.fuse(&x, true).unwrap();
