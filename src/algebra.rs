@@ -186,8 +186,13 @@ impl Whitening {
     ///
     /// Columns are first given norm 1, so that the cut tells dependent ones and not small ones.
     pub fn of(gram: MatRef<'_, f64>) -> Result<Whitening> {
+        let norm: Vec<f64> = (0..gram.nrows()).map(|k| gram[(k, k)].max(0.0).sqrt()).collect();
+        Whitening::scaled(gram, &norm)
+    }
+
+    /// [`Whitening::of`] with the columns of X divided by `norm` before the cut; one whose norm is 0 is left out.
+    fn scaled(gram: MatRef<'_, f64>, norm: &[f64]) -> Result<Whitening> {
         let p = gram.nrows();
-        let norm: Vec<f64> = (0..p).map(|k| gram[(k, k)].max(0.0).sqrt()).collect();
         let inverse: Vec<f64> = norm.iter().map(|&n| if n > 0.0 { 1.0 / n } else { 0.0 }).collect();
         let unit = Mat::from_fn(p, p, |i, j| gram[(i, j)] * inverse[i] * inverse[j]);
         let (lambda, v) = eigen(unit.as_ref())?;

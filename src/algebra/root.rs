@@ -4,7 +4,7 @@ use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::{Mat, MatMut, MatRef, Par, Side};
 use rayon::prelude::*;
 
-use super::{Spread, eigen, panels, scale_columns};
+use super::{Spread, Whitening, panels, scale_columns};
 use crate::error::Result;
 use crate::ops::gate::{RANK_CUT, balance};
 
@@ -20,7 +20,8 @@ pub struct Root {
 }
 
 impl Root {
-    /// Of the Gram of B, `[P, P]`, and the squared norms of the rows of A; none where B is zero.
+    /// Of the Gram of B, `[P, P]`, and the squared norms of the rows of A; none where B is zero. By Cholesky, or by the
+    /// eigenvectors as [`Whitening`] does where B has dependent columns.
     ///
     /// A column of B and its row of A are first given equal norms, so that the cut on eigenvalues does not depend on how
     /// a product is split into factors. Fails where a number is not finite.
@@ -33,16 +34,8 @@ impl Root {
         if let Some(l) = cholesky(g.as_ref()) {
             return Ok(Some(Root { r: scale_columns(l.transpose(), &d), inverse: None }));
         }
-        let (lambda, v) = eigen(g.as_ref())?;
-        let cut = RANK_CUT * lambda[0];
-        let q = lambda.iter().take_while(|&&l| l > cut && l > 0.0).count();
-        if q == 0 {
-            return Ok(None);
-        }
-        let root: Vec<f64> = lambda[..q].iter().map(|l| l.sqrt()).collect();
-        let r = Mat::from_fn(q, p, |k, j| root[k] * v[(j, k)] * d[j]);
-        let inverse = Mat::from_fn(p, q, |j, k| v[(j, k)] / root[k] * back[j]);
-        Ok(Some(Root { r, inverse: Some(inverse) }))
+        let Whitening { to, from } = Whitening::scaled(b, &d)?;
+        Ok((to.nrows() > 0).then_some(Root { r: to, inverse: Some(from) }))
     }
 
     /// `[P, n]`: the W with `[B₁ … B_E] W = Q x`, from `x[q, n]`.
