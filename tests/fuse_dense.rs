@@ -5,16 +5,14 @@ mod dense;
 
 use std::path::Path;
 
-use anabranch::checkpoint::input_grams::{FORMAT, INPUT_GRAMS, InputGram, InputGrams, tensor_name};
+use anabranch::checkpoint::input_grams::{InputGram, InputGrams};
 use anabranch::checkpoint::module::{Module, Source, Target};
 use anabranch::checkpoint::weights::OpenOptions;
-use anabranch::checkpoint::writer::{SafetensorsWriter, TensorSpec};
 use anabranch::fuse::elementwise::Sparse;
 use anabranch::fuse::measure::measure;
 use anabranch::fuse::options::{DensityOf, Fedsa, Method};
 use anabranch::fuse::ties::Trim;
 use anabranch::fuse::{Batch, Factors, Fusion, Kept, LoraCr, Recipe};
-use anabranch::tensor::DType;
 use dense::methods as plain;
 use dense::{Pair, Random, adapters, batch, cpu, dense as product, distance, updates, weighted};
 use faer::{Mat, Scale};
@@ -81,14 +79,7 @@ fn gram(seed: u64, n: usize, tokens: usize) -> Mat<f64> {
 /// A folder with one Gram, of the input of layer 3's gate and up.
 fn write_gram(dir: &Path, g: &Mat<f64>) {
     std::fs::create_dir_all(dir).unwrap();
-    let name = tensor_name(3, Source::GateUp);
-    let n = g.nrows();
-    let packed: Vec<f32> = (0..n).flat_map(|i| (i..n).map(move |j| (i, j))).map(|at| g[at] as f32).collect();
-    let spec = TensorSpec::new(name.as_str(), DType::F32, [packed.len()]);
-    let metadata = [("format", FORMAT), ("tokens", "7")];
-    let mut file = SafetensorsWriter::create(&dir.join(INPUT_GRAMS), vec![spec], &metadata).unwrap();
-    file.write(&name, bytemuck::cast_slice(&packed)).unwrap();
-    file.finish().unwrap();
+    dense::write_grams(dir, 7, &[(3, Source::GateUp, dense::upper(g))]);
 }
 
 fn read_gram(g: &Mat<f64>) -> InputGram {
@@ -107,7 +98,7 @@ fn with_grams(x: Batch, seed: u64) -> (Batch, Vec<Mat<f64>>) {
     // More tokens than the width, and fewer.
     let grams: Vec<_> =
         (0..x.frame.edges()).map(|e| gram(seed + e as u64, n, [3 * n + 1, n.div_ceil(2)][e % 2])).collect();
-    let read = grams.iter().map(read_gram).collect();
+    let read: Vec<_> = grams.iter().map(read_gram).collect();
     (x.with_inputs(read), grams)
 }
 

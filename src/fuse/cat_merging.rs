@@ -18,7 +18,7 @@ use crate::ops::gate::{NULL_CUT, RANK_CUT};
 ///
 /// An update that is projected out altogether stays zero. Fails where the batch has no input Grams.
 pub fn fuse(batch: &Batch, grams: &Grams, lambda: f64) -> Result<Factors> {
-    let (frame, inputs) = (&batch.frame, batch.inputs()?);
+    let (frame, inputs) = (&batch.frame, batch.inputs()?.grams());
     let edges = frame.edges();
     let white = Whitening::of(grams.b.as_ref())?;
     let r = white.to.nrows();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use faer::{Mat, MatRef, unzip, zip};
 
 use crate::algebra::Spread;
-use crate::checkpoint::input_grams::InputGram;
 use crate::checkpoint::module::Module;
 use crate::error::{Error, Result};
+use crate::fuse::input_gram::BlockInputs;
 
 /// Numbers of a module's stacked factors above which it is worked on alone: 256 MiB of f64.
 const ALONE: usize = 1 << 25;
@@ -291,7 +291,7 @@ pub struct Batch {
     /// The stacked factors, scales folded into B.
     pub stack: Factors,
     /// What each adapter's inputs look like, where it is known: one a member, or none at all.
-    inputs: Vec<InputGram>,
+    inputs: BlockInputs,
 }
 
 impl Batch {
@@ -310,7 +310,7 @@ impl Batch {
                 ),
             });
         }
-        Ok(Batch { frame, stack, inputs: Vec::new() })
+        Ok(Batch { frame, stack, inputs: BlockInputs::default() })
     }
 
     /// The same adapters with other factors of the same ranks and size.
@@ -319,19 +319,19 @@ impl Batch {
     }
 
     /// The same updates with the Gram of each member's inputs.
-    pub fn with_inputs(self, inputs: Vec<InputGram>) -> Batch {
-        Batch { inputs, ..self }
+    pub fn with_inputs(self, inputs: impl Into<BlockInputs>) -> Batch {
+        Batch { inputs: inputs.into(), ..self }
     }
 
     /// The Gram of each member's inputs; fails where they are not known, naming `--grams`.
-    pub fn inputs(&self) -> Result<&[InputGram]> {
-        if self.inputs.len() == self.frame.edges() {
+    pub fn inputs(&self) -> Result<&BlockInputs> {
+        let known = self.inputs.grams().len();
+        if known == self.frame.edges() {
             return Ok(&self.inputs);
         }
         Err(Error::Usage(format!(
-            "{}: {} input Grams for {} adapters, expected one each: give --grams DIR,… in the adapters' order",
+            "{}: {known} input Grams for {} adapters, expected one each: give --grams DIR,… in the adapters' order",
             self.frame.module,
-            self.inputs.len(),
             self.frame.edges()
         )))
     }

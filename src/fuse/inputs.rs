@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -9,10 +10,14 @@ use crate::checkpoint::adapter::{Adapter, Coordinates};
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::factor::Pair;
 use crate::checkpoint::input_grams::InputGrams;
-use crate::checkpoint::module::Module;
+use crate::checkpoint::module::{Module, Source};
 use crate::checkpoint::weights::OpenOptions;
 use crate::error::{Error, Result};
 use crate::fuse::factors::{Batch, Factors, Frame, Kept};
+use crate::fuse::input_gram::BlockInputs;
+
+/// Whose Grams are the same: the layer, the input, the members.
+type Shared = (usize, Source, Vec<usize>);
 
 /// Adapters of one base, at its full dimensions.
 #[derive(Debug)]
@@ -25,6 +30,8 @@ pub struct Inputs {
     pub base_fingerprint: Option<String>,
     /// The Grams of each adapter's inputs, where they were given.
     grams: Vec<InputGrams>,
+    /// Those of the input that was asked for last, for the next module that reads it too.
+    last: Mutex<Option<(Shared, BlockInputs)>>,
     /// What a user should know and what is no error: base names that differ.
     pub warnings: Vec<String>,
 }
@@ -58,7 +65,8 @@ impl Inputs {
         }
         let warnings = base_names(&adapters).into_iter().collect();
         let modules = modules.into_iter().collect();
-        Ok(Inputs { adapters, modules, base_fingerprint, grams: Vec::new(), warnings })
+        let (grams, last) = (Vec::new(), Mutex::default());
+        Ok(Inputs { adapters, modules, base_fingerprint, grams, last, warnings })
     }
 
     /// Opens the folders with the Grams of the adapters' inputs, one an adapter and in their order; reads no values.
@@ -162,13 +170,27 @@ impl Inputs {
         if self.grams.is_empty() {
             return Ok(batch);
         }
+        let inputs = self.block_inputs(&batch.frame)?;
+        Ok(batch.with_inputs(inputs))
+    }
+
+    /// The Grams of the input of a frame's module, checked.
+    fn block_inputs(&self, frame: &Frame) -> Result<BlockInputs> {
+        let key = (frame.module.layer, frame.module.target.source(), frame.members.clone());
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, inputs)) = last.as_ref().filter(|(shared, _)| *shared == key) {
+            return Ok(inputs.clone());
+        }
+        // What follows from another input may be as large as a weight.
+        *last = None;
         let gram = |e: &usize| {
-            let gram = self.grams[*e].of(batch.frame.module, batch.frame.size.1)?;
+            let gram = self.grams[*e].of(frame.module, frame.size.1)?;
             gram.check()?;
             Ok(gram)
         };
-        let grams = batch.frame.members.iter().map(gram).collect::<Result<_>>()?;
-        Ok(batch.with_inputs(grams))
+        let inputs = BlockInputs::from(frame.members.iter().map(gram).collect::<Result<Vec<_>>>()?);
+        *last = Some((key, inputs.clone()));
+        Ok(inputs)
     }
 
     /// [`Inputs::batch`] of each frame.

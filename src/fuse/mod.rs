@@ -22,7 +22,7 @@ mod fedsa;
 pub mod ffa;
 mod ffa_lsq;
 mod grams;
-mod input_gram;
+pub mod input_gram;
 pub mod inputs;
 mod iso_c;
 mod knots_ties;

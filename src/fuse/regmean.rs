@@ -8,8 +8,7 @@ use faer::{Mat, Scale};
 
 use crate::error::{Error, Result};
 use crate::fuse::factors::{Batch, Factors};
-use crate::fuse::input_gram::{add, times};
-use crate::fuse::spd::Symmetric;
+use crate::fuse::input_gram::times;
 
 /// What entries off the diagonal of a Gram count: the sum of Grams of few tokens is singular, that of these is not.
 const OFF_DIAGONAL: f64 = 0.9;
@@ -18,24 +17,21 @@ const OFF_DIAGONAL: f64 = 0.9;
 ///
 /// Fails where the batch has no input Grams, or one that is none.
 pub fn fuse(batch: &Batch) -> Result<Factors> {
-    let (frame, grams) = (&batch.frame, batch.inputs()?);
-    let i = frame.size.1;
-    let mut sum = Symmetric::zeros(i);
-    let mut a = Mat::zeros(frame.rank(), i);
-    for (e, gram) in grams.iter().enumerate() {
-        let (weight, at) = (frame.weights[e], frame.block(e));
-        add(&mut sum, gram, weight, OFF_DIAGONAL);
-        let own = times(batch.a(e), gram, OFF_DIAGONAL);
-        a.subrows_mut(at.start, at.len()).copy_from(Scale(weight) * &own);
-    }
-    let factor = sum.cholesky().ok_or_else(|| {
-        let names: Vec<_> = grams.iter().map(|g| g.error("").to_string()).collect();
+    let (frame, inputs) = (&batch.frame, batch.inputs()?);
+    let factor = inputs.factored(&frame.weights, OFF_DIAGONAL).ok_or_else(|| {
+        let names: Vec<_> = inputs.grams().iter().map(|g| g.error("").to_string()).collect();
         Error::Numeric(format!(
             "{}: the sum of the input Grams is not positive, so one of them is no Gram matrix: {}",
             frame.module,
             names.join(", ")
         ))
     })?;
+    let mut a = Mat::zeros(frame.rank(), frame.size.1);
+    for (e, gram) in inputs.grams().iter().enumerate() {
+        let (weight, at) = (frame.weights[e], frame.block(e));
+        let own = times(batch.a(e), gram, OFF_DIAGONAL);
+        a.subrows_mut(at.start, at.len()).copy_from(Scale(weight) * &own);
+    }
     factor.divide(&mut a);
     Factors::new(batch.stack.bt().to_owned(), a)
 }

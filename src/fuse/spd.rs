@@ -25,6 +25,7 @@ pub struct Symmetric {
 }
 
 /// `D^-½ S D^-½ = L Lᵀ` with D the diagonal of S.
+#[derive(Clone, Debug)]
 pub struct Cholesky {
     factor: Symmetric,
     /// `D^-½`; 0 for a row of S that is zero.

@@ -3,12 +3,17 @@
 
 pub mod methods;
 
+use std::path::Path;
+
 use anabranch::backend::Backend;
-use anabranch::checkpoint::module::{Module, Target};
+use anabranch::checkpoint::input_grams::{FORMAT, INPUT_GRAMS, tensor_name};
+use anabranch::checkpoint::module::{Module, Source, Target};
+use anabranch::checkpoint::writer::{SafetensorsWriter, TensorSpec};
 use anabranch::cpu::Cpu;
 use anabranch::fuse::compare::{Compared, compare};
 use anabranch::fuse::options::{Gate, SharedRank};
 use anabranch::fuse::{Batch, Factors, Frame, LoraCr};
+use anabranch::tensor::DType;
 use faer::{Mat, MatRef};
 
 /// A stream of numbers in (-1, 1) from a seed.
@@ -64,6 +69,24 @@ pub fn batch(pairs: &[Pair]) -> Batch {
     let module = Module { layer: 3, target: Target::Up };
     let size = (bt.ncols(), a.ncols());
     Batch::new(Frame::new(module, size, &ranks), Factors::new(bt, a).unwrap()).unwrap()
+}
+
+/// The upper triangle of a Gram, row by row, as its file holds it.
+pub fn upper(g: &Mat<f64>) -> Vec<f32> {
+    (0..g.nrows()).flat_map(|i| (i..g.nrows()).map(move |j| (i, j))).map(|at| g[at] as f32).collect()
+}
+
+/// The file of the Grams of these inputs, each its layer, its place and its upper triangle, in the folder `dir`.
+pub fn write_grams(dir: &Path, tokens: u64, grams: &[(usize, Source, Vec<f32>)]) {
+    let spec =
+        |(l, s, x): &(usize, Source, Vec<f32>)| TensorSpec::new(tensor_name(*l, *s), DType::F32, [x.len()]);
+    let metadata = [("format", FORMAT), ("tokens", &tokens.to_string())];
+    let path = dir.join(INPUT_GRAMS);
+    let mut file = SafetensorsWriter::create(&path, grams.iter().map(spec).collect(), &metadata).unwrap();
+    for (l, s, x) in grams {
+        file.write(&tensor_name(*l, *s), bytemuck::cast_slice(x)).unwrap();
+    }
+    file.finish().unwrap();
 }
 
 /// `B A` of every adapter of a batch.
