@@ -25,7 +25,7 @@ use anabranch::fuse::measure::measure;
 use anabranch::fuse::merge::merge_rows;
 use anabranch::fuse::options::{Fedsa, Method};
 use anabranch::fuse::weights::Weights;
-use anabranch::fuse::{Batch, Factors, Frame, Fusion, LoraCr, Recipe, Stacks};
+use anabranch::fuse::{Batch, Factors, Frame, Fusion, LoraCr, Recipe, Stacks, low_rank};
 use anabranch::stage::common::Common;
 use anabranch::stage::conflict::{self, ConflictOptions};
 use anabranch::stage::fuse::{FuseOptions, Profile, plan};
@@ -196,7 +196,8 @@ fn whole(c: &mut Criterion) {
 }
 
 /// The methods on entries: `Gelem/s` of a search for thresholds is the GFLOP/s of one product of the factors, which it
-/// makes once and a sample of; of a merge the bytes are those of the weight, read and written.
+/// makes once and a sample of; of a merge the bytes are those of the weight, read and written; of an approximation at
+/// rank 16 and its certificate `Gelem/s` are entries, each of which is made nine times.
 fn entries(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     for target in [Target::K, Target::Gate, Target::Down] {
@@ -223,6 +224,14 @@ fn entries(c: &mut Criterion) {
                 });
             }
             let updates = Elementwise::new(&fusion, &batch, None).expect("finite");
+            let at_rank = Fusion { rank: Some(16), ..fusion };
+            group.throughput(Throughput::Elements((o * i) as u64));
+            group.bench_function(format!("{method}, rank 16"), |b| {
+                b.iter(|| {
+                    let (factors, _) = low_rank::fuse(&at_rank, &batch, &updates, 16).expect("finite");
+                    updates.distance_to(&factors).expect("finite")
+                })
+            });
             group.throughput(Throughput::Bytes(2 * weight.len() as u64));
             group.bench_function(format!("{method}, merge"), |b| {
                 b.iter(|| merge_rows(&w, (o, i), |rows, out| updates.rows(rows, out, true)).expect("finite"))

@@ -363,9 +363,9 @@ fn a_pruned_adapter_is_recovered_before_it_is_fused() {
         spectrum.stdout(contains(name).and(contains("of the energy beyond")));
     }
 
-    // Methods on entries go into a merged checkpoint, and each option goes with those that it means something to.
+    // Methods on entries go into a merged checkpoint or take a rank, and each option goes with those that it means something to.
     for (options, part) in [
-        (&["--method", "ties"][..], "--merged with --model"),
+        (&["--method", "ties"][..], "--rank N approximates it, --merged with --model"),
         (
             &["--method", "mean", "--lambda", "2"],
             "--lambda goes with --method task-arithmetic, knots-ties, tsv",
@@ -401,6 +401,13 @@ fn a_pruned_adapter_is_recovered_before_it_is_fused() {
         .assert()
         .success()
         .stdout(contains("entries kept of each adapter"));
+    let ties = ["fuse", &full[0], &full[1], "--method", "ties", "--rank", "4", "--out", &at("ties")];
+    anabranch(&[&ties[..], &["--dry-run"]].concat())
+        .assert()
+        .success()
+        .stdout(contains("largest rank 4").and(contains("scratch")));
+    anabranch(&ties).assert().success().stdout(contains("energy kept by truncation"));
+    anabranch(&["inspect", &at("ties"), "--verify"]).assert().success();
 
     // Each edge's inputs, of its own pruned model with its adapter, are Grams for methods on the recovered adapters.
     let regmean = ["fuse", &full[0], &full[1], "--method", "regmean", "--out", &at("regmean")];

@@ -1,5 +1,5 @@
-//! `ties`, `dare` and `dare-ties` against their dense definitions: thresholds bit for bit, results in norm, and what
-//! they must not depend on.
+//! `ties`, `dare` and `dare-ties` against their dense definitions: thresholds bit for bit, results in norm, adapters that
+//! approximate them, and what they must not depend on.
 
 mod dense;
 
@@ -9,9 +9,11 @@ use anabranch::fuse::elementwise::{Elementwise, KeptEntries, Sparse, Sums};
 use anabranch::fuse::measure::Measured;
 use anabranch::fuse::options::{Coverage, DensityOf, Gate, Method, SharedRank};
 use anabranch::fuse::ties::Trim;
-use anabranch::fuse::{Batch, Factors, Frame, Fusion, Kept, LoraCr};
+use anabranch::fuse::{Batch, Factors, Frame, Fused, Fusion, Kept, LoraCr};
 use anabranch::random::{Philox, Purpose};
-use dense::{adapters, all, batch, cpu, distance, elected, threshold, trimmed, updates, weighted};
+use dense::{
+    adapters, all, batch, cpu, dense as product, distance, elected, threshold, trimmed, updates, weighted,
+};
 use faer::Mat;
 use proptest::prelude::*;
 
@@ -368,7 +370,117 @@ fn what_cannot_be_is_refused() {
         }
     }
     let text = ties(0.2).fuse(&shaped(1, (9, 8, &[2])), true).unwrap_err().to_string();
-    assert!(text.contains("--rank") && text.contains("--merged"), "{text}");
+    assert!(text.contains("--rank N") && text.contains("--merged"), "{text}");
+    for sign in [1.0, -1.0] {
+        let x = batch(&[large(sign), adapters(1, 4, 3, &[2]).remove(0)]);
+        for fusion in on_entries() {
+            let text = Fusion { rank: Some(2), ..fusion }.fuse(&x, true).unwrap_err().to_string();
+            assert!(text.contains("layer 3 up") && text.contains("larger than f32 holds"), "{text}");
+        }
+    }
+}
+
+/// The fused update of a method on entries as factors of rank q, and the update itself.
+fn at_rank(fusion: Fusion, x: &Batch, q: usize) -> (Fused, Mat<f64>) {
+    let fused = Fusion { rank: Some(q), ..fusion }.fuse(x, true).unwrap();
+    assert!(fused.factors.is_finite() && fused.factors.rank() == q.min(x.frame.size.0).min(x.frame.size.1));
+    (fused, matrix(&made(fusion, x).0, x.frame.size))
+}
+
+fn on_entries() -> [Fusion; 4] {
+    [ties(0.2), ties(1.0), dropping(Method::Dare, 0.9, 3), dropping(Method::DareTies, 0.5, 3)]
+}
+
+#[test]
+fn an_adapter_of_full_rank_is_the_update_and_one_of_less_nearly_the_best() {
+    // More rows than a part of a reading has, too.
+    let more: [(usize, usize, &[usize]); 3] = [(700, 90, &[4, 4]), (90, 700, &[4, 4]), (300, 301, &[8, 8])];
+    let mut worst = 0.0f64;
+    for shape in SHAPES.into_iter().chain(more) {
+        let (x, (o, i, _)) = (shaped(12, shape), shape);
+        for fusion in on_entries() {
+            let (fused, want) = at_rank(fusion, &x, o.min(i));
+            let err = distance(product(&fused.factors).as_ref(), want.as_ref());
+            assert!(err <= 1e-5, "{} {shape:?}, all of it: {err:e}", fusion.method);
+            assert!((fused.energy_kept - 1.0).abs() <= 1e-6, "{}", fused.energy_kept);
+            let sizes = want.singular_values().unwrap();
+            for q in [1, 2, 5, 16] {
+                if q >= o.min(i) {
+                    continue;
+                }
+                let (fused, want) = at_rank(fusion, &x, q);
+                let err = distance(product(&fused.factors).as_ref(), want.as_ref());
+                let lost = sizes[q..].iter().map(|s| s * s).sum::<f64>().sqrt();
+                let best = if lost > 0.0 { lost / want.norm_l2() } else { 0.0 };
+                worst = worst.max(err / best.max(1e-4));
+                assert!(err <= 1.01 * best + 1e-5, "{} {shape:?} rank {q}: {err} {best}", fusion.method);
+                assert!(err >= best - 1e-6);
+                // The part that is kept and the part that is lost are orthogonal.
+                assert!((fused.energy_kept + err * err - 1.0).abs() <= 1e-6, "{} {err}", fused.energy_kept);
+            }
+        }
+    }
+    println!("at most {worst:.5} of the least error");
+}
+
+/// What the certificate measures is the distance of the entries, to any factors.
+#[test]
+fn the_distance_of_factors_is_that_of_the_dense_products() {
+    for shape in SHAPES {
+        let x = shaped(13, shape);
+        let other = shaped(14, shape).stack;
+        for fusion in on_entries() {
+            let (fused, want) = at_rank(fusion, &x, 2);
+            let entries = fused.entries.unwrap();
+            for factors in [&fused.factors, &other, &x.stack, &Factors::zeros(1, x.frame.size)] {
+                let (err, kept) = entries.distance_to(factors).unwrap();
+                let dense = distance(product(factors).as_ref(), want.as_ref());
+                assert!((err - dense).abs() <= 1e-6 * dense.max(1.0), "{shape:?}: {err} {dense}");
+                assert_eq!(kept, made(fusion, &x).2);
+            }
+        }
+    }
+    // Of nothing, the size of what is there.
+    let zero = batch(&[(Mat::zeros(9, 2), Mat::zeros(2, 20))]);
+    let (fused, _) = at_rank(ties(0.2), &zero, 3);
+    assert!(product(&fused.factors).norm_max() == 0.0 && fused.energy_kept == 1.0);
+    let one = shaped(15, (9, 20, &[2])).stack;
+    let (err, _) = fused.entries.unwrap().distance_to(&one).unwrap();
+    assert!((err / product(&one).norm_l2() - 1.0).abs() <= 1e-6);
+}
+
+#[test]
+fn an_adapter_at_a_rank_depends_on_the_seed_and_not_on_threads_or_scale() {
+    let x = shaped(16, (331, 290, &[3, 5]));
+    for fusion in on_entries() {
+        let bits = |f: &Factors| {
+            f.bt()
+                .col_iter()
+                .chain(f.a().col_iter())
+                .flat_map(|c| c.iter().copied().collect::<Vec<_>>())
+                .map(f64::to_bits)
+                .collect::<Vec<_>>()
+        };
+        let (one, _) = at_rank(fusion, &x, 6);
+        for threads in 1..=3 {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let (again, _) = pool.install(|| at_rank(fusion, &x, 6));
+            assert!(bits(&again.factors) == bits(&one.factors), "{threads} threads");
+            assert_eq!(again.energy_kept, one.energy_kept);
+        }
+        let other = Fusion { rank: Some(6), seed: fusion.seed + 1, ..fusion }.fuse(&x, true).unwrap();
+        assert!(bits(&other.factors) != bits(&one.factors));
+        // Products of entries of 2^-80, and of 2^90, are none of f32.
+        for exponent in [-80, -31, 90] {
+            let by = 2f64.powi(exponent);
+            let mut y = x.clone();
+            y.stack = x.stack.scaled(Some(&vec![by; 331]), None);
+            let (scaled, _) = at_rank(fusion, &y, 6);
+            let want = faer::Scale(by) * product(&one.factors);
+            let err = distance(product(&scaled.factors).as_ref(), want.as_ref());
+            assert!(err <= 1e-12, "{} at 2^{exponent}: {err:e}", fusion.method);
+        }
+    }
 }
 
 proptest! {

@@ -4,6 +4,7 @@ mod dense;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anabranch::checkpoint::adapter::Adapter;
 use anabranch::checkpoint::adapter_config::AdapterConfig;
@@ -11,12 +12,12 @@ use anabranch::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
 use anabranch::checkpoint::checkpoint::{Checkpoint, tensors};
 use anabranch::checkpoint::config::ModelConfig;
 use anabranch::checkpoint::convert::narrow;
-use anabranch::checkpoint::input_grams::{FORMAT, INPUT_GRAMS, InputGrams, packed_len, tensor_name};
+use anabranch::checkpoint::input_grams::InputGrams;
 use anabranch::checkpoint::module::{Module, Source, Target};
 use anabranch::checkpoint::provenance::{Provenance, Verdict};
 use anabranch::checkpoint::pruning::{BaseModel, KeptLayer, Pruning};
 use anabranch::checkpoint::weights::OpenOptions;
-use anabranch::checkpoint::writer::{ModelWriter, SHARD_BYTES, SafetensorsWriter, TensorSpec};
+use anabranch::checkpoint::writer::{ModelWriter, SHARD_BYTES, TensorSpec};
 use anabranch::fuse::elementwise::{Elementwise, Sparse};
 use anabranch::fuse::inputs::Inputs;
 use anabranch::fuse::options::{Coverage, DensityOf, DensityScope, Fedsa, Gate, Method, SharedRank, Side};
@@ -25,7 +26,7 @@ use anabranch::fuse::weights::Weights;
 use anabranch::fuse::{Batch, Factors, Frame, Fusion, LoraCr, Recipe};
 use anabranch::stage::common::Common;
 use anabranch::stage::conflict::{self, ConflictOptions};
-use anabranch::stage::fuse::{FuseOptions, Profile, plan, run};
+use anabranch::stage::fuse::{FuseOptions, Profile, outline, plan, run};
 use anabranch::tensor::DType;
 use dense::{cpu, distance, lora_cr, weighted};
 use faer::Mat;
@@ -125,28 +126,21 @@ impl Maker {
     }
 }
 
+/// The inputs of the base's linears and their widths.
+fn inputs() -> impl Iterator<Item = (usize, Source, usize)> {
+    let all = (0..2).flat_map(|layer| Source::ALL.map(|source| (layer, source)));
+    all.map(|(layer, source)| (layer, source, size(Module { layer, target: source.target() }).1))
+}
+
 /// A folder with a Gram of each input of the base, over 40 random inputs; of no known base where `fingerprint` is empty.
 fn write_grams(at: &TempDir, name: &str, seed: u64, fingerprint: &str) -> PathBuf {
     let dir = at.path().join(name);
     std::fs::create_dir(&dir).unwrap();
-    let inputs: Vec<_> = (0..2).flat_map(|layer| Source::ALL.map(|source| (layer, source))).collect();
-    let width = |source: Source| size(Module { layer: 0, target: source.target() }).1;
-    let specs = inputs
-        .iter()
-        .map(|&(l, s)| TensorSpec::new(tensor_name(l, s), DType::F32, [packed_len(width(s)).unwrap()]))
-        .collect();
-    let metadata = [("format", FORMAT), ("tokens", "40")];
-    let mut file = SafetensorsWriter::create(&dir.join(INPUT_GRAMS), specs, &metadata).unwrap();
-    for (n, &(l, s)) in inputs.iter().enumerate() {
-        let x = dense::Random(seed * 100 + n as u64).matrix(40, width(s));
-        let g = x.transpose() * &x;
-        let packed: Vec<f32> = (0..width(s))
-            .flat_map(|i| (i..width(s)).map(move |j| (i, j)))
-            .map(|at| (g[at] / 40.0) as f32)
-            .collect();
-        file.write(&tensor_name(l, s), bytemuck::cast_slice(&packed)).unwrap();
-    }
-    file.finish().unwrap();
+    let grams = inputs().enumerate().map(|(n, (layer, source, width))| {
+        let x = dense::Random(seed * 100 + n as u64).matrix(40, width);
+        (layer, source, dense::upper(&(faer::Scale(1.0 / 40.0) * (x.transpose() * &x))))
+    });
+    dense::write_grams(&dir, 40, &grams.collect::<Vec<_>>());
     if !fingerprint.is_empty() {
         let mut provenance = Provenance::new("grams");
         provenance.base_fingerprint = Some(fingerprint.to_string());
@@ -533,27 +527,11 @@ fn input_grams_go_with_their_methods_and_their_adapters() {
         let pairs = kept.iter().enumerate().flat_map(|(x, &i)| kept[x..].iter().map(move |&j| (i, j)));
         pairs.map(|(i, j)| rows[i][j - i] as f32).collect::<Vec<f32>>()
     };
-    let inputs: Vec<_> = (0..2).flat_map(|l| Source::ALL.map(|s| (l, s))).collect();
-    let numbers: Vec<_> = inputs
-        .iter()
-        .map(|&(layer, s)| {
-            let m = Module { layer, target: s.target() };
-            match s {
-                Source::O | Source::Down => entries(m, &pruning.kept(m.target, layer)),
-                _ => entries(m, &(0..size(m).1).collect::<Vec<_>>()),
-            }
-        })
-        .collect();
-    let spec = |(&(l, s), x): (&(usize, Source), &Vec<f32>)| {
-        TensorSpec::new(tensor_name(l, s), DType::F32, [x.len()])
-    };
-    let specs = inputs.iter().zip(&numbers).map(spec).collect();
-    let metadata = [("format", FORMAT), ("tokens", "40")];
-    let mut file = SafetensorsWriter::create(&narrow.join(INPUT_GRAMS), specs, &metadata).unwrap();
-    for (&(l, s), x) in inputs.iter().zip(&numbers) {
-        file.write(&tensor_name(l, s), bytemuck::cast_slice(x)).unwrap();
-    }
-    file.finish().unwrap();
+    let grams = inputs().map(|(layer, source, _)| {
+        let m = Module { layer, target: source.target() };
+        (layer, source, entries(m, &channels(&pruning, m)))
+    });
+    dense::write_grams(&narrow, 40, &grams.collect::<Vec<_>>());
     // The same Gram at full width, zero where the edge has no channel.
     let padded = write_padded(&dir, &narrow, &pruning);
     for method in [Method::Regmean, Method::CatMerging] {
@@ -571,37 +549,50 @@ fn input_grams_go_with_their_methods_and_their_adapters() {
     }
 }
 
+/// q, k and v read one input, gate and up another: what is made of the Grams of one is made once.
+#[test]
+fn the_sum_of_input_grams_is_factored_once_for_those_who_share_it() {
+    let (dir, paths) = two();
+    let grams = [write_grams(&dir, "g1", 1, ""), write_grams(&dir, "g2", 2, "")];
+    let open = OpenOptions::default();
+    let inputs = Inputs::open(&paths, false, open).unwrap().with_grams(&grams, open).unwrap();
+    let factored = |layer, target, weights: [f64; 2]| {
+        let batch = inputs.batch(inputs.frame(Module { layer, target })).unwrap();
+        batch.inputs().unwrap().factored(&weights, 0.9).unwrap()
+    };
+    let even = [0.5, 0.5];
+    let first = factored(0, Target::Q, even);
+    for target in [Target::K, Target::V] {
+        assert!(Arc::ptr_eq(&first, &factored(0, target, even)), "{target}");
+    }
+    assert!(!Arc::ptr_eq(&first, &factored(0, Target::V, [0.25, 0.75])), "other weights");
+    let gate = factored(0, Target::Gate, even);
+    assert!(!Arc::ptr_eq(&first, &gate) && Arc::ptr_eq(&gate, &factored(0, Target::Up, even)));
+    assert!(!Arc::ptr_eq(&gate, &factored(1, Target::Up, even)), "another layer's");
+}
+
 /// The Grams of a pruned edge at the full model's widths.
 fn write_padded(at: &TempDir, narrow: &Path, pruning: &Pruning) -> PathBuf {
     let dir = at.path().join("padded");
     std::fs::create_dir(&dir).unwrap();
     let grams = InputGrams::open(narrow, OpenOptions::default()).unwrap();
-    let inputs: Vec<_> = (0..2).flat_map(|l| Source::ALL.map(|s| (l, s))).collect();
-    let width = |s: Source| size(Module { layer: 0, target: s.target() }).1;
-    let specs = inputs
-        .iter()
-        .map(|&(l, s)| TensorSpec::new(tensor_name(l, s), DType::F32, [packed_len(width(s)).unwrap()]))
-        .collect();
-    let metadata = [("format", FORMAT), ("tokens", "40")];
-    let mut file = SafetensorsWriter::create(&dir.join(INPUT_GRAMS), specs, &metadata).unwrap();
-    for &(layer, s) in &inputs {
-        let (m, n) = (Module { layer, target: s.target() }, width(s));
-        let gram = grams.of(m, n).unwrap();
-        let kept = match s {
-            Source::O | Source::Down => pruning.kept(m.target, layer),
-            _ => (0..n).collect(),
-        };
-        let mut whole = vec![vec![0.0f32; n]; n];
-        let mut row = vec![0.0; n];
+    let padded = inputs().map(|(layer, source, n)| {
+        let m = Module { layer, target: source.target() };
+        let (gram, kept) = (grams.of(m, n).unwrap(), channels(pruning, m));
+        let (mut whole, mut row) = (Mat::zeros(n, n), vec![0.0; n]);
         for (k, &i) in kept.iter().enumerate() {
             gram.row(k, &mut row);
-            kept[k..].iter().zip(&row).for_each(|(&j, g)| whole[i][j] = *g as f32);
+            kept[k..].iter().zip(&row).for_each(|(&j, g)| whole[(i, j)] = *g);
         }
-        let packed: Vec<f32> = (0..n).flat_map(|i| whole[i][i..].to_vec()).collect();
-        file.write(&tensor_name(layer, s), bytemuck::cast_slice(&packed)).unwrap();
-    }
-    file.finish().unwrap();
+        (layer, source, dense::upper(&whole))
+    });
+    dense::write_grams(&dir, 40, &padded.collect::<Vec<_>>());
     dir
+}
+
+/// What pruning left of the input of a module.
+fn channels(pruning: &Pruning, m: Module) -> Vec<usize> {
+    if m.target.prunes_rows() { (0..size(m).1).collect() } else { pruning.kept(m.target, m.layer) }
 }
 
 /// Two adapters of TinyLLaMA that others trained; none, with a word, where they are absent.
@@ -818,6 +809,104 @@ fn methods_on_entries_are_merged_and_certified() {
 }
 
 #[test]
+fn methods_on_entries_are_written_at_a_rank_and_certified() {
+    let both = LoraCr { side: Side::Both, ..LoraCr::default() };
+    for (method, rank, dtype, resolve) in [
+        (Method::Ties, 5, DType::F32, None),
+        (Method::Ties, 100, DType::F32, Some(LoraCr::default())),
+        (Method::Dare, 3, DType::BF16, None),
+        (Method::DareTies, 4, DType::F16, Some(both)),
+        (Method::DareTies, 16, DType::F32, None),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = write_base(&dir, "base", DType::F32, false);
+        let paths = two_of(&dir, &model);
+        let plain = Fusion { lambda: 0.5, seed: 5, ..Fusion::new(method, None).unwrap() };
+        let ask = FuseOptions {
+            recipe: Recipe { resolve, fusion: Fusion { rank: Some(rank), ..plain } },
+            weights: Weights::List(vec![3.0, 1.0]),
+            allow_missing: true,
+            dtype,
+            out: Some(dir.path().join("a")),
+            model: Some(model.clone()),
+            merged: Some(dir.path().join("m")),
+            ..options(&paths, method)
+        };
+        let report = run(&cpu(), &ask, &Common { seed: 5, ..Common::default() }).unwrap();
+        let (c, merged) = (report.certificate.unwrap(), report.merged_certificate.unwrap());
+        let weights =
+            [&model, &dir.path().join("m")].map(|d| Checkpoint::open(d, OpenOptions::default()).unwrap());
+        let written = open(&dir.path().join("a"));
+        assert_eq!((report.rank, written.uniform_rank()), (Some(rank.min(16)), Some(rank.min(16))));
+        let (got, lost) = (
+            updates(&written),
+            match dtype {
+                DType::F32 => 1e-6,
+                DType::F16 => 2e-3,
+                DType::BF16 => 1e-2,
+            },
+        );
+        for ((read, c), merged) in batches(&paths, &[0.75, 0.25]).iter().zip(&c.modules).zip(&merged.modules)
+        {
+            let (m, (o, i)) = (read.frame.module, read.frame.size);
+            let resolved = resolve.map(|options| dense::resolve(&cpu(), read, &options).0);
+            let fused = resolved.as_ref().unwrap_or(read);
+            let delta = rows(&plain, fused);
+            let want = Mat::from_fn(o, i, |r, c| f64::from(delta[r * i + c]));
+            let err = distance(got[&m].as_ref(), want.as_ref());
+            assert!((c.error - err).abs() <= 1e-6, "{method} {m}: {} {err}", c.error);
+            let sizes = want.singular_values().unwrap();
+            let best = sizes.iter().skip(rank).map(|s| s * s).sum::<f64>().sqrt() / want.norm_l2();
+            assert!(err >= best - 1e-6 && err <= 1.01 * best + lost, "{method} {m}: {err} {best}");
+            assert!(rank < o.min(i) || dtype != DType::F32 || err <= 1e-5, "{method} {m}: {err:e}");
+            assert!((c.energy_kept + best * best - 1.0).abs() <= 0.02, "{method} {m}: {}", c.energy_kept);
+            assert_eq!((c.rank, c.variant.as_str()), (rank.min(o).min(i), method.word()));
+            let mean = weighted(&dense::updates(fused), &read.frame.weights);
+            let off = distance(got[&m].as_ref(), mean.as_ref());
+            assert!((c.distance_to_mean - off).abs() <= 1e-6, "{m}: {} {off}", c.distance_to_mean);
+            assert_eq!(c.kept.as_ref().unwrap().len(), read.frame.edges());
+            assert_eq!((&c.kept, c.energy_kept, c.after), (&merged.kept, merged.energy_kept, merged.after));
+
+            // What was added to the weight is the adapter's update, measured against the entries too.
+            let [old, new] = weights.each_ref().map(|w| w.weights().tensor(&m.weight()).unwrap().to_f32());
+            let change = Mat::from_fn(o, i, |r, c| f64::from(new[r * i + c]) - f64::from(old[r * i + c]));
+            let err = distance(change.as_ref(), want.as_ref());
+            assert!((merged.error - err).abs() <= 1e-6, "{method} {m}: {} {err}", merged.error);
+            assert!(distance(change.as_ref(), got[&m].as_ref()) <= 2.0 * lost + 1e-5, "{method} {m}");
+        }
+        let again = Common { seed: 5, resume: true, ..Common::default() };
+        assert!(run(&cpu(), &ask, &again).unwrap().certificate.is_none());
+    }
+}
+
+/// Whatever does not depend on values is told, and refused, before they are read: one of them is no number.
+#[test]
+fn what_can_be_known_without_values_is_known_without_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = [maker(1).write(&dir, "good"), Maker { poison: true, ..maker(2) }.write(&dir, "no-number")];
+    let common = Common::default();
+    let ask = options(&paths, Method::Mean);
+    let seen = outline(&ask, &common).unwrap();
+    assert_eq!((seen.asked().len(), seen.rank(), seen.memory().total()), (14, 6, 0));
+    assert!(refused(&ask).contains("holds NaN or infinity"));
+    for method in [Method::Ties, Method::Dare, Method::DareTies] {
+        let mut ask = options(&paths, method);
+        for (found, how) in
+            [(refused(&ask), "fused"), (outline(&ask, &common).unwrap_err().to_string(), "seen")]
+        {
+            assert!(found.contains("--rank N") && found.contains("--merged"), "{how}: {found}");
+        }
+        ask.recipe.fusion.rank = Some(3);
+        let seen = outline(&ask, &common).unwrap();
+        assert_eq!(seen.rank(), 3);
+        assert!(refused(&ask).contains("holds NaN or infinity"));
+        let limited = Common { memory_limit: Some(100), ..Common::default() };
+        let text = outline(&ask, &limited).unwrap_err().to_string();
+        assert!(text.contains("search for 3 singular vectors"), "{text}");
+    }
+}
+
+#[test]
 fn one_threshold_for_all_modules_of_an_adapter() {
     let dir = tempfile::tempdir().unwrap();
     let model = write_base(&dir, "base", DType::F32, false);
@@ -865,6 +954,14 @@ fn one_threshold_for_all_modules_of_an_adapter() {
             for (&e, kept) in m.adapters.iter().zip(m.kept.as_ref().unwrap()) {
                 assert_eq!(kept.threshold, Some(want[e]), "{of} layer {} {}", m.layer, m.target);
             }
+        }
+        let mut at_rank = FuseOptions { merged: None, ..ask };
+        at_rank.recipe.fusion.rank = Some(2);
+        (at_rank.out, at_rank.layers) = (Some(dir.path().join(format!("part-{of}"))), Some(1..2));
+        let part = run(&cpu(), &at_rank, &Common::default()).unwrap().certificate.unwrap();
+        assert_eq!(part.modules.len(), 7);
+        for (part, whole) in part.modules.iter().zip(&c.modules[7..]) {
+            assert_eq!(part.kept, whole.kept);
         }
     }
 }

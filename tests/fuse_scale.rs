@@ -268,6 +268,44 @@ fn parts_join_to_the_bytes_of_the_whole() {
     }
 }
 
+/// A method on entries, one threshold for all modules of all parts.
+#[test]
+fn parts_of_an_approximated_update_join_and_a_stopped_one_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths: Vec<PathBuf> =
+        (0..3).map(|e| write(dir.path(), e, 2 + e as usize, 4.0, (e > 0).then_some(e as usize))).collect();
+    let at = |name: &str| dir.path().join(name);
+    let how = |more: &[&'static str]| {
+        [&["--method", "ties", "--density-scope", "model", "--rank", "7", "--profile", "peft"], more].concat()
+    };
+    let (whole, joined) = (at("whole"), at("joined"));
+    good(fuse(&paths, &whole, &how(&["--threads", "1"])));
+    let parts = ["0..1", "1..4", "4..5"];
+    for layers in parts {
+        good(fuse(&paths, &at(layers), &how(&["--layers", layers])));
+    }
+    let mut join = Command::new(BIN);
+    join.arg("join").arg("--quiet").args(parts.map(at)).arg("--out").arg(&joined);
+    good(join);
+    same(&joined, &whole);
+    // As a run leaves it that was killed behind its second module.
+    let (out, partial) = (at("stopped"), at("stopped.partial"));
+    let began = Instant::now();
+    while !partial.join("modules.jsonl").exists() {
+        assert!(began.elapsed() < Duration::from_secs(60));
+        let _ = std::fs::remove_dir_all(&out);
+        let mut child = fuse(&paths, &out, &how(&[])).spawn().unwrap();
+        let lines = || std::fs::read_to_string(partial.join("modules.jsonl")).unwrap_or_default();
+        while lines().lines().count() < 2 && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    good(fuse(&paths, &out, &how(&["--resume"])));
+    same(&out, &whole);
+}
+
 #[test]
 fn killed_at_any_moment_and_resumed_it_has_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();

@@ -106,6 +106,29 @@ pub fn rsvd<S: RowBlocks + ?Sized>(source: &S, sketch: &Sketch, tensor: u64) -> 
     Ok(Svd { u, values, v, residuals, energy })
 }
 
+/// `Aᵀ u`, `[I, k]`, of `u[O, k]`, which is rounded to f32: one more reading, with the sums of a pass of [`rsvd`].
+///
+/// With orthonormal columns of u, `u (Aᵀ u)ᵀ` is all of A that lies in their span.
+pub fn transposed_times<S: RowBlocks + ?Sized>(source: &S, u: &Mat<f64>) -> Result<Mat<f64>> {
+    let ((o, i), u) = (source.size(), narrow(u));
+    let mut out = Mat::<f64>::zeros(i, u.ncols());
+    let one = |rows: Range<usize>| -> Result<Mat<f64>> {
+        let mut back = Back::new(i, u.ncols());
+        blocks(source, rows, |block, _, a| back.add(a, u.subrows(block.start, block.len())))?;
+        Ok(back.sum)
+    };
+    in_parts(o, one, |_, part| out += part)?;
+    Ok(out)
+}
+
+/// Bytes that [`rsvd`] and [`transposed_times`] hold at most on `threads` threads, the result included.
+pub fn bytes((o, i): (usize, usize), sketch: &Sketch, threads: usize) -> u64 {
+    let [o, i, l] = [o, i, sketch.width((o, i))].map(|n| n as u64);
+    let threads = threads.min(PARTS) as u64;
+    // Y in f32 and f64, and u; Z in f32 and f64, the sum of AᵀY, and v; of each part its sum, that of a block, and the block.
+    l * (20 * o + 28 * i) + threads * i * (12 * l + 4 * BLOCK as u64)
+}
+
 /// What one reading of A gives.
 struct Pass {
     /// `A Z`, `[O, l]`.
@@ -119,44 +142,84 @@ struct Pass {
 impl Pass {
     fn over<S: RowBlocks + ?Sized>(source: &S, z: &Mat<f32>) -> Result<Pass> {
         let ((o, i), l) = (source.size(), z.ncols());
-        let blocks = o.div_ceil(BLOCK);
-        let parts = blocks.min(PARTS);
-        let rows = |part: usize| (part * blocks / parts * BLOCK).min(o);
-        // Gathered before the first error is looked for, so that it is always the same one.
-        let done: Vec<Result<Pass>> =
-            (0..parts).into_par_iter().map(|p| part(source, z, rows(p)..rows(p + 1))).collect();
         let mut all = Pass { y: Mat::zeros(o, l), back: Mat::zeros(i, l), energy: 0.0 };
-        for (p, part) in done.into_iter().enumerate() {
-            let part = part?;
-            all.y.subrows_mut(rows(p), part.y.nrows()).copy_from(&part.y);
+        let one = |rows: Range<usize>| -> Result<Pass> {
+            let (first, mut y, mut energy) = (rows.start, Mat::<f32>::zeros(rows.len(), l), 0.0);
+            let mut back = Back::new(i, l);
+            blocks(source, rows, |block, numbers, a| {
+                energy += sum_of_squares(numbers);
+                let mut y = y.subrows_mut(block.start - first, block.len());
+                matmul(y.as_mut(), Accum::Replace, a, z, 1.0, Par::Seq);
+                back.add(a, y.as_ref());
+            })?;
+            Ok(Pass { y, back: back.sum, energy })
+        };
+        in_parts(o, one, |rows, part| {
+            all.y.subrows_mut(rows.start, rows.len()).copy_from(&part.y);
             all.back += part.back;
             all.energy += part.energy;
-        }
+        })?;
         Ok(all)
     }
 }
 
-/// The rows of one part, block by block.
-fn part<S: RowBlocks + ?Sized>(source: &S, z: &Mat<f32>, rows: Range<usize>) -> Result<Pass> {
-    let (i, l) = (source.size().1, z.ncols());
-    let mut out = Pass { y: Mat::zeros(rows.len(), l), back: Mat::zeros(i, l), energy: 0.0 };
+/// `one` of each part of `o` rows, as many at once as there are threads, handed to `add` in the rows' order: no more of
+/// them wait than that, and sums do not depend on it.
+fn in_parts<T: Send>(
+    o: usize,
+    one: impl Fn(Range<usize>) -> Result<T> + Sync,
+    mut add: impl FnMut(Range<usize>, T),
+) -> Result<()> {
+    let blocks = o.div_ceil(BLOCK);
+    let parts = blocks.min(PARTS);
+    let start = |part: usize| (part * blocks / parts * BLOCK).min(o);
+    let rows: Vec<Range<usize>> = (0..parts).map(|p| start(p)..start(p + 1)).collect();
+    for rows in rows.chunks(rayon::current_num_threads()) {
+        // Gathered before the first error is looked for, so that it is always the same one.
+        let done: Vec<Result<T>> = rows.par_iter().cloned().map(&one).collect();
+        for (rows, part) in rows.iter().zip(done) {
+            add(rows.clone(), part?);
+        }
+    }
+    Ok(())
+}
+
+/// Calls `f` for each block of the rows `rows`, with its numbers as they lie and as a matrix.
+fn blocks<S: RowBlocks + ?Sized>(
+    source: &S,
+    rows: Range<usize>,
+    mut f: impl FnMut(Range<usize>, &[f32], MatRef<'_, f32>),
+) -> Result<()> {
+    let i = source.size().1;
     let mut read = vec![0f32; BLOCK.min(rows.len()) * i];
-    let mut back = Mat::<f32>::zeros(i, l);
     for first in rows.clone().step_by(BLOCK) {
         let block = first..(first + BLOCK).min(rows.end);
         let read = &mut read[..block.len() * i];
         source.read(read, block.clone())?;
-        out.energy += sum_of_squares(read);
-        let a = MatRef::from_row_major_slice(&*read, block.len(), i);
-        let mut y = out.y.subrows_mut(first - rows.start, block.len());
-        matmul(y.as_mut(), Accum::Replace, a, z, 1.0, Par::Seq);
-        matmul(&mut back, Accum::Replace, a.transpose(), y.as_ref(), 1.0, Par::Seq);
-        for j in 0..l {
-            let sums = out.back.col_as_slice_mut(j).iter_mut();
-            sums.zip(back.col_as_slice(j)).for_each(|(sum, x)| *sum += f64::from(*x));
+        let (read, rows) = (&*read, block.len());
+        f(block, read, MatRef::from_row_major_slice(read, rows, i));
+    }
+    Ok(())
+}
+
+/// `Σ aᵀ y` over blocks of rows: a block's sums in f32, those of all blocks in f64.
+struct Back {
+    sum: Mat<f64>,
+    block: Mat<f32>,
+}
+
+impl Back {
+    fn new(i: usize, l: usize) -> Back {
+        Back { sum: Mat::zeros(i, l), block: Mat::zeros(i, l) }
+    }
+
+    fn add(&mut self, a: MatRef<'_, f32>, y: MatRef<'_, f32>) {
+        matmul(&mut self.block, Accum::Replace, a.transpose(), y, 1.0, Par::Seq);
+        for j in 0..self.sum.ncols() {
+            let sums = self.sum.col_as_slice_mut(j).iter_mut();
+            sums.zip(self.block.col_as_slice(j)).for_each(|(sum, x)| *sum += f64::from(*x));
         }
     }
-    Ok(out)
 }
 
 /// `Σ x²` in f64, in eight sums that are added up in their order.
@@ -327,6 +390,22 @@ mod tests {
             })
             .collect();
         assert!(found.windows(2).all(|w| w[0] == w[1]));
+    }
+
+    #[test]
+    fn one_more_reading_gives_what_lies_in_the_span() {
+        for (seed, size) in [(1, (700, 90)), (2, (130, 300)), (3, (1, 9)), (4, (5, 1))] {
+            let a = Dense(normal(seed, size.0, size.1).map(|x| f64::from(*x as f32)));
+            let u = normal(seed + 9, size.0, 3.min(size.0)).qr().compute_thin_Q();
+            let want = product(a.0.transpose(), u.as_ref());
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let got = pool.install(|| transposed_times(&a, &u)).unwrap();
+                let err = (&got - &want).norm_l2() / want.norm_l2();
+                assert!(err <= 1e-6, "{size:?}: {err:e}");
+            }
+            assert_eq!(transposed_times(&a, &Mat::zeros(size.0, 2)).unwrap().norm_max(), 0.0);
+        }
     }
 
     #[test]

@@ -144,6 +144,12 @@ pub struct Module {
 }
 
 impl Module {
+    /// Its place among the modules of all layers, by layer and in the order of the forward pass: random numbers of a
+    /// module are drawn by it.
+    pub fn number(self) -> u64 {
+        (self.layer * Target::ALL.len() + self.target as usize) as u64
+    }
+
     /// `model.layers.3.self_attn.q_proj`: the name that PEFT's patterns are matched against.
     pub fn path(self) -> String {
         format!("model.layers.{}.{}.{}", self.layer, self.target.block(), self.target.proj())

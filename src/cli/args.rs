@@ -619,8 +619,8 @@ pub struct JoinArgs {
 #[derive(Clone, Debug, Args)]
 pub struct FuseHow {
     /// fedavg, mean, mean-svd, ffa, ffa-lsq, fedsa, fedex, task-arithmetic, knots-ties, tsv, iso-c, lora-lego,
-    /// peft-linear, peft-cat or peft-svd; with --grams regmean or cat-merging; into --merged alone ties, dare or
-    /// dare-ties
+    /// peft-linear, peft-cat or peft-svd; with --grams regmean or cat-merging; into --merged, or with --rank into
+    /// --out, ties, dare or dare-ties
     ///
     /// Weights multiply the updates first and add up to 1 (but for task-arithmetic): with --lambda E, tsv, iso-c and
     /// cat-merging of E adapters have the size that their papers give them, a sum and not a mean.
@@ -638,7 +638,7 @@ pub struct FuseHow {
     /// Rows that some edges pruned: zero, or present to divide by those who kept them
     #[arg(long, default_value = "zero", value_name = "HOW")]
     pub coverage: Coverage,
-    /// Truncate to this rank by SVD [default: exact]
+    /// Truncate to this rank by SVD, what is written into --merged too [default: exact]
     #[arg(long, value_name = "N")]
     pub rank: Option<usize>,
     /// Which FedSA: mean, client:J, sum or lsq

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::args::{Cli, Command};
 use super::plan::on_machine;
+use super::run::in_pool;
 use super::{plan, print};
 use crate::checkpoint::output::{Output, Standing};
 use crate::checkpoint::output_file::{self, OutputFile};
@@ -100,9 +101,16 @@ pub fn outline(cli: &Cli, common: &Common) -> Result<Outline> {
             for out in options.out.iter().chain(&options.merged) {
                 o.folder(out, common)?;
             }
-            let ready = fuse::plan(&options, common)?;
-            o.steps.push(format!("fuse {} modules, largest rank {}", ready.asked().len(), ready.rank()));
-            o.memory = Some(ready.memory()).filter(|plan| plan.total() > 0);
+            let screen = &options.screen;
+            if screen.reject_outliers || screen.max_norm.is_some() {
+                o.steps.push("measure each update, which may refuse an adapter or leave it out".into());
+            }
+            let (modules, rank, memory) = in_pool(global, || {
+                let ready = fuse::outline(&options, common)?;
+                Ok((ready.asked().len(), ready.rank(), ready.memory()))
+            })?;
+            o.steps.push(format!("fuse {modules} modules, largest rank {rank}"));
+            o.memory = Some(memory).filter(|plan| plan.total() > 0);
         }
         Command::Join(args) => {
             let options = plan::join(args);

@@ -10,7 +10,7 @@ use super::plan;
 use super::size::ByteSize;
 use crate::checkpoint::json;
 use crate::error::{Error, Result};
-use crate::fuse::options::Method;
+use crate::fuse;
 use crate::stage::flow::{Edge, Flow, Fusion, Joint, Target, Task};
 
 const TOP: [&str; 10] =
@@ -326,12 +326,9 @@ impl Reader<'_> {
             for c in &combinations {
                 let matches = self.options("fuse", c, FuseHow::augment_args)?;
                 let how = self.typed("fuse", FuseHow::from_arg_matches(&matches))?;
-                self.fits_flow(how.method)?;
-                out.push(Fusion {
-                    edges: set.clone(),
-                    name: fusion_name(c),
-                    options: plan::fuse_template(&how)?,
-                });
+                let options = plan::fuse_template(&how)?;
+                self.fits_flow(&options.recipe.fusion)?;
+                out.push(Fusion { edges: set.clone(), name: fusion_name(c), options });
             }
         }
         Ok(())
@@ -339,10 +336,11 @@ impl Reader<'_> {
 
     /// An error, before anything is pruned, for a method whose result no adapter holds or that needs what no stage
     /// makes.
-    fn fits_flow(&self, method: Method) -> Result<()> {
-        let why = if method.is_elementwise() {
-            "gives a result of full rank, and a flow's fusions are adapters; `anabranch fuse --merged` with --model \
-             writes it into the base's weights"
+    fn fits_flow(&self, fusion: &fuse::Fusion) -> Result<()> {
+        let method = fusion.method;
+        let why = if !fusion.has_factors() {
+            "gives a result of full rank, and a flow's fusions are adapters: rank = N approximates it; `anabranch fuse \
+             --merged` with --model writes it into the base's weights"
         } else if method.needs_input_grams() {
             "needs --grams, which no stage of a flow makes; `anabranch grams` and `anabranch fuse` do"
         } else {

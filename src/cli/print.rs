@@ -332,6 +332,10 @@ fn certified(out: &Path, what: &str, certificate: Option<&Certificate>) -> Strin
         rows.push(vec![name.into(), format!("{:.2e}", s.mean), format!("{:.2e}", s.max)]);
     }
     text += &format!("\n{}", table(&rows));
+    if c.energy_kept.min < 1.0 {
+        let Spread { min, mean, .. } = c.energy_kept;
+        text += &format!("energy kept by truncation: {mean:.4} in the mean, {min:.4} at least\n");
+    }
     let number = |s: f64| format!("{s:.3}");
     let scales = &c.effective_scale;
     text += &match scales.len() {

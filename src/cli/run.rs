@@ -172,7 +172,7 @@ pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
 }
 
 /// Runs `work` on as many threads as were asked for.
-fn in_pool<R: Send>(global: &Global, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+pub(super) fn in_pool<R: Send>(global: &Global, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
     let threads = plan::threads(global)?;
     let pool = ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -5,6 +5,7 @@ use crate::ops::linear::Dropout;
 use crate::random::{Philox, Purpose};
 
 /// Which elements of one x are kept.
+#[derive(Clone, Debug)]
 pub(crate) struct Mask {
     numbers: Philox,
     /// A word is kept from this on, once shifted: `uniform ≥ p` in integers.

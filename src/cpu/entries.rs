@@ -18,6 +18,7 @@ use crate::random::Philox;
 const LANES: usize = 16;
 
 /// The update `B A` of one module, its factors in f32.
+#[derive(Clone, Debug)]
 pub(crate) struct Entries {
     /// `(O, I)`.
     size: (usize, usize),
@@ -61,6 +62,24 @@ impl Entries {
 #[inline(always)]
 pub(crate) fn magnitude(x: f32) -> u32 {
     x.to_bits() & 0x7fff_ffff
+}
+
+/// Whether no number is NaN or infinite.
+pub(crate) fn finite(x: &[f32]) -> bool {
+    simd::run(Finite { x })
+}
+
+struct Finite<'a> {
+    x: &'a [f32],
+}
+
+impl Kernel for Finite<'_> {
+    type Output = bool;
+    #[inline(always)]
+    fn run<I: Isa>(self) -> bool {
+        let largest = self.x.iter().fold(0, |m, x| m.max(magnitude(*x) as i32));
+        f32::from_bits(largest as u32).is_finite()
+    }
 }
 
 /// A range of magnitudes, cut into bins of `2^shift`.
@@ -128,6 +147,7 @@ impl Kernel for Count<'_> {
 }
 
 /// What becomes of an entry before the updates are put together.
+#[derive(Clone, Debug)]
 pub(crate) enum Keep {
     /// Entries of at least this magnitude stay as they are, the others become zero.
     Least(u32),

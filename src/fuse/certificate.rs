@@ -31,7 +31,8 @@ pub struct ModuleCertificate {
     /// The rank of the result before padding.
     pub rank: usize,
     /// `‖got − expected‖ / ‖expected‖` of the method's definition, got as written (factors, or the change of
-    /// a merged weight); `‖got‖` where expected is 0.
+    /// a merged weight); `‖got‖` where expected is 0. Expected is the truncated result where the method has factors of
+    /// its own, and the result before it is truncated where it works on entries.
     pub error: f64,
     /// `‖got − Σ wᵢDᵢ‖ / ‖Σ wᵢDᵢ‖` of the (resolved) updates; `‖got‖` where their mean is 0.
     pub distance_to_mean: f64,
@@ -97,12 +98,19 @@ pub struct Certificate {
 
 impl ModuleCertificate {
     /// Measures `got`, the factors as written, of a batch's way through `recipe`.
+    ///
+    /// Where the method works on entries, expected are these, every one of them, and the error is all that the factors
+    /// miss: what truncation left out, and what the search and the rounding did.
     pub fn new(batch: &Batch, outcome: &Outcome, got: &Factors) -> Result<ModuleCertificate> {
         let (compared, fused) = (&outcome.compared, &outcome.fused);
         let measured = measure(got, &fused.factors, batch, compared)?;
         let rank = fused.factors.rank();
         let mut out = ModuleCertificate::of(&batch.frame, compared, &fused.variant, rank, measured);
         out.energy_kept = fused.energy_kept;
+        if let Some(entries) = &fused.entries {
+            let (error, kept) = entries.distance_to(got)?;
+            (out.error, out.kept) = (error, Some(kept));
+        }
         Ok(out)
     }
 

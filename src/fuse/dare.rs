@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::module::{Module, Target};
+use crate::checkpoint::module::Module;
 use crate::cpu::entries::Keep;
 use crate::error::{Error, Result};
 use crate::random::{Philox, Purpose};
@@ -37,8 +37,7 @@ impl Drop {
 
     /// What becomes of the entries of `module` of the adapter at place `adapter`.
     pub(super) fn keep(&self, seed: u64, adapter: usize, module: Module) -> Keep {
-        let number = module.layer * Target::ALL.len() + module.target as usize;
-        let numbers = Philox::new(seed, Purpose::Drop.stream(adapter as u64)).at_step(number as u64);
+        let numbers = Philox::new(seed, Purpose::Drop.stream(adapter as u64)).at_step(module.number());
         Keep::drawn(numbers, self.drop)
     }
 }

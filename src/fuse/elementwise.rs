@@ -1,16 +1,18 @@
 //! Methods that work on the entries of the updates: `ties`, `dare`, `dare-ties`. The entries are made from the factors
-//! a tile at a time, as often as they are needed, and never all stored.
+//! a tile at a time, as often as they are needed, and never all stored. The result goes into a weight row by row, or is
+//! approximated at a rank ([`super::low_rank`]).
 
 use std::ops::Range;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde::{Deserialize, Serialize};
 
-use crate::cpu::entries::{Entries, Join, Keep, dot, join};
+use crate::cpu::entries::{Entries, Join, Keep, dot, finite, join};
 use crate::error::{Error, Result};
 use crate::fuse::coverage::covered;
 use crate::fuse::dare::Drop;
-use crate::fuse::factors::{Batch, Frame};
+use crate::fuse::factors::{Batch, Factors, Frame};
+use crate::fuse::measure::ratio;
 use crate::fuse::method::Fusion;
 use crate::fuse::options::Method;
 use crate::fuse::ties::{self, Trim};
@@ -59,6 +61,7 @@ pub struct KeptEntries {
 }
 
 /// One module's updates, ready to be fused.
+#[derive(Clone, Debug)]
 pub struct Elementwise {
     frame: Frame,
     /// As they are fused.
@@ -164,22 +167,24 @@ impl Elementwise {
         self.frame.size
     }
 
-    /// Puts the rows `rows` of the fused update into `out`; gives what they add to the sums, of which all but the kept
+    /// Puts the rows `rows` of the fused update δ into `out`; gives what they add to the sums, of which all but the kept
     /// entries are left out without `measure`.
     ///
-    /// An error where an entry is not finite, if it is measured.
+    /// An error where an entry of an update is not finite.
     pub fn rows(&self, rows: Range<usize>, out: &mut [f32], measure: bool) -> Result<Sums> {
         let (edges, i) = (self.frame.edges(), self.frame.size.1);
         let mut sums = Sums::new(edges);
         let most = TILE.0 * TILE.1;
         let (mut kept, mut x, mut delta) =
             (vec![0.0; edges * most], vec![0.0; edges * most], vec![0.0; most]);
-        let first = rows.start;
+        let (first, mut sound) = (rows.start, true);
         each_tile(self.frame.size, rows, |tile, read| {
             let (n, width) = (read.len(), tile.columns.len());
             for e in 0..edges {
                 let (x, kept) = (&mut x[e * n..][..n], &mut kept[e * n..][..n]);
                 self.updates[e].tile(x, tile.rows.clone(), tile.columns.clone());
+                // Whether it is kept or not: what is no number would be no part of an election, and never be seen.
+                sound &= finite(x);
                 for (row, (x, kept)) in tile.rows.clone().zip(x.chunks(width).zip(kept.chunks_mut(width))) {
                     let at = row as u64 * i as u64 + tile.columns.start as u64;
                     sums.kept[e] += self.keeps[e].apply(kept, x, at);
@@ -204,14 +209,55 @@ impl Elementwise {
         if self.read.is_none() {
             sums.along_read.clone_from(&sums.along);
         }
-        // An entry that is no number makes no number of a sum, whether it was kept or not: 0 times it is none.
-        if sums.size.is_finite() && sums.along.iter().chain(&sums.along_read).all(|s| s.is_finite()) {
+        if sound && sums.size.is_finite() && sums.along_read.iter().all(|s| s.is_finite()) {
             return Ok(sums);
         }
-        Err(Error::Numeric(format!(
+        Err(self.too_large())
+    }
+
+    pub(super) fn too_large(&self) -> Error {
+        Error::Numeric(format!(
             "{}: an entry of an update is larger than f32 holds: is the scale of an adapter right?",
             self.frame.module
-        )))
+        ))
+    }
+
+    /// `‖x − δ‖ / ‖δ‖`, or `‖x‖` where δ is 0, of an x that is known by its rows: `lost` gives `‖x − δ‖²` of those it is
+    /// told, whose numbers in δ it gets. Also what was kept of each update.
+    pub fn distance(
+        &self,
+        lost: impl Fn(Range<usize>, &[f32]) -> f64 + Sync,
+    ) -> Result<(f64, Vec<KeptEntries>)> {
+        let ((o, i), edges) = (self.frame.size, self.frame.edges());
+        // Gathered before the first error is looked for, so that it is always the same one.
+        let strips: Vec<Result<(f64, f64, Sums)>> = strips(o)
+            .map_init(Vec::new, |delta, rows| {
+                delta.resize(rows.len() * i, 0.0);
+                let sums = self.rows(rows.clone(), delta, false)?;
+                Ok((lost(rows, delta), dot(delta, delta), sums))
+            })
+            .collect();
+        let strips = strips.into_iter().collect::<Result<Vec<_>>>()?;
+        let (lost, size) = strips.iter().fold((0.0, 0.0), |s, strip| (s.0 + strip.0, s.1 + strip.1));
+        let sums: Vec<Sums> = strips.into_iter().map(|strip| strip.2).collect();
+        Ok((ratio(lost, size, lost), self.kept(&Sums::total(&sums, edges))))
+    }
+
+    /// [`Elementwise::distance`] of the update `B A`.
+    pub fn distance_to(&self, got: &Factors) -> Result<(f64, Vec<KeptEntries>)> {
+        let (size, got) = (self.frame.size, Entries::new(got.bt(), got.a()));
+        self.distance(|rows, delta| {
+            let (first, mut lost) = (rows.start, 0.0);
+            each_tile(size, rows, |tile, x| {
+                got.tile(x, tile.rows.clone(), tile.columns.clone());
+                for (row, x) in tile.rows.zip(x.chunks_mut(tile.columns.len())) {
+                    let delta = &delta[(row - first) * size.1..][tile.columns.clone()];
+                    x.iter_mut().zip(delta).for_each(|(x, d)| *x -= d);
+                }
+                lost += dot(x, x);
+            });
+            lost
+        })
     }
 
     /// What was kept of each update.

@@ -139,6 +139,6 @@ fn difference_squared(b: &Change, a: &Change) -> f64 {
 }
 
 /// `√(difference / reference)`, or `√size` where the reference is 0.
-fn ratio(difference: f64, reference: f64, size: f64) -> f64 {
+pub(super) fn ratio(difference: f64, reference: f64, size: f64) -> f64 {
     if reference > 0.0 { (difference.max(0.0) / reference).sqrt() } else { size.sqrt() }
 }

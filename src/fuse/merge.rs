@@ -143,6 +143,21 @@ pub fn merge_rows<S: Send>(
     Ok((Merged { bytes, error }, said))
 }
 
+/// `‖(W' − W) − δ‖²` of the rows `rows` of a merged weight, with their numbers in δ.
+pub fn lost_rows(w: &TensorRef<'_>, merged: &Merged, rows: Range<usize>, delta: &[f32]) -> f64 {
+    let (dtype, bytes) = (w.dtype(), NUMBERS * w.dtype().size());
+    let first = rows.start * (delta.len() / rows.len().max(1)) * dtype.size();
+    let (mut old, mut new) = ([0f32; NUMBERS], [0f32; NUMBERS]);
+    let pieces = w.bytes()[first..].chunks(bytes).zip(merged.bytes[first..].chunks(bytes));
+    let one = |((w, merged), delta): ((&[u8], &[u8]), &[f32])| {
+        let size = delta.len() * dtype.size();
+        convert::widen(&mut old[..delta.len()], &w[..size], dtype);
+        convert::widen(&mut new[..delta.len()], &merged[..size], dtype);
+        lost(&new[..delta.len()], &old[..delta.len()], delta)
+    };
+    pieces.zip(delta.chunks(NUMBERS)).map(one).sum()
+}
+
 /// A few rows of a merged weight.
 #[derive(Default)]
 struct Block {

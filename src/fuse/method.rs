@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::fuse::coverage::covered;
-use crate::fuse::elementwise::Sparse;
+use crate::fuse::elementwise::{Elementwise, Sparse};
 use crate::fuse::factors::{Batch, Factors, Frame};
 use crate::fuse::grams::Grams;
 use crate::fuse::options::{Coverage, DensityScope, Fedsa, Method};
 use crate::fuse::ties::Trim;
 use crate::fuse::truncate::truncate;
 use crate::fuse::{
-    cat_merging, fedavg, fedex, fedsa, ffa, ffa_lsq, iso_c, knots_ties, lora_lego, mean, mean_svd, peft_cat,
-    peft_linear, peft_svd, regmean, task_arithmetic, tsv,
+    cat_merging, fedavg, fedex, fedsa, ffa, ffa_lsq, iso_c, knots_ties, lora_lego, low_rank, mean, mean_svd,
+    peft_cat, peft_linear, peft_svd, regmean, task_arithmetic, tsv,
 };
 
 /// How updates are fused.
@@ -105,6 +105,28 @@ impl Fusion {
         ))
     }
 
+    /// Whether the result depends on a seed: that of methods that draw, and that of a search for singular vectors.
+    pub fn draws(&self) -> bool {
+        self.method.draws() || self.method.is_elementwise() && self.rank.is_some()
+    }
+
+    /// Whether the result has factors: that of a method on entries has some at a rank that is asked for alone.
+    pub fn has_factors(&self) -> bool {
+        !self.method.is_elementwise() || self.rank.is_some()
+    }
+
+    /// An error where the result has no factors.
+    pub fn check_factors(&self) -> Result<()> {
+        if self.has_factors() {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "--method {}: the result is of full rank, which no adapter holds: --rank N approximates it, --merged with \
+             --model writes it into the base's weights",
+            self.method
+        )))
+    }
+
     /// How entries are trimmed, where the method does that.
     pub(crate) fn trim(&self) -> Option<&Trim> {
         match &self.sparse {
@@ -120,13 +142,17 @@ impl Fusion {
 
     /// The rank of the result for a batch with this frame, without computing it.
     ///
-    /// Refuses mixed ranks where the method averages factors, more clusters than there are units, and, if `as_adapter`, a
-    /// rank above `min(O, I)`: such an adapter would be larger than the update it stands for.
+    /// Refuses mixed ranks where the method averages factors, more clusters than there are units, and, if `as_adapter`,
+    /// a result without factors and a rank above `min(O, I)`: such an adapter would be larger than the update it stands
+    /// for.
     pub fn rank_of(&self, frame: &Frame, as_adapter: bool) -> Result<usize> {
         let ranks = frame.ranks();
         let (p, (o, i)) = (frame.rank(), frame.size);
         if self.method.is_elementwise() {
-            return if as_adapter || self.rank.is_some() { Err(self.no_factors()) } else { Ok(o.min(i)) };
+            if as_adapter {
+                self.check_factors()?;
+            }
+            return Ok(self.rank.unwrap_or(usize::MAX).min(o).min(i));
         }
         if self.method.needs_equal_ranks() && ranks.windows(2).any(|r| r[0] != r[1]) {
             return Err(Error::Usage(format!(
@@ -173,15 +199,6 @@ impl Fusion {
         Ok(rank)
     }
 
-    /// Why a method on entries gives no factors.
-    fn no_factors(&self) -> Error {
-        Error::Usage(format!(
-            "--method {}: the result is of full rank, which no adapter holds, not with --rank either: \
-             --merged with --model writes it into the base's weights",
-            self.method
-        ))
-    }
-
     /// Fuses one module; refuses what [`Fusion::rank_of`] does.
     pub fn fuse(&self, batch: &Batch, as_adapter: bool) -> Result<Fused> {
         self.fuse_with(batch, None, as_adapter)
@@ -198,9 +215,15 @@ impl Fusion {
         let cover = cover.as_ref();
         let grams = || known.map_or_else(|| Cow::Owned(Grams::of(cover)), Cow::Borrowed);
         let mut variant = self.method.word().to_owned();
-        let mut energy_kept = 1.0;
+        let (mut energy_kept, mut entries) = (1.0, None);
         let factors = match self.method {
-            Method::Ties | Method::Dare | Method::DareTies => return Err(self.no_factors()),
+            Method::Ties | Method::Dare | Method::DareTies => {
+                self.check_factors()?;
+                let own = entries.insert(Elementwise::new(self, batch, None)?);
+                let (factors, kept) = low_rank::fuse(self, batch, own, rank)?;
+                energy_kept = kept;
+                factors
+            }
             Method::Fedavg => fedavg::fuse(cover)?,
             Method::Mean => mean::fuse(cover)?,
             Method::MeanSvd => {
@@ -250,9 +273,10 @@ impl Fusion {
         };
         let (factors, energy_kept) = match (self.method, self.rank) {
             (Method::MeanSvd | Method::PeftSvd, _) | (_, None) => (factors, energy_kept),
+            _ if entries.is_some() => (factors, energy_kept),
             (_, Some(q)) => truncate(factors, q)?,
         };
-        Ok(Fused { factors, variant, energy_kept })
+        Ok(Fused { factors, variant, energy_kept, entries })
     }
 }
 
@@ -292,7 +316,7 @@ impl Method {
     }
 
     /// Whether it works on the entries of the updates: its result has no factors of its own, and goes into a merged
-    /// checkpoint alone.
+    /// checkpoint, or into an adapter that approximates it at a rank.
     pub fn is_elementwise(self) -> bool {
         matches!(self, Method::Ties | Method::Dare | Method::DareTies)
     }
@@ -312,4 +336,6 @@ pub struct Fused {
     pub variant: String,
     /// The share of the energy that truncation kept; 1 without.
     pub energy_kept: f64,
+    /// What the factors approximate, of methods that work on entries.
+    pub entries: Option<Elementwise>,
 }

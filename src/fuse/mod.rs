@@ -1,7 +1,8 @@
 //! Fusing the updates of several adapters: conflict resolution, one file a method, and the certificate.
 //!
 //! Everything works on the factors of `ΔWₑ = Bₑ Aₑ` (the scale folded into B) in f64; no `[O, I]` update is formed.
-//! Methods that are defined on entries make them in f32, a tile at a time ([`elementwise`]).
+//! Methods that are defined on entries make them in f32, a tile at a time ([`elementwise`]), and are approximated by
+//! factors where a rank is asked for ([`low_rank`]).
 //! For a few modules at once: [`Batch`] → [`compare::compare`] → [`Fusion::fuse`] → [`measure::measure`]. Comparing goes
 //! [`Stacks`] → [`Grams`] → [`LoraCr::resolve`]; the passes over the factors and the eigenproblems are a back end's, but
 //! for modules whose Grams would be larger than the factors.
@@ -28,6 +29,7 @@ mod iso_c;
 mod knots_ties;
 mod lora_cr;
 mod lora_lego;
+pub mod low_rank;
 mod mean;
 mod mean_svd;
 pub mod measure;

@@ -121,8 +121,7 @@ impl<S: Store> Stack<'_, S> {
 ///
 /// `columns` are the kept columns of a pruned input, ascending, or none for all I₀.
 pub fn init_a(a: &mut [f32], module: Module, full_inner: usize, columns: Option<&[usize]>, init_seed: u64) {
-    let stream = Purpose::Init.stream((module.layer * Target::ALL.len() + module.target as usize) as u64);
-    let numbers = Philox::new(init_seed, stream);
+    let numbers = Philox::new(init_seed, Purpose::Init.stream(module.number()));
     let inner = columns.map_or(full_inner, <[usize]>::len);
     let bound = 1.0 / (full_inner as f64).sqrt();
     for (r, row) in a.chunks_exact_mut(inner.max(1)).enumerate() {

@@ -37,8 +37,9 @@ impl Screen {
     }
 }
 
-/// What was looked at before anything was fused. Positions are those of the command line.
-#[derive(Clone, Debug, Serialize)]
+/// What was looked at before anything was fused; nothing, where the adapters were not measured. Positions are those of
+/// the command line.
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Admission {
     /// Every adapter given, in the order of the command line.
     pub adapters: Vec<Candidate>,
@@ -66,13 +67,40 @@ impl Admission {
     }
 }
 
-/// Checks the signatures, opens the adapters and measures them; gives those that are fused. `options` then name these
-/// alone. Warnings are in the inputs.
-pub fn admit(options: &mut FuseOptions, common: &Common) -> Result<(Inputs, Admission)> {
-    options.screen.check()?;
-    let (from, mut warnings) = Gate::new(&options.trust)?.fusion(&options.adapters)?;
-    let open = |paths: &[PathBuf]| Inputs::open(paths, options.allow_missing, common.open_options());
-    let mut inputs = open(&options.adapters)?;
+/// Adapters whose signatures hold, opened; no value was read.
+#[derive(Debug)]
+pub struct Candidates {
+    inputs: Inputs,
+    from: Vec<Admitted>,
+    /// What a user should know of the signatures.
+    warnings: Vec<String>,
+}
+
+impl Candidates {
+    /// Checks the signatures, then opens the adapters.
+    pub fn open(options: &FuseOptions, common: &Common) -> Result<Candidates> {
+        options.screen.check()?;
+        let (from, warnings) = Gate::new(&options.trust)?.fusion(&options.adapters)?;
+        let inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
+        Ok(Candidates { inputs, from, warnings })
+    }
+
+    /// All of them, with their warnings.
+    pub fn all(self) -> Inputs {
+        let Candidates { mut inputs, mut warnings, .. } = self;
+        warnings.append(&mut inputs.warnings);
+        inputs.warnings = warnings;
+        inputs
+    }
+}
+
+/// Measures the adapters, every value of them; gives those that are fused. `options` then name these alone. Warnings are
+/// in the inputs.
+pub fn admit(
+    Candidates { mut inputs, from, mut warnings }: Candidates,
+    options: &mut FuseOptions,
+    common: &Common,
+) -> Result<(Inputs, Admission)> {
     let norms = Norms::of(&inputs)?;
     common.check_stop("nothing was written")?;
     let mut adapters: Vec<Candidate> = options
@@ -121,8 +149,7 @@ pub fn admit(options: &mut FuseOptions, common: &Common) -> Result<(Inputs, Admi
         reduce(options, &kept, &adapters)?;
         inputs = Inputs::open(&options.adapters, options.allow_missing, common.open_options())?;
     }
-    warnings.append(&mut inputs.warnings);
-    inputs.warnings = warnings;
+    let inputs = Candidates { inputs, from: Vec::new(), warnings }.all();
     Ok((inputs, Admission { adapters, outliers }))
 }
 

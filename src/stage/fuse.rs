@@ -9,7 +9,7 @@ use std::{iter, thread};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::admit::{Admission, Screen, admit};
+use super::admit::{Admission, Candidates, Screen, admit};
 use super::common::Common;
 use super::join::{self, PART_MODEL, Whole};
 use super::journal::{self, Line};
@@ -32,7 +32,7 @@ use crate::fuse::inputs::Inputs;
 use crate::fuse::options::Method;
 use crate::fuse::ties;
 use crate::fuse::weights::{Weights, renormalised};
-use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe, spd};
+use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe, low_rank, spd};
 use crate::model::memory::{Part, Plan};
 use crate::tensor::DType;
 
@@ -166,6 +166,20 @@ pub struct FusePlan {
 
 /// Opens and checks the adapters, measures them, and checks everything that can be known before they are fused.
 pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
+    let mut options = checked(options, common)?;
+    let (inputs, admission) = admit(Candidates::open(&options, common)?, &mut options, common)?;
+    FusePlan::of(options, inputs, admission, common)
+}
+
+/// What [`plan`] gives where no adapter is left out for what its values are; reads none of them.
+pub fn outline(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
+    let options = checked(options, common)?;
+    let inputs = Candidates::open(&options, common)?.all();
+    FusePlan::of(options, inputs, Admission::default(), common)
+}
+
+/// The options, where they go together, with the seed in them: all that can be known before a file is opened.
+fn checked(options: &FuseOptions, common: &Common) -> Result<FuseOptions> {
     options.recipe.fusion.check()?;
     match (&options.out, &options.model, &options.merged) {
         (None, _, None) => return Err(Error::Usage("nowhere to write: give --out, --merged or both".into())),
@@ -179,8 +193,11 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
     }
     let mut options = options.clone();
     let method = options.recipe.fusion.method;
-    if method.draws() {
+    if options.recipe.fusion.draws() {
         options.recipe.fusion.seed = common.seed;
+    }
+    if options.out.is_some() {
+        options.recipe.fusion.check_factors()?;
     }
     match (method.needs_input_grams(), options.grams.is_empty()) {
         (true, true) => {
@@ -196,47 +213,7 @@ pub fn plan(options: &FuseOptions, common: &Common) -> Result<FusePlan> {
         }
         _ => {}
     }
-    let (mut inputs, admission) = admit(&mut options, common)?;
-    if !options.grams.is_empty() {
-        inputs = inputs.with_grams(&options.grams, common.open_options())?;
-    }
-    let weights = match method {
-        Method::TaskArithmetic => options.weights.as_given(inputs.adapters.len())?,
-        _ => options.weights.normalised(&inputs.samples())?,
-    };
-    let mut frames = Vec::with_capacity(inputs.modules.len());
-    let mut ranks = Vec::with_capacity(inputs.modules.len());
-    for &module in &inputs.modules {
-        let mut frame = inputs.frame(module);
-        frame.weights = match method {
-            Method::TaskArithmetic => frame.members.iter().map(|&e| weights[e]).collect(),
-            _ => renormalised(&weights, &frame.members),
-        };
-        ranks.push(options.recipe.fusion.rank_of(&frame, options.out.is_some())?);
-        frames.push(frame);
-    }
-    let base = match &options.model {
-        None => None,
-        Some(dir) => {
-            let base = Checkpoint::open(dir, common.open_options())?;
-            inputs.check_base(&base)?;
-            Some(base)
-        }
-    };
-    let end = frames.last().map_or(0, |f| f.module.layer + 1);
-    if let Some(layers) = &options.layers {
-        let (start, stop) = (layers.start, layers.end);
-        if start >= stop || stop > end {
-            return Err(Error::Usage(format!(
-                "--layers {start}..{stop}: expected a range that is not empty of the layers 0..{end}"
-            )));
-        }
-    }
-    let plan = FusePlan { inputs, frames, ranks, weights, base, admission, options, whole: OnceLock::new() };
-    if let Some(limit) = common.memory_limit {
-        plan.memory().fit(limit)?;
-    }
-    Ok(plan)
+    Ok(options)
 }
 
 /// One module ready to be written.
@@ -248,6 +225,57 @@ struct Written {
 }
 
 impl FusePlan {
+    /// Of these adapters, which `options` name.
+    fn of(
+        options: FuseOptions,
+        mut inputs: Inputs,
+        admission: Admission,
+        common: &Common,
+    ) -> Result<FusePlan> {
+        if !options.grams.is_empty() {
+            inputs = inputs.with_grams(&options.grams, common.open_options())?;
+        }
+        let method = options.recipe.fusion.method;
+        let weights = match method {
+            Method::TaskArithmetic => options.weights.as_given(inputs.adapters.len())?,
+            _ => options.weights.normalised(&inputs.samples())?,
+        };
+        let mut frames = Vec::with_capacity(inputs.modules.len());
+        let mut ranks = Vec::with_capacity(inputs.modules.len());
+        for &module in &inputs.modules {
+            let mut frame = inputs.frame(module);
+            frame.weights = match method {
+                Method::TaskArithmetic => frame.members.iter().map(|&e| weights[e]).collect(),
+                _ => renormalised(&weights, &frame.members),
+            };
+            ranks.push(options.recipe.fusion.rank_of(&frame, options.out.is_some())?);
+            frames.push(frame);
+        }
+        let base = match &options.model {
+            None => None,
+            Some(dir) => {
+                let base = Checkpoint::open(dir, common.open_options())?;
+                inputs.check_base(&base)?;
+                Some(base)
+            }
+        };
+        let end = frames.last().map_or(0, |f| f.module.layer + 1);
+        if let Some(layers) = &options.layers {
+            let (start, stop) = (layers.start, layers.end);
+            if start >= stop || stop > end {
+                return Err(Error::Usage(format!(
+                    "--layers {start}..{stop}: expected a range that is not empty of the layers 0..{end}"
+                )));
+            }
+        }
+        let plan =
+            FusePlan { inputs, frames, ranks, weights, base, admission, options, whole: OnceLock::new() };
+        if let Some(limit) = common.memory_limit {
+            plan.memory().fit(limit)?;
+        }
+        Ok(plan)
+    }
+
     /// The largest rank of a module's result.
     pub fn rank(&self) -> usize {
         self.ranks.iter().copied().max().unwrap_or(0)
@@ -255,15 +283,25 @@ impl FusePlan {
 
     /// The modules that were asked for: those of `--layers`, or all.
     pub fn asked(&self) -> &[Frame] {
+        &self.frames[self.places()]
+    }
+
+    /// Where the modules that were asked for are among all.
+    fn places(&self) -> Range<usize> {
         let before = |layer: usize| self.frames.partition_point(|f| f.module.layer < layer);
         match &self.options.layers {
-            Some(layers) => &self.frames[before(layers.start)..before(layers.end)],
-            None => &self.frames,
+            Some(layers) => before(layers.start)..before(layers.end),
+            None => 0..self.frames.len(),
         }
     }
 
     /// The frames, with what must be known of all modules before the first is fused: thresholds of the whole model.
-    pub(super) fn frames<B: Backend>(&self, backend: &B, common: &Common) -> Result<&[Frame]> {
+    /// `kept` says what there is when the process is asked to stop.
+    pub(super) fn frames<B: Backend>(
+        &self,
+        backend: &B,
+        (common, kept): (&Common, &str),
+    ) -> Result<&[Frame]> {
         let recipe = &self.options.recipe;
         let Some(trim) = recipe.fusion.whole_model() else { return Ok(&self.frames) };
         if let Some(frames) = self.whole.get() {
@@ -271,7 +309,7 @@ impl FusePlan {
         }
         let thresholds = ties::thresholds(trim, &self.frames, self.inputs.adapters.len(), |visit| {
             for frame in &self.frames {
-                common.check_stop("nothing was written")?;
+                common.check_stop(kept)?;
                 let batch = self.inputs.batch(frame.clone())?;
                 let compared = recipe.compare(backend, std::slice::from_ref(&batch))?.swap_remove(0);
                 visit(frame, &entries(compared.updates(&batch)));
@@ -325,12 +363,18 @@ impl FusePlan {
         numbers * self.options.dtype.size() as u64
     }
 
-    /// The buffers that are as large as a weight: none but for `regmean`.
+    /// The buffers that may be as large as a weight: what `regmean` and a search for singular vectors need, on as many
+    /// threads as the pool has that it is called in.
     pub fn memory(&self) -> Plan {
-        let mut plan = Plan::default();
-        if self.recipe().fusion.method == Method::Regmean {
+        let (mut plan, fusion) = (Plan::default(), &self.recipe().fusion);
+        if fusion.method == Method::Regmean {
             let widest = self.asked().iter().map(|f| f.size.1).max().unwrap_or(0);
             plan.add(Part::Scratch, format!("sum of input Grams of width {widest}"), spd::bytes(widest));
+        }
+        if let Some(q) = fusion.rank.filter(|_| fusion.method.is_elementwise()) {
+            let bytes = |f: &Frame| low_rank::bytes(f.size, q, rayon::current_num_threads());
+            let most = self.asked().iter().map(bytes).max().unwrap_or(0);
+            plan.add(Part::Scratch, format!("search for {q} singular vectors of an update"), most);
         }
         plan
     }
@@ -387,7 +431,9 @@ impl FusePlan {
         name: &str,
         common: &Common,
     ) -> Result<(PairWriter, Vec<ModuleCertificate>)> {
-        let (asked, dtype) = (self.asked(), self.options.dtype);
+        let kept = "the modules so far are kept, --resume goes on from them";
+        let (frames, dtype) = (self.frames(backend, (common, kept))?, self.options.dtype);
+        let asked = &frames[self.places()];
         let spec = |f: &Frame| {
             let rank = self.file_rank(f);
             PairSpec { module: f.module, rank, dims: f.size, dtypes: (dtype, dtype) }
@@ -408,9 +454,10 @@ impl FusePlan {
                 }
                 Ok(())
             });
-            let kept = "the modules so far are kept, --resume goes on from them";
-            // One sum of input Grams takes as much as many modules' factors, and is factored by all threads.
-            let alone = self.recipe().fusion.method.needs_input_grams();
+            // One sum of input Grams takes as much as many modules' factors, and all threads factor it; all threads make
+            // the entries of one update, too.
+            let method = self.recipe().fusion.method;
+            let alone = method.needs_input_grams() || method.is_elementwise();
             let bytes = |f: &Frame| (!alone && !f.is_large()).then(|| self.bytes_of(f));
             let one = |frames: &[Frame]| self.compute(backend, frames);
             let computed =

@@ -21,7 +21,7 @@ use crate::fuse::certificate::{CERTIFICATE, Certificate, ModuleCertificate};
 use crate::fuse::compare::Compared;
 use crate::fuse::elementwise::{Elementwise, Sums};
 use crate::fuse::measure::Measured;
-use crate::fuse::merge::{Merged, merge, merge_rows};
+use crate::fuse::merge::{Merged, lost_rows, merge, merge_rows};
 use crate::fuse::{Batch, Factors, Frame, Fusion};
 
 /// The base's config, copied as it is.
@@ -39,7 +39,7 @@ impl FusePlan {
         dir: &Path,
         common: &Common,
     ) -> Result<Certificate> {
-        let frames = self.frames(backend, common)?;
+        let frames = self.frames(backend, (common, "nothing was written"))?;
         let frames: BTreeMap<String, &Frame> = frames.iter().map(|f| (f.module.weight(), f)).collect();
         let names: Vec<String> = base.expected().into_iter().map(|(name, _)| name).collect();
         let specs = names
@@ -106,7 +106,7 @@ impl FusePlan {
     ) -> Result<(Merged, ModuleCertificate)> {
         let batch = self.inputs.batch(frame.clone())?;
         let fusion = &self.recipe().fusion;
-        if fusion.method.is_elementwise() {
+        if !fusion.has_factors() {
             let compared = self.recipe().compare(backend, std::slice::from_ref(&batch))?.swap_remove(0);
             return merge_entries(fusion, &batch, &compared, weight);
         }
@@ -116,7 +116,10 @@ impl FusePlan {
         let used = Factors::new(factors.bt().map(round), factors.a().map(round))?;
         let merged = merge(backend, weight, &used)?;
         let mut certificate = ModuleCertificate::new(&batch, &outcome, &used)?;
-        certificate.error = merged.error;
+        certificate.error = match &outcome.fused.entries {
+            None => merged.error,
+            Some(entries) => entries.distance(|rows, delta| lost_rows(weight, &merged, rows, delta))?.0,
+        };
         Ok((merged, certificate))
     }
 }
