@@ -54,7 +54,11 @@ pub fn run<B: Backend, T: Real>(
     options: &GenerateOptions,
     common: &Common,
 ) -> Result<Generated> {
-    let Read { checkpoint, tokenizer, prompt_ids, adapters } = Read::new(backend, options, common)?;
+    let read = Read::new(backend, options, common)?;
+    if let Some(limit) = common.memory_limit {
+        read.plan::<T>(backend, options)?.fit(limit)?;
+    }
+    let Read { checkpoint, tokenizer, prompt_ids, adapters } = read;
     let model = Model::new(backend, &checkpoint)?;
     let mut decoder: Decoder<'_, B, T> = Decoder::new(
         backend,
@@ -90,10 +94,7 @@ pub(super) fn continuation(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32]) -
 
 /// What writing the text would hold in memory.
 pub fn plan<B: Backend, T: Real>(backend: &B, options: &GenerateOptions, common: &Common) -> Result<Plan> {
-    let read = Read::new(backend, options, common)?;
-    let tokens = (read.prompt_ids.len(), options.max_tokens);
-    let (tables, size) = room(&read.checkpoint, tokens, read.adapters.ranks())?;
-    session::plan::<B, T>(backend, read.checkpoint.config(), &read.adapters.layouts, &tables, size)
+    Read::new(backend, options, common)?.plan::<T>(backend, options)
 }
 
 /// All that is read before the weights.
@@ -120,6 +121,13 @@ impl<B: Backend> Read<B> {
         }
         let adapters = load_adapters(backend, &checkpoint, options.adapter.as_slice(), false, common)?;
         Ok(Read { checkpoint, tokenizer, prompt_ids, adapters })
+    }
+
+    /// What writing the text holds in memory.
+    fn plan<T: Real>(&self, backend: &B, options: &GenerateOptions) -> Result<Plan> {
+        let tokens = (self.prompt_ids.len(), options.max_tokens);
+        let (tables, size) = room(&self.checkpoint, tokens, self.adapters.ranks())?;
+        session::plan::<B, T>(backend, self.checkpoint.config(), &self.adapters.layouts, &tables, size)
     }
 }
 

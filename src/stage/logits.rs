@@ -52,9 +52,11 @@ pub fn compute<B: Backend, T: Real>(
 ) -> Result<Vec<f32>> {
     let Read { checkpoint, adapters, tables, size } = Read::new(backend, options, common)?;
     let (config, tokens) = (checkpoint.config(), size.tokens);
+    if let Some(limit) = common.memory_limit {
+        session::plan::<B, T>(backend, config, &adapters.layouts, &tables, size)?.fit(limit)?;
+    }
     let model = Model::new(backend, &checkpoint)?;
-    let mut session: Session<B, T> =
-        Session::within(backend, &model, &adapters, tables, size, common.memory_limit)?;
+    let mut session: Session<B, T> = Session::new(backend, &model, tables, size)?;
     let input = session.documents(backend, options.ids.clone(), &[0, tokens as u32])?;
     let layouts = adapters.layouts();
     session.forward(&model, backend, &input, Stack { params: &adapters.params, layouts: &layouts })?;

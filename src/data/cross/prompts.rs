@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::Draft;
 use super::sources::{Source, letter};
 use crate::checkpoint::digest;
+use crate::data::mmlu::domains;
 use crate::error::{Error, Result};
 
 const FILES: [(&str, &str); 6] = [
@@ -110,14 +111,9 @@ impl Prompts {
     }
 }
 
-/// A domain as people say it: the paper's abbreviations of MMLU's domains in full, others as they are named.
+/// A domain as people say it.
 fn field(domain: &str) -> String {
-    match domain {
-        "hum" => "humanities".into(),
-        "sc" => "social sciences".into(),
-        "stem" => "science and technology".into(),
-        other => other.replace('_', " "),
-    }
+    domains::name(domain).replace('_', " ")
 }
 
 /// `A. text` for each option.
