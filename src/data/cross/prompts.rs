@@ -111,9 +111,10 @@ impl Prompts {
     }
 }
 
-/// A domain as people say it.
+/// A domain within a sentence: humanities, STEM.
 fn field(domain: &str) -> String {
-    domains::name(domain).replace('_', " ")
+    let name = domains::name(domain).replace('_', " ");
+    if name.contains(char::is_lowercase) { name.to_lowercase() } else { name }
 }
 
 /// `A. text` for each option.
