@@ -150,6 +150,8 @@ mod tests {
     /// The search over numbers at hand, and its passes.
     fn search(x: &[f32], rank: u64, sample: Vec<u32>, bins: u64) -> (u32, usize) {
         let mut selection = Selection::new(rank, x.len() as u64, sample, bins);
+        // One to see that the sample was wrong, then as many bits of 31 a pass as the bins tell apart.
+        let most = 1 + 31usize.div_ceil(bins.min(COARSE_BINS).ilog2() as usize);
         let mut passes = 0;
         while let Some(window) = selection.window() {
             let mut counts = Counts::new(window);
@@ -157,7 +159,7 @@ mod tests {
             selection.add(&counts);
             selection.advance();
             passes += 1;
-            assert!(passes <= 6, "{window:?}");
+            assert!(passes <= most, "{passes} passes of {bins} bins, the last over {window:?}");
         }
         (selection.found().unwrap(), passes)
     }
