@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::bytes;
+use super::{bytes, json};
 use crate::error::{Error, Result};
 
 /// A running SHA-256.
@@ -58,9 +58,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<String> {
 
 /// Writes `value` as indented JSON with a last line feed; gives the file's SHA-256.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<String> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::file(path, e.to_string()))?;
-    text.push(b'\n');
-    write_file(path, &text)
+    write_file(path, &json::pretty(path, value)?)
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
-//! JSON files: read whole with a bound, a key twice in one object is an error.
+//! JSON files: read whole with a bound, a key twice in one object is an error; and the text that they are written as.
 
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::bytes;
@@ -138,6 +138,22 @@ pub fn typed<T: DeserializeOwned>(path: &Path, value: Value) -> Result<T> {
     })
 }
 
+/// `value` in one line, its line feed included; `path` is for the error's text.
+pub fn line(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
+    ended(path, serde_json::to_vec(value))
+}
+
+/// `value` in indented lines, the last line feed included; `path` is for the error's text.
+pub fn pretty(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
+    ended(path, serde_json::to_vec_pretty(value))
+}
+
+fn ended(path: &Path, text: serde_json::Result<Vec<u8>>) -> Result<Vec<u8>> {
+    let mut text = text.map_err(|e| Error::file(path, e.to_string()))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
 /// What a value is, for error texts: `null`, `true`, `3`, `a string`, `an array`, `an object`.
 pub fn kind(value: &Value) -> String {
     match value {
@@ -160,6 +176,16 @@ mod tests {
         let err = parse(p, br#"{"a":[{"c":1,"c":2}]}"#).unwrap_err().to_string();
         assert!(err.contains("key \"c\" twice"), "{err}");
         assert!(parse(p, "[".repeat(100_000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn what_is_written_ends_its_line_or_names_the_file() {
+        let p = Path::new("f.json");
+        assert_eq!(line(p, &serde_json::json!({"a": "b\n"})).unwrap(), b"{\"a\":\"b\\n\"}\n");
+        assert_eq!(pretty(p, &serde_json::json!({"a": 1})).unwrap(), b"{\n  \"a\": 1\n}\n");
+        // JSON has no keys but strings.
+        let err = line(p, &std::collections::BTreeMap::from([((1, 2), 3)])).unwrap_err().to_string();
+        assert!(err.contains("f.json") && err.contains("key must be a string"), "{err}");
     }
 
     #[test]

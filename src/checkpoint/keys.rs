@@ -194,8 +194,7 @@ impl SecretKey {
 
 /// Makes the file at `path`, which must not be there, with one line of JSON; removed again where that fails.
 fn create(path: &Path, mode: u32, value: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_vec(value).map_err(|e| Error::file(path, e.to_string()))?;
-    text.push(b'\n');
+    let text = json::line(path, value)?;
     let mut file: File =
         File::options().write(true).create_new(true).mode(mode).open(path).map_err(Error::io(path))?;
     let written = file.write_all(&text).and_then(|()| file.sync_all()).map_err(Error::io(path));

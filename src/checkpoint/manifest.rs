@@ -210,7 +210,7 @@ impl Manifest {
     /// Signs `self` with `key` into `dir`, where a signature is replaced only under `force`.
     pub fn sign(&self, dir: &Path, key: &SecretKey, force: bool) -> Result<()> {
         let (manifest, signature) = (dir.join(MANIFEST), dir.join(SIGNATURE));
-        let text = pretty(&manifest, self)?;
+        let text = json::pretty(&manifest, self)?;
         if text.len() as u64 > MAX_MANIFEST {
             return Err(Error::file(
                 dir,
@@ -223,18 +223,12 @@ impl Manifest {
             signature: hex::encode(key.sign(&message(&text))),
         };
         let outputs = [OutputFile::begin(&manifest, force)?, OutputFile::begin(&signature, force)?];
-        for (out, text) in outputs.into_iter().zip([text, pretty(&signature, &signed)?]) {
+        for (out, text) in outputs.into_iter().zip([text, json::pretty(&signature, &signed)?]) {
             digest::write_file(out.path(), &text)?;
             out.finish()?;
         }
         Ok(())
     }
-}
-
-fn pretty(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::file(path, e.to_string()))?;
-    text.push(b'\n');
-    Ok(text)
 }
 
 /// The bytes that are signed for the manifest `text`.

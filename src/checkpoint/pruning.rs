@@ -186,9 +186,7 @@ impl Pruning {
     /// Writes the file at `path`, one line; gives its SHA-256.
     pub fn write(&self, path: &Path) -> Result<String> {
         self.check().map_err(|why| Error::file(path, why))?;
-        let mut text = serde_json::to_vec(self).map_err(|e| Error::file(path, e.to_string()))?;
-        text.push(b'\n');
-        digest::write_file(path, &text)
+        digest::write_file(path, &json::line(path, self)?)
     }
 
     /// The sizes that layer `l` keeps; those of the full model for a layer that is not there.

@@ -70,8 +70,7 @@ pub fn string(map: &Map<String, Value>, key: &str) -> Result<String, String> {
 pub fn write<T: Serialize>(path: &Path, objects: impl IntoIterator<Item = T>) -> Result<String> {
     let mut text = Vec::new();
     for object in objects {
-        serde_json::to_writer(&mut text, &object).map_err(|e| Error::file(path, e.to_string()))?;
-        text.push(b'\n');
+        text.extend(json::line(path, &object)?);
     }
     digest::write_file(path, &text)
 }

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::adapter_writer::{PairSpec, PairWriter};
+use crate::checkpoint::json;
 use crate::error::{Error, Result};
 use crate::fuse::certificate::ModuleCertificate;
 
@@ -87,9 +88,7 @@ impl Journal {
 
     /// A part of the work is done.
     pub fn append(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_vec(line).map_err(|e| Error::file(&self.path, e.to_string()))?;
-        text.push(b'\n');
-        self.file.write_all(&text).map_err(Error::io(&self.path))
+        self.file.write_all(&json::line(&self.path, line)?).map_err(Error::io(&self.path))
     }
 
     /// The work is done.

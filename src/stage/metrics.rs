@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::json;
 use crate::checkpoint::provenance::METRICS;
 use crate::error::{Error, Result};
 
@@ -54,9 +55,7 @@ impl MetricsFile {
 
     /// Appends one line.
     pub fn write(&mut self, metrics: &StepMetrics) -> Result<()> {
-        let mut line = serde_json::to_string(metrics).map_err(|e| Error::file(&self.path, e.to_string()))?;
-        line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(Error::io(&self.path))
+        self.file.write_all(&json::line(&self.path, metrics)?).map_err(Error::io(&self.path))
     }
 }
 

@@ -138,9 +138,7 @@ impl Ledger {
     }
 
     fn append(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_vec(line).map_err(|e| Error::file(&self.path, e.to_string()))?;
-        text.push(b'\n');
-        self.file.write_all(&text).map_err(Error::io(&self.path))?;
+        self.file.write_all(&json::line(&self.path, line)?).map_err(Error::io(&self.path))?;
         if self.synced.elapsed() >= SYNC {
             self.sync()?;
         }

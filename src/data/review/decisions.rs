@@ -184,8 +184,7 @@ impl Decisions {
         {
             return Ok(Err(why));
         }
-        let mut line = serde_json::to_vec(decision).map_err(|e| Error::file(&self.path, e.to_string()))?;
-        line.push(b'\n');
+        let line = json::line(&self.path, decision)?;
         let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
         written.map_err(Error::io(&self.path))?;
         match &decision.verdict {
