@@ -2,9 +2,9 @@
 
 use serde_json::{Deserializer, Map, Value};
 
-use super::sources::letter;
 use crate::checkpoint::json;
 use crate::data::lines;
+use crate::data::tasks::LETTERS;
 
 /// Braces at which an object is looked for: more than any answer has, and few enough for a model that writes braces
 /// without end.
@@ -90,10 +90,10 @@ pub fn question(map: &Map<String, Value>) -> Result<Draft, String> {
     let choices = unlabelled(options(map)?);
     for (n, choice) in choices.iter().enumerate() {
         if let Some(m) = choices[..n].iter().position(|c| same(c, choice)) {
-            return Err(format!("has options {} and {} that are the same", letter(m), letter(n)));
+            return Err(format!("has options {} and {} that are the same", LETTERS[m], LETTERS[n]));
         }
         if speaks_of_others(choice) {
-            return Err(format!("has option {} {choice:?}, which speaks of other options", letter(n)));
+            return Err(format!("has option {} {choice:?}, which speaks of other options", LETTERS[n]));
         }
     }
     let answer = right(map, &choices)?;
@@ -153,10 +153,10 @@ fn same(a: &str, b: &str) -> bool {
 fn options(map: &Map<String, Value>) -> Result<[String; 4], String> {
     let values: Vec<&Value> = match map.get("options").or_else(|| map.get("choices")) {
         Some(Value::Object(by_letter)) => {
-            if let Some(key) = by_letter.keys().find(|k| !["A", "B", "C", "D"].contains(&k.as_str())) {
+            if let Some(key) = by_letter.keys().find(|k| !LETTERS.contains(&k.as_str())) {
                 return Err(format!("has an option {key:?}, expected A, B, C and D"));
             }
-            ["A", "B", "C", "D"].iter().filter_map(|l| by_letter.get(*l)).collect()
+            LETTERS.iter().filter_map(|l| by_letter.get(*l)).collect()
         }
         Some(Value::Array(list)) => list.iter().collect(),
         other => return Err(instead("options", other, "A, B, C and D with a text each")),
@@ -167,7 +167,7 @@ fn options(map: &Map<String, Value>) -> Result<[String; 4], String> {
     let mut choices: [String; 4] = Default::default();
     for (n, (choice, value)) in choices.iter_mut().zip(four).enumerate() {
         *choice = match value {
-            Value::String(s) => readable(&format!("option {}", letter(n)), s)?,
+            Value::String(s) => readable(&format!("option {}", LETTERS[n]), s)?,
             Value::Number(number) => number.to_string(),
             other => return Err(format!("has {} as an option, expected a text", json::kind(other))),
         };

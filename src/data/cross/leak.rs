@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use aho_corasick::AhoCorasick;
 use serde_json::Value;
 
-use super::sources::{Pool, Source, letter};
-use crate::data::{lines, tasks};
+use super::sources::{Pool, Source};
+use crate::data::lines;
+use crate::data::tasks::{self, LETTERS};
 use crate::error::{Error, Result};
 
 /// The sources that stand in the training files at `paths`, as pool and place in it, in order.
@@ -36,7 +37,7 @@ pub fn leaked(pools: &[Pool], paths: &[PathBuf]) -> Result<Vec<(usize, usize)>> 
 
 /// A question as a prompt has it.
 fn block(question: &str, choices: &[String; 4]) -> String {
-    let options = choices.iter().enumerate().map(|(n, c)| format!("{}.{c}", letter(n)));
+    let options = LETTERS.iter().zip(choices).map(|(letter, c)| format!("{letter}.{c}"));
     std::iter::once(question.to_string()).chain(options).collect()
 }
 

@@ -8,7 +8,8 @@ use super::item::{Call, Item, Written};
 use super::ledger::Answer;
 use super::pairs::Pair;
 use super::prompts::{Prompts, Stage};
-use super::sources::{Source, letter};
+use super::sources::Source;
+use crate::data::tasks::LETTERS;
 use crate::error::Result;
 
 /// How often the model is asked for the same, told what was wrong the time before.
@@ -110,7 +111,7 @@ impl Pipeline<'_> {
                 let prompt = prompts.alone(&draft, domain, &sources[other].domain, &knowledge[own])?;
                 match self.step(Stage::Alone, prompt, calls, answer::alone)? {
                     Ok(found) if found == Some(draft.answer) => {
-                        let why = format!("{} follows from {domain} alone", letter(draft.answer));
+                        let why = format!("{} follows from {domain} alone", LETTERS[draft.answer]);
                         return Ok(Err(rejection(Stage::Alone, Cause::SingleDomain, why)));
                     }
                     Ok(_) => {}

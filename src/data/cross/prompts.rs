@@ -4,9 +4,10 @@ use minijinja::{Environment, Value, context};
 use serde::{Deserialize, Serialize};
 
 use super::answer::Draft;
-use super::sources::{Source, letter};
+use super::sources::Source;
 use crate::checkpoint::digest;
 use crate::data::mmlu::domains;
+use crate::data::tasks::LETTERS;
 use crate::error::{Error, Result};
 
 const FILES: [(&str, &str); 6] = [
@@ -119,7 +120,7 @@ fn field(domain: &str) -> String {
 
 /// `A. text` for each option.
 fn lettered(choices: &[String; 4]) -> Vec<String> {
-    choices.iter().enumerate().map(|(n, choice)| format!("{}. {choice}", letter(n))).collect()
+    LETTERS.iter().zip(choices).map(|(letter, choice)| format!("{letter}. {choice}")).collect()
 }
 
 fn wrong(e: minijinja::Error) -> Error {

@@ -73,12 +73,6 @@ fn source(task: &Task, item: &Item) -> Result<Source, String> {
     if domain.trim().is_empty() {
         return Err("names an empty domain".into());
     }
-    if question.trim().is_empty() {
-        return Err("has an empty question".into());
-    }
-    if let Some(n) = choices.iter().position(|c| c.trim().is_empty()) {
-        return Err(format!("has an empty choice {}", letter(n)));
-    }
     Ok(Source {
         file: task.name.clone(),
         id: item.id.clone(),
@@ -88,11 +82,6 @@ fn source(task: &Task, item: &Item) -> Result<Source, String> {
         choices: choices.clone(),
         answer: item.gold,
     })
-}
-
-/// A for 0, B for 1, …
-pub fn letter(option: usize) -> char {
-    char::from(b'A' + option as u8)
 }
 
 #[cfg(test)]
@@ -139,8 +128,8 @@ pub(crate) mod tests {
         assert_eq!((pools[0].sources[0].question.as_str(), pools[0].sources[1].id.as_str()), ("q", "2"));
         for (text, expected) in [
             (row(7, "q", "[\"1\",\"2\",\"3\"]", "[\"sc\"]"), "line 1: has 3 choices, expected 4"),
-            (row(7, " ", four, "[\"sc\"]"), "empty"),
-            (row(7, "q", "[\"1\",\"2\",\"\",\"4\"]", "[\"sc\"]"), "empty"),
+            (row(7, " ", four, "[\"sc\"]"), "line 1: the question is empty"),
+            (row(7, "q", "[\"1\",\"2\",\"\",\"4\"]", "[\"sc\"]"), "line 1: option C is empty"),
             (row(7, "q", four, "[]"), "item \"7\" names 0 domains, expected one"),
             (row(7, "q", four, "[\"a\",\"b\"]"), "names 2 domains"),
             (row(7, "q", four, "[\" \"]"), "names an empty domain"),

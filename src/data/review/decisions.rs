@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{json, place};
 use crate::data::cross::item::{Item, Written};
+use crate::data::tasks::LETTERS;
 use crate::error::{Error, Result};
 
 /// The folder, in that of the items, that holds a file for each reviewer.
@@ -131,9 +132,12 @@ fn parse(path: &Path, text: &[u8], items: &[Item]) -> Result<(Verdicts, usize, u
         if !line.ends_with(b"\n") {
             break;
         }
-        let decision: Decision = json::parse_line(line)
-            .and_then(serde_json::from_value)
-            .map_err(|e| Error::file(path, format!("line {}: is no decision: {e}", n + 1)))?;
+        let none = |why: String| Error::file(path, format!("line {}: is no decision: {why}", n + 1));
+        let decision: Decision =
+            json::parse_line(line).and_then(serde_json::from_value).map_err(|e| none(e.to_string()))?;
+        if let Some(written) = edited(&decision.verdict) {
+            check(&written).map_err(none)?;
+        }
         end += line.len();
         let place = places.get(decision.item.as_str());
         match place.filter(|&&at| items[at].written.sha256() == decision.sha256) {
@@ -217,7 +221,7 @@ fn check(written: &Written) -> std::result::Result<(), String> {
     }
     for (n, choice) in written.choices.iter().enumerate() {
         if choice.trim().is_empty() {
-            return Err(format!("option {} is empty", crate::data::cross::sources::letter(n)));
+            return Err(format!("option {} is empty", LETTERS[n]));
         }
         if written.choices[..n].iter().any(|c| c.trim() == choice.trim()) {
             return Err(format!("the option {choice:?} stands there twice"));
@@ -296,10 +300,15 @@ pub(crate) mod tests {
         drop(open);
         assert_eq!(read(&path, &items).unwrap().0.len(), 3);
         assert_eq!(reviewers(dir.path()).unwrap(), [("ann".to_string(), path.clone())]);
-        std::fs::write(&path, text + "{}\n").unwrap();
-        assert!(
-            read(&path, &items).unwrap_err().to_string().contains("line 6: is no decision: missing field")
-        );
+        let outside = text.replace("\"answer\":3", "\"answer\":4");
+        for (text, expected) in [
+            (text + "{}\n", "line 6: is no decision: missing field"),
+            (outside, "line 3: is no decision: the answer is 4"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let err = read(&path, &items).unwrap_err().to_string();
+            assert!(err.contains(expected), "{err}");
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Session;
 use crate::data::cross::item::Written;
-use crate::data::cross::sources::letter;
 use crate::data::review::decisions::{Decision, Reason, Verdict, edited};
+use crate::data::tasks::LETTERS;
 use crate::error::{Error, Result};
 
 const HELP: &str = "a accept · 1 incoherent · 2 one domain suffices · 3 wrong answer · e edit · u undo · n next · p previous · q quit";
@@ -113,9 +113,9 @@ fn show(session: &Session, n: usize, output: &mut impl Write) -> std::io::Result
 }
 
 fn options(choices: &[String; 4], right: usize, output: &mut impl Write) -> std::io::Result<()> {
-    for (n, choice) in choices.iter().enumerate() {
+    for (n, (letter, choice)) in LETTERS.iter().zip(choices).enumerate() {
         let mark = if n == right { '*' } else { ' ' };
-        writeln!(output, " {mark} {}. {}", letter(n), plain(choice))?;
+        writeln!(output, " {mark} {letter}. {}", plain(choice))?;
     }
     Ok(())
 }
@@ -129,8 +129,8 @@ fn plain(text: &str) -> String {
 fn edit(written: &Written, input: &mut impl BufRead, output: &mut impl Write) -> Result<Option<Written>> {
     let mut new = written.clone();
     say(output, "an empty line keeps what is there")?;
-    for (name, field) in std::iter::once("question".to_string())
-        .chain((0..4).map(|n| letter(n).to_string()))
+    for (name, field) in std::iter::once("question")
+        .chain(LETTERS)
         .zip(std::iter::once(&mut new.question).chain(&mut new.choices))
     {
         match ask(input, output, &format!("{name}: "))? {
@@ -140,10 +140,10 @@ fn edit(written: &Written, input: &mut impl BufRead, output: &mut impl Write) ->
         }
     }
     loop {
-        match ask(input, output, &format!("right option [{}]: ", letter(new.answer)))?.as_deref() {
+        match ask(input, output, &format!("right option [{}]: ", LETTERS[new.answer]))?.as_deref() {
             None => return Ok(None),
             Some("") => return Ok(Some(new)),
-            Some(typed) => match ["A", "B", "C", "D"].iter().position(|l| l.eq_ignore_ascii_case(typed)) {
+            Some(typed) => match LETTERS.iter().position(|l| l.eq_ignore_ascii_case(typed)) {
                 Some(n) => return Ok(Some(Written { answer: n, ..new })),
                 None => say(output, "A, B, C or D")?,
             },
