@@ -2,6 +2,8 @@
 //! killed.
 
 mod dense;
+#[path = "common/kill.rs"]
+mod kill;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -117,6 +119,23 @@ fn same(got: &Path, want: &Path) {
     for ((name, got), (_, want)) in got.iter().zip(&want) {
         assert!(got == want, "{name} has other bytes");
     }
+}
+
+/// The folder that a run leaves if it is killed behind `modules` modules, and the journal in it.
+fn stopped(adapters: &[PathBuf], out: &Path, how: &[&str], modules: usize) -> (PathBuf, PathBuf) {
+    let partial = out.with_extension("partial");
+    let journal = partial.join("modules.jsonl");
+    let began = Instant::now();
+    // A run that ended before it could be killed counts for nothing.
+    while !journal.exists() {
+        assert!(began.elapsed() < Duration::from_secs(60), "every run ended before module {modules}");
+        for folder in [out, &partial].into_iter().filter(|f| f.exists()) {
+            std::fs::remove_dir_all(folder).unwrap();
+        }
+        let child = fuse(adapters, out, how).spawn().unwrap();
+        kill::at_lines(child, &journal, modules, Duration::ZERO);
+    }
+    (partial, journal)
 }
 
 /// More ranks than outputs, than inputs, than both: the dense matrix of the outputs against the dense definition, under
@@ -288,20 +307,8 @@ fn parts_of_an_approximated_update_join_and_a_stopped_one_goes_on() {
     join.arg("join").arg("--quiet").args(parts.map(at)).arg("--out").arg(&joined);
     good(join);
     same(&joined, &whole);
-    // As a run leaves it that was killed behind its second module.
-    let (out, partial) = (at("stopped"), at("stopped.partial"));
-    let began = Instant::now();
-    while !partial.join("modules.jsonl").exists() {
-        assert!(began.elapsed() < Duration::from_secs(60));
-        let _ = std::fs::remove_dir_all(&out);
-        let mut child = fuse(&paths, &out, &how(&[])).spawn().unwrap();
-        let lines = || std::fs::read_to_string(partial.join("modules.jsonl")).unwrap_or_default();
-        while lines().lines().count() < 2 && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
+    let out = at("stopped");
+    stopped(&paths, &out, &how(&[]), 2);
     good(fuse(&paths, &out, &how(&["--resume"])));
     same(&out, &whole);
 }
@@ -316,8 +323,6 @@ fn killed_at_any_moment_and_resumed_it_has_the_same_bytes() {
     good(fuse(&paths, &whole, &how));
     let part = dir.path().join("part");
     good(fuse(&paths, &part, &with(&["--layers", "1..4"])));
-    let lines =
-        |journal: &Path| std::fs::read(journal).map_or(0, |t| t.iter().filter(|b| **b == b'\n').count());
     let (mut kills, mut went_on, mut run, mut starts) = (0, 0, 0, 0);
     let began = Instant::now();
     while kills < 24 || went_on < 3 {
@@ -332,23 +337,12 @@ fn killed_at_any_moment_and_resumed_it_has_the_same_bytes() {
         let journal = partial.join("modules.jsonl");
         while !out.exists() {
             let resume: &[&str] = if partial.exists() { &["--resume"] } else { &[] };
-            let finished = lines(&journal);
+            let finished = kill::lines(&journal);
             went_on += i32::from(finished > 0);
-            let mut child = fuse(&paths, &out, &with([layers, resume].concat().leak())).spawn().unwrap();
-            // The moment is counted in finished modules, so that it means the same on a fast and on a slow machine.
+            let child = fuse(&paths, &out, &with([layers, resume].concat().leak())).spawn().unwrap();
             starts += 1;
-            std::thread::sleep(Duration::from_millis(starts % 4));
-            let until = finished + starts as usize % 6;
-            while lines(&journal) < until && child.try_wait().unwrap().is_none() {
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            if child.try_wait().unwrap().is_none() {
-                child.kill().unwrap();
-                kills += 1;
-            }
-            let ended = child.wait_with_output().unwrap();
-            let error = String::from_utf8_lossy(&ended.stderr);
-            assert!(ended.status.code().is_none_or(|c| c == 0), "{error}");
+            let (until, after) = (finished + starts % 6, Duration::from_millis(starts as u64 % 4));
+            kills += i32::from(kill::at_lines(child, &journal, until, after));
         }
         same(&out, if layers.is_empty() { &whole } else { &part });
         assert!(!partial.exists());
@@ -356,22 +350,7 @@ fn killed_at_any_moment_and_resumed_it_has_the_same_bytes() {
 
     // What was written and is not what was written counts for nothing.
     let out = dir.path().join("torn");
-    let partial = dir.path().join("torn.partial");
-    let journal = partial.join("modules.jsonl");
-    let began = Instant::now();
-    // A run that ended before it could be killed counts for nothing either.
-    while !journal.exists() {
-        assert!(began.elapsed() < Duration::from_secs(60));
-        for folder in [&out, &partial].into_iter().filter(|f| f.exists()) {
-            std::fs::remove_dir_all(folder).unwrap();
-        }
-        let mut child = fuse(&paths, &out, &how).spawn().unwrap();
-        while lines(&journal) < 4 && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
+    let (partial, journal) = stopped(&paths, &out, &how, 4);
     let file = partial.join("adapter_model.safetensors");
     let mut bytes = std::fs::read(&file).unwrap();
     let length = bytes.len();

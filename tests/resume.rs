@@ -1,13 +1,14 @@
 //! A training run that is killed, interrupted and resumed ends with the bytes of one that was not.
 
+#[path = "common/kill.rs"]
+mod kill;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-use anabranch::random::{Philox, Purpose};
+use std::time::Duration;
 
 const BIN: &str = env!("CARGO_BIN_EXE_anabranch");
-const STEPS: &str = "40";
+const STEPS: &str = "12";
 
 fn asset(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").join(name)
@@ -55,32 +56,28 @@ fn finish(child: Child) -> (Option<i32>, String) {
 fn killed_fifty_times_is_not_killed() {
     let dir = tempfile::tempdir().unwrap();
     let whole = dir.path().join("whole");
-    let start = Instant::now();
     let (code, error) = finish(train(&whole, &[]).spawn().unwrap());
     assert_eq!(code, Some(0), "{error}");
-    let usual = start.elapsed();
     let expected = adapter(&whole);
     let config = std::fs::read(whole.join("adapter_config.json")).unwrap();
 
-    let numbers = Philox::new(9, Purpose::Test.stream(1));
-    let (mut kills, mut draw, mut run) = (0, 0, 0);
+    let (mut kills, mut went_on, mut starts, mut run) = (0, 0, 0, 0);
     while kills < 50 {
         run += 1;
         let out = dir.path().join(format!("killed-{run}"));
-        let mut first = true;
+        let partial = dir.path().join(format!("killed-{run}.partial"));
+        let metrics = partial.join("metrics.jsonl");
         while !out.exists() {
-            let mut child = train(&out, if first { &[] } else { &["--resume"] }).spawn().unwrap();
-            // From before the first step to about a fifth of the run: some kills fall into the writing of a checkpoint.
-            let wait = usual.mul_f64(0.2 * numbers.uniform_f64(draw)) + Duration::from_millis(5);
-            draw += 1;
-            std::thread::sleep(wait);
-            if child.try_wait().unwrap().is_none() && kills < 50 {
-                child.kill().unwrap();
-                kills += 1;
-            }
-            let (code, error) = finish(child);
-            assert!(code.is_none() || code == Some(0), "exit {code:?}: {error}");
-            first = first && !dir.path().join(format!("killed-{run}.partial")).exists();
+            let resume: &[&str] = if partial.exists() { &["--resume"] } else { &[] };
+            went_on += i32::from(partial.join("checkpoint.safetensors").exists());
+            let threads = (1 + starts / 3 % 3).to_string();
+            let child = train(&out, &[&["--threads", &threads], resume].concat()).spawn().unwrap();
+            // Steps of this start, then up to an eighth of a second: some kills fall into the start, some into the
+            // writing of a checkpoint, which comes after the step's line, some into the next step and the end.
+            let (until, after) =
+                (kill::lines(&metrics) + starts % 3, Duration::from_millis(1 << (starts % 8)));
+            kills += i32::from(kill::at_lines(child, &metrics, until, after));
+            starts += 1;
         }
         assert_eq!(adapter(&out), expected, "run {run} after {kills} kills");
         assert_eq!(std::fs::read(out.join("adapter_config.json")).unwrap(), config);
@@ -88,6 +85,7 @@ fn killed_fifty_times_is_not_killed() {
         assert_eq!(lines.lines().count().to_string(), STEPS);
         assert!(!out.join("checkpoint.safetensors").exists(), "checkpoints stay at home");
     }
+    assert!(went_on >= 20, "{went_on} of {starts} starts went on from a checkpoint");
 }
 
 #[test]
@@ -98,14 +96,9 @@ fn interrupted_saves_and_exits_130_and_threads_do_not_matter() {
     assert_eq!(code, Some(0), "{error}");
 
     let out = dir.path().join("interrupted");
-    let child = train(&out, &["--threads", "2"]).spawn().unwrap();
+    let mut child = train(&out, &["--threads", "2"]).spawn().unwrap();
     let partial = dir.path().join("interrupted.partial");
-    let metrics = partial.join("metrics.jsonl");
-    let began = Instant::now();
-    while std::fs::metadata(&metrics).map_or(0, |m| m.len()) == 0 {
-        assert!(began.elapsed() < Duration::from_secs(60), "the first step never came");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    kill::wait(&mut child, &partial.join("metrics.jsonl"), 1);
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let (code, error) = finish(child);

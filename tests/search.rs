@@ -1,6 +1,8 @@
 //! `search`: it finds the fusion that a task was made of, writes it as `fuse` would, refuses what is not better, and
 //! goes on after a kill as if there had been none.
 
+#[path = "common/kill.rs"]
+mod kill;
 #[path = "common/small.rs"]
 mod small;
 
@@ -250,7 +252,6 @@ fn killed_and_resumed_it_has_the_same_bytes() {
     place.good(&args("whole"));
     let expected = files(&place.at("whole"));
     let journal = place.at("killed.partial").join(".scores.jsonl");
-    let lines = || std::fs::read(&journal).map_or(0, |t| t.iter().filter(|b| **b == b'\n').count());
     let (mut kills, mut went_on, mut starts) = (0, 0, 0);
     let began = Instant::now();
     while kills < 8 || went_on < 4 {
@@ -260,23 +261,13 @@ fn killed_and_resumed_it_has_the_same_bytes() {
         }
         while !place.at("killed").exists() {
             let resume: &[&str] = if place.at("killed.partial").exists() { &["--resume"] } else { &[] };
-            let scored = lines();
+            let scored = kill::lines(&journal);
             went_on += i32::from(scored > 0);
             starts += 1;
             let all = [&args("killed")[..], resume].concat();
-            let mut child = place.command(&all).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-            // The moment is counted in scores, so that it means the same on a fast and on a slow machine.
+            let child = place.command(&all).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
             let until = scored + 1 + starts * 5 % 17;
-            while lines() < until && child.try_wait().unwrap().is_none() {
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            if child.try_wait().unwrap().is_none() {
-                child.kill().unwrap();
-                kills += 1;
-            }
-            let ended = child.wait_with_output().unwrap();
-            let error = String::from_utf8_lossy(&ended.stderr);
-            assert!(ended.status.code().is_none_or(|c| c == 0), "{error}");
+            kills += i32::from(kill::at_lines(child, &journal, until, Duration::ZERO));
             if starts % 3 == 0 && journal.exists() {
                 // Torn in the middle of a line.
                 let text = std::fs::read(&journal).unwrap();
@@ -288,12 +279,9 @@ fn killed_and_resumed_it_has_the_same_bytes() {
     }
 
     // An interruption says what is kept, and another command does not take it.
-    let child = place.command(&args("stopped")).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let journal = place.at("stopped.partial").join(".scores.jsonl");
-    while std::fs::metadata(&journal).map_or(0, |m| m.len()) == 0 {
-        assert!(began.elapsed() < Duration::from_secs(180), "the first score never came");
-        std::thread::sleep(Duration::from_micros(200));
-    }
+    let mut child =
+        place.command(&args("stopped")).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    kill::wait(&mut child, &place.at("stopped.partial").join(".scores.jsonl"), 1);
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let ended = child.wait_with_output().unwrap();
