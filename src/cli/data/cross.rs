@@ -178,7 +178,7 @@ impl CrossArgs {
         let options = self.options()?;
         outline.reads(options.sources.iter().chain(&options.train));
         outline.folder(&options.out, common)?;
-        outline.steps = Prepared::new(options, global.seed)?.steps()?;
+        outline.steps = Prepared::new(options, global.seed)?.steps();
         Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! Which question of one domain meets which of another, in what order.
 
+use std::sync::Arc;
+
 use super::sources::{Pool, Source};
 use crate::checkpoint::digest;
 use crate::error::{Error, Result};
@@ -7,9 +9,9 @@ use crate::random::{Philox, Purpose};
 
 /// Two domains whose questions are paired.
 #[derive(Clone, Debug)]
-pub struct Pair<'a> {
+pub struct Pair {
     /// Their questions.
-    pub pools: [&'a Pool; 2],
+    pub pools: [Arc<Pool>; 2],
     /// A permutation of each.
     orders: [Vec<usize>; 2],
     seed: u64,
@@ -17,10 +19,10 @@ pub struct Pair<'a> {
     index: u64,
 }
 
-impl<'a> Pair<'a> {
+impl Pair {
     /// The pairs of `pools`, in the order that `seed` decides. It depends on the domains' names and on nothing of the
     /// other pairs.
-    pub fn new(seed: u64, pools: [&'a Pool; 2]) -> Pair<'a> {
+    pub fn new(seed: u64, pools: [&Arc<Pool>; 2]) -> Pair {
         let hash = digest::sha256(format!("{}\0{}", pools[0].domain, pools[1].domain).as_bytes());
         // 56 bits, of which a stream's number has room.
         let index = hash
@@ -31,12 +33,12 @@ impl<'a> Pair<'a> {
             let random = Philox::new(seed, Purpose::Pairing.stream(index)).at_step(side as u64);
             random.permutation(pools[side].sources.len())
         };
-        Pair { pools, orders: [order(0), order(1)], seed, index }
+        Pair { pools: pools.map(Arc::clone), orders: [order(0), order(1)], seed, index }
     }
 
     /// The two domains.
-    pub fn domains(&self) -> [&'a str; 2] {
-        self.pools.map(|p| p.domain.as_str())
+    pub fn domains(&self) -> [&str; 2] {
+        self.pools.each_ref().map(|p| p.domain.as_str())
     }
 
     /// The pair's name in files and ids: the domains in lower case, anything but letters and digits as `_`, and `-`
@@ -60,7 +62,7 @@ impl<'a> Pair<'a> {
     ///
     /// With n and m questions it is (k mod n, (k + ⌊k / lcm⌋) mod m) under the permutations: lcm(n, m) steps visit the
     /// pairs whose places differ by a multiple of gcd(n, m), and each round of that length is shifted by one.
-    pub fn candidate(&self, k: u64) -> [&'a Source; 2] {
+    pub fn candidate(&self, k: u64) -> [&Source; 2] {
         let [n, m] = self.orders.each_ref().map(|o| o.len() as u64);
         let places = [k % n, (k + k / (n / gcd(n, m) * m)) % m];
         [0, 1].map(|side| &self.pools[side].sources[self.orders[side][places[side] as usize]])
@@ -86,7 +88,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 ///
 /// It is an error if a domain has no questions, a pair is of one domain or is asked for twice, two have one name, or
 /// there is no pair.
-pub fn pairs<'a>(pools: &'a [Pool], asked: &[[String; 2]], seed: u64) -> Result<Vec<Pair<'a>>> {
+pub fn pairs(pools: &[Arc<Pool>], asked: &[[String; 2]], seed: u64) -> Result<Vec<Pair>> {
     let find = |domain: &String| {
         pools.iter().find(|p| p.domain == *domain).ok_or_else(|| {
             let known: Vec<&str> = pools.iter().map(|p| p.domain.as_str()).collect();
@@ -141,7 +143,7 @@ mod tests {
     #[test]
     fn every_candidate_comes_once_and_questions_equally_often() {
         for (n, m) in [(1, 1), (1, 5), (4, 6), (6, 4), (5, 7), (8, 8), (12, 18)] {
-            let (a, b) = (pool("a", n), pool("b", m));
+            let (a, b) = (Arc::new(pool("a", n)), Arc::new(pool("b", m)));
             let pair = Pair::new(3, [&a, &b]);
             assert_eq!(pair.len(), (n * m) as u64);
             let id = |k: u64| pair.candidate(k).map(|s| s.id.clone());
@@ -154,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_order_is_the_seeds_and_of_no_other_pair() {
-        let pools = [pool("a", 40), pool("b", 30), pool("c", 20)];
+        let pools = [pool("a", 40), pool("b", 30), pool("c", 20)].map(Arc::new);
         let ids = |pair: &Pair| (0..20).map(|k| pair.candidate(k).map(|s| s.id.clone())).collect::<Vec<_>>();
         let all = pairs(&pools, &[], 7).unwrap();
         assert_eq!(all.iter().map(Pair::name).collect::<Vec<_>>(), ["a-b", "a-c", "b-c"]);
@@ -165,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_right_option_comes_to_each_place_equally_often() {
-        let (a, b) = (pool("a", 5), pool("b", 5));
+        let (a, b) = (Arc::new(pool("a", 5)), Arc::new(pool("b", 5)));
         let pair = Pair::new(0, [&a, &b]);
         let mut places = [0; 4];
         let mut orders = HashSet::new();
@@ -184,7 +186,7 @@ mod tests {
 
     #[test]
     fn pairs_that_mean_nothing_are_refused() {
-        let pools = [pool("Social Sciences", 2), pool("b", 2), pool("social-sciences", 1)];
+        let pools = [pool("Social Sciences", 2), pool("b", 2), pool("social-sciences", 1)].map(Arc::new);
         let asked = |list: &[[&str; 2]]| {
             let list: Vec<[String; 2]> = list.iter().map(|p| p.map(String::from)).collect();
             pairs(&pools, &list, 0).map(|p| p[0].name()).map_err(|e| e.to_string())

@@ -111,6 +111,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
@@ -133,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_first_that_pass_whatever_the_threads() {
-        let pools = [pool("a", 12), pool("b", 9), pool("c", 3)];
+        let pools = [pool("a", 12), pool("b", 9), pool("c", 3)].map(Arc::new);
         let pairs = super::super::pairs::pairs(&pools, &[], 0).unwrap();
         let tried = AtomicU64::new(0);
         let done = |_: &Outcome| {
@@ -156,7 +157,7 @@ mod tests {
 
     #[test]
     fn an_error_ends_it_and_is_the_one_told() {
-        let pools = [pool("a", 12), pool("b", 9)];
+        let pools = [pool("a", 12), pool("b", 9)].map(Arc::new);
         let pairs = super::super::pairs::pairs(&pools, &[], 0).unwrap();
         let calls = AtomicU64::new(0);
         let failing = |pair: &Pair, k: u64| {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -17,7 +18,7 @@ use crate::data::cross::ledger::Ledger;
 use crate::data::cross::pairs::{self, Pair};
 use crate::data::cross::pipeline::{self, Cause, Outcome, Pipeline};
 use crate::data::cross::prompts::{Prompts, Stage};
-use crate::data::cross::sources::{self, Pool};
+use crate::data::cross::sources;
 use crate::data::cross::{leak, schedule};
 use crate::data::lines;
 use crate::error::{Error, Result};
@@ -138,7 +139,7 @@ struct RejectedLine {
 pub struct Prepared {
     options: CrossOptions,
     seed: u64,
-    pools: Vec<Pool>,
+    pairs: Vec<Pair>,
     leak: Leak,
     endpoint: Endpoint,
 }
@@ -175,19 +176,20 @@ impl Prepared {
                 }
             }
         }
-        pairs::pairs(&pools, &options.pairs, seed)?;
+        let pools: Vec<_> = pools.into_iter().map(Arc::new).collect();
+        let pairs = pairs::pairs(&pools, &options.pairs, seed)?;
         let endpoint = Endpoint::new(&options.endpoint)?;
-        Ok(Prepared { options, seed, pools, leak, endpoint })
+        Ok(Prepared { options, seed, pairs, leak, endpoint })
     }
 
     /// What would be done, in words.
-    pub fn steps(&self) -> Result<Vec<String>> {
+    pub fn steps(&self) -> Vec<String> {
         let mut steps = Vec::new();
         if !self.leak.sources.is_empty() {
             steps.push(self.leak.told());
         }
         let least = 3 + if self.options.single_domain_check { 2 } else { 0 };
-        for pair in pairs::pairs(&self.pools, &self.options.pairs, self.seed)? {
+        for pair in &self.pairs {
             let items = self.options.items.min(pair.len());
             steps.push(format!(
                 "write {items} items of {} from {} x {} questions: at least {} requests",
@@ -202,7 +204,7 @@ impl Prepared {
             self.options.concurrency,
             self.ledger().display()
         ));
-        Ok(steps)
+        steps
     }
 
     fn ledger(&self) -> PathBuf {
@@ -256,7 +258,6 @@ impl Prepared {
                 });
             }
         };
-        let pairs = pairs::pairs(&self.pools, &self.options.pairs, self.seed)?;
         let prompts = Prompts::new()?;
         let client =
             Client::new(&self.endpoint, Ledger::open(&ledger)?, self.options.limits, clock, &common.stop);
@@ -265,9 +266,9 @@ impl Prepared {
             prompts: &prompts,
             single_domain_check: self.options.single_domain_check,
         };
-        let bar = common.progress.bar("items", self.options.items * pairs.len() as u64);
+        let bar = common.progress.bar("items", self.options.items * self.pairs.len() as u64);
         let outcomes = schedule::run(
-            &pairs,
+            &self.pairs,
             self.options.items,
             self.options.candidates,
             self.options.concurrency,
@@ -282,7 +283,7 @@ impl Prepared {
         // Answers are made durable, whatever the end.
         let (requests, tokens) = client.spent();
         client.finish()?;
-        let summary = write(output.dir(), &pairs, outcomes?, &self)?;
+        let summary = write(output.dir(), outcomes?, &self)?;
         let mut provenance = Provenance::new(COMMAND);
         provenance.seed = Some(self.seed);
         provenance.options.insert("model".into(), self.endpoint.model().into());
@@ -316,14 +317,9 @@ impl Leak {
 }
 
 /// Writes the files of the folder `dir`.
-fn write(
-    dir: &Path,
-    pairs: &[Pair],
-    outcomes: Vec<BTreeMap<u64, Outcome>>,
-    ready: &Prepared,
-) -> Result<Summary> {
+fn write(dir: &Path, outcomes: Vec<BTreeMap<u64, Outcome>>, ready: &Prepared) -> Result<Summary> {
     let (mut all, mut rejected, mut summaries) = (Vec::new(), Vec::new(), Vec::new());
-    for (pair, outcomes) in pairs.iter().zip(outcomes) {
+    for (pair, outcomes) in ready.pairs.iter().zip(outcomes) {
         let mut summary = PairSummary {
             domains: pair.domains().map(str::to_string),
             file: format!("{}.jsonl", pair.name()),
