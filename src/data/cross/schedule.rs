@@ -21,6 +21,19 @@ struct Progress {
 struct State {
     pairs: Vec<Progress>,
     error: Option<Error>,
+    panicked: bool,
+}
+
+/// Tells the others when the worker that holds it panics: its candidate never comes to an end that they could wait for.
+struct Alarm<'a>(&'a Mutex<State>, &'a Condvar);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            lock(self.0).panicked = true;
+            self.1.notify_all();
+        }
+    }
 }
 
 /// Takes candidates of each pair in order until `wanted` are accepted or `most` were tried, on `threads` threads; gives
@@ -28,7 +41,7 @@ struct State {
 ///
 /// A candidate is taken only while those accepted and those being worked on are fewer than wanted. So no more than
 /// wanted are ever accepted, all of them lie before the first that nobody took, and they are the first that pass,
-/// whatever the threads. `done` is told of each outcome.
+/// whatever the threads. `done` is told of each outcome. A panic in either ends the others too, and then this thread.
 pub fn run(
     pairs: &[Pair],
     wanted: u64,
@@ -37,9 +50,11 @@ pub fn run(
     work: impl Fn(&Pair, u64) -> Result<Outcome> + Sync,
     done: impl Fn(&Outcome) + Sync,
 ) -> Result<Vec<BTreeMap<u64, Outcome>>> {
-    let state = Mutex::new(State { pairs: pairs.iter().map(|_| Progress::default()).collect(), error: None });
+    let begun = pairs.iter().map(|_| Progress::default()).collect();
+    let state = Mutex::new(State { pairs: begun, error: None, panicked: false });
     let changed = Condvar::new();
     let worker = || {
+        let _alarm = Alarm(&state, &changed);
         while let Some((n, k)) = take(&state, &changed, pairs, wanted, most) {
             let result = work(&pairs[n], k);
             if let Ok(outcome) = &result {
@@ -75,7 +90,7 @@ pub fn run(
     }
 }
 
-/// The next candidate, waited for as long as one may come; none when all is done or an error ends it.
+/// The next candidate, waited for as long as one may come; none when all is done, or an error or a panic ends it.
 fn take(
     state: &Mutex<State>,
     changed: &Condvar,
@@ -85,7 +100,7 @@ fn take(
 ) -> Option<(usize, u64)> {
     let mut state = lock(state);
     loop {
-        if state.error.is_some() {
+        if state.error.is_some() || state.panicked {
             return None;
         }
         let mut open = false;
@@ -166,6 +181,20 @@ mod tests {
         };
         let err = run(&pairs, 100, 1000, 4, failing, |_| {}).unwrap_err().to_string();
         assert_eq!(err, "no");
+        assert!(calls.load(Ordering::Relaxed) < 100);
+    }
+
+    #[test]
+    fn a_panic_ends_it_and_is_not_waited_for() {
+        let pools = [pool("a", 12), pool("b", 9)].map(Arc::new);
+        let pairs = super::super::pairs::pairs(&pools, &[], 0).unwrap();
+        let calls = AtomicU64::new(0);
+        let panicking = |pair: &Pair, k: u64| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            assert_ne!(k, 10, "the panic that this test is about");
+            work(pair, k)
+        };
+        std::panic::catch_unwind(|| run(&pairs, 100, 1000, 4, panicking, |_| {})).unwrap_err();
         assert!(calls.load(Ordering::Relaxed) < 100);
     }
 }
