@@ -4,11 +4,13 @@ mod server;
 mod terminal;
 
 use std::collections::BTreeMap;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use self::terminal::Typed;
 use super::cross::ITEMS;
 use crate::checkpoint::json;
 use crate::checkpoint::output_file::OutputFile;
@@ -132,8 +134,8 @@ pub fn run(options: &ReviewOptions, common: &Common, told: impl FnOnce(&str)) ->
         }
         How::Terminal => {
             let mut session = Session { items: &items, asked: &asked, reviewer, decisions: open()? };
-            let (input, output) = (std::io::stdin().lock(), std::io::stderr().lock());
-            terminal::run(&mut session, input, output, &common.stop)?;
+            let input = Typed::of(BufReader::new(std::io::stdin()), &common.stop);
+            terminal::run(&mut session, &input, std::io::stderr().lock())?;
         }
         How::Summary => {}
     }

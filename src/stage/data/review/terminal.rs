@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
 
 use super::Session;
 use crate::data::cross::item::Written;
@@ -11,21 +13,46 @@ use crate::error::{Error, Result};
 
 const HELP: &str = "a accept · 1 incoherent · 2 one domain suffices · 3 wrong answer · e edit · u undo · n next · p previous · q quit";
 
+/// How often a signal is looked for while nothing is typed.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What is typed, read on a thread of its own: a signal does not end the reading of a line.
+pub(super) struct Typed<'a> {
+    lines: Receiver<std::io::Result<String>>,
+    stop: &'a AtomicBool,
+}
+
+impl Typed<'_> {
+    /// The lines of `input`, until `stop` is set.
+    pub fn of(input: impl BufRead + Send + 'static, stop: &AtomicBool) -> Typed<'_> {
+        let (send, lines) = sync_channel(0);
+        std::thread::spawn(move || input.lines().try_for_each(|line| send.send(line)));
+        Typed { lines, stop }
+    }
+
+    /// A line without the white space around it, or none at the end and when it is stopped.
+    fn line(&self) -> Result<Option<String>> {
+        while !self.stop.load(Ordering::Relaxed) {
+            match self.lines.recv_timeout(LOOK) {
+                Ok(line) => return Ok(Some(line.map_err(Error::io("the terminal"))?.trim().to_string())),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// Shows items on `output` and takes a line of `input` for each, until it ends or says `q`.
-pub(super) fn run(
-    session: &mut Session,
-    mut input: impl BufRead,
-    mut output: impl Write,
-    stop: &AtomicBool,
-) -> Result<()> {
+pub(super) fn run(session: &mut Session, input: &Typed, mut output: impl Write) -> Result<()> {
     let mut n = undecided(session, 0).unwrap_or(0);
     let mut shown = None;
-    while !stop.load(Ordering::Relaxed) {
+    loop {
         if shown != Some(n) {
             show(session, n, &mut output).map_err(Error::io("the terminal"))?;
             shown = Some(n);
         }
-        let Some(line) = ask(&mut input, &mut output, "> ")? else { return Ok(()) };
+        let Some(line) = ask(input, &mut output, "> ")? else { return Ok(()) };
         let at = session.asked[n];
         let verdict = match line.as_str() {
             "a" => Verdict::Accept,
@@ -33,7 +60,7 @@ pub(super) fn run(
                 Verdict::Reject { reason: Reason::ALL[usize::from(line.as_bytes()[0] - b'1')] }
             }
             "u" => Verdict::Undo,
-            "e" => match edit(&text(session, at), &mut input, &mut output)? {
+            "e" => match edit(&text(session, at), input, &mut output)? {
                 Some(new) => {
                     Verdict::Edit { question: new.question, choices: new.choices, answer: new.answer }
                 }
@@ -67,7 +94,6 @@ pub(super) fn run(
             },
         }
     }
-    Ok(())
 }
 
 /// The first item that is not decided, from number `from` on and round.
@@ -126,7 +152,7 @@ fn plain(text: &str) -> String {
 }
 
 /// A changed text, line by line; an empty line keeps what was. None when the input ends.
-fn edit(written: &Written, input: &mut impl BufRead, output: &mut impl Write) -> Result<Option<Written>> {
+fn edit(written: &Written, input: &Typed, output: &mut impl Write) -> Result<Option<Written>> {
     let mut new = written.clone();
     say(output, "an empty line keeps what is there")?;
     for (name, field) in std::iter::once("question")
@@ -151,14 +177,15 @@ fn edit(written: &Written, input: &mut impl BufRead, output: &mut impl Write) ->
     }
 }
 
-/// A line of the input without the white space around it, or none at its end.
-fn ask(input: &mut impl BufRead, output: &mut impl Write, prompt: &str) -> Result<Option<String>> {
+/// The line that is typed after `prompt`, or none when the input ends.
+fn ask(input: &Typed, output: &mut impl Write, prompt: &str) -> Result<Option<String>> {
     write!(output, "{prompt}").and_then(|()| output.flush()).map_err(Error::io("the terminal"))?;
-    let mut line = String::new();
-    match input.read_line(&mut line).map_err(Error::io("the terminal"))? {
-        0 => Ok(None),
-        _ => Ok(Some(line.trim().to_string())),
+    let line = input.line()?;
+    if line.is_none() {
+        // What is said next does not stand behind the prompt.
+        say(output, "")?;
     }
+    Ok(line)
 }
 
 fn say(output: &mut impl Write, text: &str) -> Result<()> {
@@ -167,6 +194,8 @@ fn say(output: &mut impl Write, text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufReader, Cursor};
+
     use super::*;
     use crate::data::cross::item::Item;
     use crate::data::review::decisions::Decisions;
@@ -179,7 +208,9 @@ mod tests {
         let decisions = Decisions::open(dir.path(), "ann", &items).unwrap();
         let mut session = Session { items: &items, asked: &[0, 1, 3], reviewer: "ann", decisions };
         let mut output = Vec::new();
-        run(&mut session, lines.as_bytes(), &mut output, &AtomicBool::new(false)).unwrap();
+        let stop = AtomicBool::new(false);
+        let input = Typed::of(Cursor::new(lines.to_string()), &stop);
+        run(&mut session, &input, &mut output).unwrap();
         let verdicts = (0..4).map(|at| session.verdict(at).cloned()).collect();
         (verdicts, String::from_utf8(output).unwrap())
     }
@@ -210,6 +241,24 @@ mod tests {
         );
         let (verdicts, _) = typed("e\nhalf", |_| {});
         assert!(verdicts.iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn a_signal_ends_it_while_nothing_is_typed() {
+        let dir = tempfile::tempdir().unwrap();
+        let items = items(1);
+        let decisions = Decisions::open(dir.path(), "ann", &items).unwrap();
+        let mut session = Session { items: &items, asked: &[0], reviewer: "ann", decisions };
+        let (silent, _open) = std::io::pipe().unwrap();
+        let stop = AtomicBool::new(false);
+        let input = Typed::of(BufReader::new(silent), &stop);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(20));
+                stop.store(true, Ordering::Relaxed);
+            });
+            run(&mut session, &input, Vec::new()).unwrap();
+        });
     }
 
     #[test]
