@@ -2,8 +2,11 @@
 //! machine. What it writes goes through `data review`.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -14,6 +17,9 @@ use anabranch::data::cross::ledger::{Answer, Ledger};
 use anabranch::data::cross::prompts::Stage;
 use anabranch::data::tasks;
 use anabranch::error::{Error, Result};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -41,6 +47,7 @@ fn options(url: &str) -> EndpointOptions {
     EndpointOptions {
         base_url: url.into(),
         model: "m".into(),
+        ca: None,
         key_env: "ANABRANCH_TEST_NO_KEY".into(),
         temperature: None,
         answer_tokens: None,
@@ -128,6 +135,62 @@ fn what_ends_a_run_at_once_is_said_once_and_clearly() {
         let why = asker.refused();
         assert!(why.contains(expected) && why.contains(&stub.url), "{why}");
         assert_eq!((stub.count(), asker.seconds()), (1, 0), "{why}");
+    }
+}
+
+/// A server with a certificate that no authority vouches for which browsers trust: its URL.
+fn private() -> String {
+    let file = pem("server.pem");
+    let certificate = CertificateDer::from_pem_file(&file).unwrap();
+    let key = PrivateKeyDer::from_pem_file(&file).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}/v1", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for tcp in listener.incoming() {
+            let mut stream =
+                rustls::StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), tcp.unwrap());
+            let (mut request, mut part) = (Vec::new(), [0; 4096]);
+            // Who does not trust the server hangs up before there is a request.
+            while !request.ends_with(b"false}") {
+                match stream.read(&mut part) {
+                    Ok(read @ 1..) => request.extend(&part[..read]),
+                    _ => break,
+                }
+            }
+            let body = json!({"choices": [{"message": {"content": "hello"}}]}).to_string();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all((head + &body).as_bytes()).and_then(|()| stream.flush());
+        }
+    });
+    url
+}
+
+fn pem(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
+}
+
+#[test]
+fn a_private_authority_vouches_where_it_is_named() {
+    let url = private();
+    let asker = |ca: Option<PathBuf>| {
+        let options = EndpointOptions { ca, timeout: Duration::from_secs(60), ..options(&url) };
+        Asker { endpoint: Endpoint::new(&options).unwrap(), ..Asker::new(&url) }
+    };
+    assert_eq!(said(&asker(Some(pem("authority.pem"))).ask("hello").unwrap()), "hello");
+    // The server's own certificate makes nobody an authority.
+    for ca in [None, Some(pem("server.pem"))] {
+        let stranger = asker(ca);
+        let why = stranger.refused();
+        assert!(why.contains("cannot be reached safely"), "{why}");
+        assert!(why.contains("give a private authority's certificate as --ca"), "{why}");
+        assert_eq!(stranger.seconds(), 0, "waiting does not help");
     }
 }
 

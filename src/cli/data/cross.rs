@@ -42,6 +42,9 @@ pub struct CrossArgs {
     /// The model's name there
     #[arg(long, value_name = "NAME")]
     pub model: String,
+    /// Certificates (PEM) of the authorities that vouch for an https endpoint [default: those that browsers trust]
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
     /// The environment variable that holds the key; without one no key is sent
     #[arg(long, default_value = "OPENAI_API_KEY", value_name = "VARIABLE")]
     pub key_env: String,
@@ -128,6 +131,7 @@ impl CrossArgs {
             endpoint: EndpointOptions {
                 base_url: self.base_url.clone(),
                 model: self.model.clone(),
+                ca: self.ca.clone(),
                 key_env: self.key_env.clone(),
                 temperature: self.temperature,
                 answer_tokens: self.answer_tokens,
@@ -176,7 +180,7 @@ impl CrossArgs {
     /// What would be read and written.
     pub(super) fn outline(&self, outline: &mut Outline, global: &Global, common: &Common) -> Result<()> {
         let options = self.options()?;
-        outline.reads(options.sources.iter().chain(&options.train));
+        outline.reads(options.sources.iter().chain(&options.train).chain(&options.endpoint.ca));
         outline.folder(&options.out, common)?;
         outline.steps = Prepared::new(options, global.seed)?.steps();
         Ok(())

@@ -1,11 +1,14 @@
 //! One exchange with an OpenAI-compatible chat endpoint, and what each way to fail means.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use rustls::RootCertStore;
 use serde_json::{Map, Value, json};
 use ureq::Agent;
 use ureq::http::{StatusCode, Uri};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 use super::ledger::Answer;
 use crate::checkpoint::json;
@@ -13,6 +16,8 @@ use crate::error::{Error, Result};
 
 /// The most bytes of an answer that are read.
 const MAX_BODY: u64 = 16 << 20;
+/// The most bytes of a file of authorities: ten times those that browsers trust.
+const MAX_CA: u64 = 4 << 20;
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(20);
 /// Keys shorter than this are placeholders for servers that want none, and words of answers.
@@ -91,6 +96,8 @@ pub struct EndpointOptions {
     pub base_url: String,
     /// The model's name there.
     pub model: String,
+    /// The authorities that vouch for the endpoint, a PEM file; those that browsers trust if none.
+    pub ca: Option<PathBuf>,
     /// The environment variable with the key.
     pub key_env: String,
     /// The temperature; the endpoint's own if none.
@@ -107,7 +114,7 @@ impl Endpoint {
     /// The endpoint that `options` mean. Nothing is sent.
     ///
     /// The URL is that of the API (`…/v1`) or of its `chat/completions`; it is an error if it has user, password, query
-    /// or fragment, or is neither http nor https.
+    /// or fragment, or is neither http nor https, or if the file of authorities holds none or what is none.
     pub fn new(options: &EndpointOptions) -> Result<Endpoint> {
         let wrong = |why: &str| Error::Usage(format!("--base-url {why}"));
         let typed = options.base_url.trim().trim_end_matches('/');
@@ -126,6 +133,9 @@ impl Endpoint {
         let scheme = uri.scheme_str().unwrap_or_default();
         if host.is_empty() || !["http", "https"].contains(&scheme) {
             return Err(wrong(&format!("is {typed:?}, expected http(s)://host/v1")));
+        }
+        if options.ca.is_some() && scheme == "http" {
+            return Err(wrong("is http, where --ca means nothing: give https, or leave --ca out"));
         }
         let local = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
         let key = Key::from_env(&options.key_env)?;
@@ -148,6 +158,9 @@ impl Endpoint {
             .user_agent(concat!("anabranch/", env!("CARGO_PKG_VERSION")));
         if local {
             config = config.proxy(None);
+        }
+        if let Some(path) = &options.ca {
+            config = config.tls_config(TlsConfig::builder().root_certs(authorities(path)?).build());
         }
         let path = if typed.ends_with("/chat/completions") { "" } else { "/chat/completions" };
         Ok(Endpoint {
@@ -255,9 +268,15 @@ impl Endpoint {
             E::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
                 Failure::Absent(self.told("refuses connections: is it running there?"))
             }
-            E::Tls(_) | E::Rustls(_) | E::ConnectProxyFailed(_) | E::InvalidProxyUrl => Failure::Absent(
-                self.told(&format!("cannot be reached safely ({})", self.shown(&error.to_string()))),
-            ),
+            e if insecure(e) => {
+                let why = self.shown(&e.to_string());
+                let hint = if why.contains("UnknownIssuer") {
+                    ": give a private authority's certificate as --ca"
+                } else {
+                    ""
+                };
+                Failure::Absent(self.told(&format!("cannot be reached safely ({why}){hint}")))
+            }
             E::Timeout(_) => Failure::Later {
                 why: self.told("did not answer in the time that --timeout gives"),
                 after: None,
@@ -353,6 +372,37 @@ impl Endpoint {
     }
 }
 
+/// The certificates in the PEM file at `path`.
+fn authorities(path: &Path) -> Result<RootCerts> {
+    let text = json::read_at_most(path, MAX_CA)?;
+    let mut found = Vec::new();
+    for item in parse_pem(&text) {
+        let wrong = |e: &dyn fmt::Display| {
+            Error::file(path, format!("certificate {} cannot be read: {e}", found.len() + 1))
+        };
+        if let PemItem::Certificate(certificate) = item.map_err(|e| wrong(&e))? {
+            // What cannot be read would later be left out without a word.
+            RootCertStore::empty().add(certificate.der().into()).map_err(|e| wrong(&e))?;
+            found.push(certificate);
+        }
+    }
+    if found.is_empty() {
+        let why = "holds no certificate, expected PEM: -----BEGIN CERTIFICATE----- and what follows";
+        return Err(Error::file(path, why));
+    }
+    Ok(found.into())
+}
+
+/// Whether TLS, or a proxy, stands in the way.
+fn insecure(error: &ureq::Error) -> bool {
+    use ureq::Error as E;
+    match error {
+        E::Tls(_) | E::Rustls(_) | E::ConnectProxyFailed(_) | E::InvalidProxyUrl => true,
+        E::Io(e) => e.get_ref().is_some_and(|e| e.is::<rustls::Error>()),
+        _ => false,
+    }
+}
+
 /// Whether a refusal is about this request alone: it is longer than the model's context, or its content is not let
 /// through.
 fn about_this_request(status: StatusCode, code: Option<&str>, message: &str) -> bool {
@@ -393,6 +443,7 @@ mod tests {
         EndpointOptions {
             base_url: base_url.into(),
             model: "m".into(),
+            ca: None,
             key_env: "ANABRANCH_TEST_NO_KEY".into(),
             temperature: Some(0.5),
             answer_tokens: None,
@@ -422,6 +473,32 @@ mod tests {
             assert_eq!(err.exit_code(), 2);
             assert!(!err.to_string().contains("hunter2"), "{err}");
         }
+    }
+
+    #[test]
+    fn files_that_are_no_authorities_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        let said = |url: &str| {
+            let options = EndpointOptions { ca: Some(path.clone()), ..options(url) };
+            Endpoint::new(&options).unwrap_err().to_string()
+        };
+        let pem = |what: &str, text: &str| format!("-----BEGIN {what}-----\n{text}\n-----END {what}-----\n");
+        for (text, expected) in [
+            (String::new(), "holds no certificate"),
+            ("-- what a browser shows --".into(), "holds no certificate"),
+            (pem("PRIVATE KEY", "MAA="), "holds no certificate"),
+            (pem("CERTIFICATE", "MAA="), "certificate 1 cannot be read"),
+            (pem("CERTIFICATE", "!"), "certificate 1 cannot be read"),
+            ("-----BEGIN CERTIFICATE-----\nMAA=\n".into(), "certificate 1 cannot be read"),
+        ] {
+            std::fs::write(&path, &text).unwrap();
+            let err = said("https://localhost:1/v1");
+            assert!(err.contains("ca.pem") && err.contains(expected), "{text}: {err}");
+        }
+        assert!(said("http://localhost:1/v1").contains("is http, where --ca means nothing"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(said("https://localhost:1/v1").contains("ca.pem"));
     }
 
     #[test]
