@@ -263,16 +263,22 @@ pub enum Standing {
 
 fn standing(out: &Path, partial: &Path, options: OutputOptions) -> Result<Standing> {
     let leftover = partial.join(MARKER).exists();
+    let foreign = |why: String| {
+        Err(Error::Usage(format!(
+            "{} exists and {why}: only what this program made is ever replaced, so choose another name or move it away",
+            out.display()
+        )))
+    };
     match place::look(out)? {
         Found::Nothing | Found::Empty if leftover && options.resume => Ok(Standing::Unfinished),
         Found::Nothing | Found::Empty => Ok(Standing::New),
         Found::Ours if options.resume && !(options.force && leftover) => Ok(Standing::Finished),
         Found::Ours if options.force => Ok(Standing::Replaced),
         Found::Ours => Err(Error::Usage(format!("{} exists: --force replaces it", out.display()))),
-        Found::Foreign(why) => Err(Error::Usage(format!(
-            "{} exists and {why}: only what this program made is ever replaced, so choose another name or move it away",
-            out.display()
-        ))),
+        // Nothing is replaced, so that what others put there is no matter.
+        Found::Shared(_) if options.resume && !options.force && !leftover => Ok(Standing::Finished),
+        Found::Shared(name) => foreign(format!("has {name}, which this program did not put there")),
+        Found::Foreign(why) => foreign(why),
     }
 }
 

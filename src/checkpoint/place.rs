@@ -86,6 +86,8 @@ pub enum Found {
     Empty,
     /// A folder that this program made.
     Ours,
+    /// A folder that this program made and others put files into; the first of these.
+    Shared(String),
     /// Anything else, and why it is taken for that.
     Foreign(String),
 }
@@ -112,7 +114,7 @@ pub fn look(path: &Path) -> Result<Found> {
     };
     let known = |n: &str| provenance.files.contains_key(n) || provenance::NOT_HASHED.contains(&n);
     match names.into_iter().find(|n| !known(n)) {
-        Some(name) => Ok(Found::Foreign(format!("has {name}, which this program did not put there"))),
+        Some(name) => Ok(Found::Shared(name)),
         None => Ok(Found::Ours),
     }
 }

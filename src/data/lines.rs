@@ -15,7 +15,7 @@ pub fn is_jsonl(path: &Path) -> bool {
     path.extension().is_some_and(|e| ["jsonl", "ndjson", "json"].iter().any(|x| e.eq_ignore_ascii_case(x)))
 }
 
-/// All of the file at `path`, which is UTF-8.
+/// All of the file at `path`, which is UTF-8, without a byte-order mark.
 pub fn read_text(path: &Path) -> Result<String> {
     let (mut file, len) = bytes::open(path)?;
     let mut bytes = Vec::new();
@@ -23,6 +23,9 @@ pub fn read_text(path: &Path) -> Result<String> {
         return Err(Error::file(path, format!("has {len} bytes, for which there is no memory")));
     }
     file.read_to_end(&mut bytes).map_err(Error::io(path))?;
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        bytes.drain(.."\u{feff}".len());
+    }
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         let line = e.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count() + 1;
@@ -38,7 +41,6 @@ pub fn read_text(path: &Path) -> Result<String> {
 
 /// The lines of `text` that are not blank, with their numbers from 1.
 pub fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     text.lines().enumerate().map(|(i, line)| (i + 1, line)).filter(|(_, line)| !line.trim().is_empty())
 }
 
@@ -141,7 +143,7 @@ mod tests {
 
     #[test]
     fn lines_say_what_is_wrong_with_them() {
-        let all: Vec<_> = numbered("\u{feff}{}\n\n  \n{\"a\": 1}\r\n").collect();
+        let all: Vec<_> = numbered("{}\n\n  \n{\"a\": 1}\r\n").collect();
         assert_eq!(all, [(1, "{}"), (4, "{\"a\": 1}")]);
         assert_eq!(object("[1]").unwrap_err(), "is an array, expected a JSON object");
         let err = object("{\"a\": }").unwrap_err();
@@ -159,6 +161,8 @@ mod tests {
         std::fs::write(&path, b"a\nb\n\xff").unwrap();
         assert!(read_text(&path).unwrap_err().to_string().contains("line 3: byte 0xff is not UTF-8"));
         assert!(read_text(dir.path()).is_err());
+        std::fs::write(&path, "\u{feff}a\u{feff}").unwrap();
+        assert_eq!(read_text(&path).unwrap(), "a\u{feff}", "a byte-order mark is no text");
     }
 
     proptest! {

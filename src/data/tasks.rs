@@ -145,7 +145,6 @@ fn at(path: &Path, line: usize, why: &str) -> Error {
 }
 
 fn csv_items(path: &Path, text: &str, name: &str) -> Result<Vec<(usize, Item)>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
     let mut items = Vec::new();
     for (number, record) in reader.records().enumerate() {

@@ -180,9 +180,12 @@ impl Endpoint {
         &self.warnings
     }
 
-    /// The model's name.
+    /// The model's name, without the folders of a server that names models by their paths.
     pub fn model(&self) -> &str {
-        &self.model
+        match self.model.starts_with('/') {
+            true => self.model.rsplit('/').find(|part| !part.is_empty()).unwrap_or(&self.model),
+            false => &self.model,
+        }
     }
 
     /// The request that asks for the next message after `messages`, the user's and the model's in turn. Its bytes are

@@ -62,6 +62,9 @@ struct Head {
 pub struct Ledger {
     path: PathBuf,
     file: File,
+    /// Where the last whole line ends, and whether there is more behind it that was not written to its end.
+    end: u64,
+    torn: bool,
     answers: HashMap<String, Answer>,
     synced: Instant,
     /// Requests and tokens of all lines.
@@ -84,14 +87,15 @@ impl Ledger {
         let mut ledger = Ledger {
             path: path.to_path_buf(),
             file,
+            end: 0,
+            torn: false,
             answers: HashMap::new(),
             synced: Instant::now(),
             spent: (0, 0),
         };
         let whole = ledger.take(&text)?;
-        if whole < text.len() {
-            ledger.file.set_len(whole as u64).map_err(Error::io(path))?;
-        }
+        (ledger.end, ledger.torn) = (whole as u64, whole < text.len());
+        ledger.mend()?;
         if whole == 0 {
             ledger.append(&Head { format: FORMAT })?;
             place::sync_dir(place::parent(path))?;
@@ -137,8 +141,21 @@ impl Ledger {
         self.answers.entry(line.prompt_sha256).or_insert(line.answer);
     }
 
+    /// Cuts off what was not written to its end, behind which no line may stand.
+    fn mend(&mut self) -> Result<()> {
+        if self.torn {
+            self.file.set_len(self.end).map_err(Error::io(&self.path))?;
+            self.torn = false;
+        }
+        Ok(())
+    }
+
     fn append(&mut self, line: &impl Serialize) -> Result<()> {
-        self.file.write_all(&json::line(&self.path, line)?).map_err(Error::io(&self.path))?;
+        self.mend()?;
+        let line = json::line(&self.path, line)?;
+        self.torn = true;
+        self.file.write_all(&line).map_err(Error::io(&self.path))?;
+        (self.end, self.torn) = (self.end + line.len() as u64, false);
         if self.synced.elapsed() >= SYNC {
             self.sync()?;
         }
@@ -226,6 +243,25 @@ mod tests {
         let ledger = Ledger::open(&path).unwrap();
         assert_eq!((ledger.len(), ledger.spent()), (3, (7, 21)));
         assert_eq!(ledger.get("c"), Some(&refused));
+    }
+
+    #[test]
+    fn no_line_follows_one_that_could_not_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l.jsonl");
+        let mut ledger = Ledger::open(&path).unwrap();
+        ledger.record("a", Stage::Question, "m", 1, said("one")).unwrap();
+        // A full disk takes a part of a line and then nothing.
+        let file = std::mem::replace(&mut ledger.file, File::open(&path).unwrap());
+        assert!(ledger.record("b", Stage::Question, "m", 1, said("two")).is_err());
+        (&file).write_all(b"{\"prompt_sha").unwrap();
+        assert!(ledger.record("c", Stage::Question, "m", 1, said("three")).is_err());
+        ledger.file = file;
+        ledger.record("d", Stage::Question, "m", 1, said("four")).unwrap();
+        drop(ledger);
+        let again = Ledger::open(&path).unwrap();
+        assert_eq!((again.len(), again.get("d")), (2, Some(&said("four"))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3);
     }
 
     #[test]

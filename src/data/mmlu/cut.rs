@@ -60,7 +60,7 @@ fn groups(rows: &[&Row], order: &[usize]) -> Vec<Vec<usize>> {
     let mut places: HashMap<String, usize> = HashMap::new();
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for &row in order {
-        let place = *places.entry(key(&rows[row].item)).or_insert(groups.len());
+        let place = *places.entry(of(&rows[row].item)).or_insert(groups.len());
         match groups.get_mut(place) {
             Some(group) => group.push(row),
             None => groups.push(vec![row]),
@@ -108,13 +108,16 @@ fn sides(order: &[usize], groups: &[Vec<usize>]) -> Result<Vec<usize>, String> {
     Ok(sides)
 }
 
+fn of(item: &Item) -> String {
+    match &item.form {
+        Form::Question { question, choices } => key(question, choices),
+        Form::Prompt { prompt, continuations } => key(prompt, continuations),
+    }
+}
+
 /// The same for questions that are the same but for white space, capitals and the order of the options.
-pub fn key(item: &Item) -> String {
+pub fn key(question: &str, options: &[String]) -> String {
     let plain = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
-    let (question, options) = match &item.form {
-        Form::Question { question, choices } => (question, &choices[..]),
-        Form::Prompt { prompt, continuations } => (prompt, &continuations[..]),
-    };
     let mut options: Vec<String> = options.iter().map(|o| plain(o)).collect();
     options.sort_unstable();
     format!("{}\n{}", plain(question), options.join("\n"))
@@ -183,7 +186,7 @@ mod tests {
         let of = |question: &str, options: [&str; 4]| {
             let mut row = rows(&[0]).remove(0);
             row.item.form = Form::Question { question: question.into(), choices: options.map(String::from) };
-            key(&row.item)
+            of(&row.item)
         };
         let one = of("What  is\nx?", ["A b", "c", "d", "e"]);
         assert_eq!(one, of(" what is X? ", ["e", "a  B", "C", "d"]));

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{json, place};
@@ -64,6 +66,9 @@ pub enum Verdict {
     /// The decision before is taken back.
     Undo,
 }
+
+/// How each line of a reviewer's file begins.
+const BEGINS: &str = "{\"item\":";
 
 /// A line of a reviewer's file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,8 +163,17 @@ impl Decisions {
         let folder = dir.join(REVIEWS);
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         let path = folder.join(format!("{reviewer}.jsonl"));
-        let file =
-            File::options().create(true).read(true).append(true).open(&path).map_err(Error::io(&path))?;
+        // A link from somebody's folder could name any file of the reviewer's.
+        let open = File::options()
+            .create(true)
+            .read(true)
+            .append(true)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+            .open(&path);
+        if path.is_symlink() {
+            return Err(Error::file(&path, "is a link, expected a file: name another --reviewer"));
+        }
+        let file = open.map_err(Error::io(&path))?;
         if !place::lock(&file, &path)? {
             return Err(Error::Usage(format!(
                 "{} is open in another review: give each person a --reviewer of their own",
@@ -170,6 +184,13 @@ impl Decisions {
         let text = json::read_bounded(&path)?;
         let (verdicts, _, end) = parse(&path, &text, items)?;
         if end < text.len() {
+            let (torn, begins) = (&text[end..], BEGINS.as_bytes());
+            if !torn.starts_with(begins) && !begins.starts_with(torn) {
+                return Err(Error::file(
+                    &path,
+                    "ends with text that is no decision: name another --reviewer",
+                ));
+            }
             file.set_len(end as u64).map_err(Error::io(&path))?;
         }
         Ok(Decisions { path, file, verdicts })
@@ -296,6 +317,7 @@ pub(crate) mod tests {
         std::fs::write(&path, text.clone() + "{\"item\":\"law-bio").unwrap();
         let mut open = Decisions::open(dir.path(), "ann", &items).unwrap();
         assert_eq!(open.verdicts(), &expected);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         open.decide(&items, &decision(&items[3], REJECT)).unwrap().unwrap();
         drop(open);
         assert_eq!(read(&path, &items).unwrap().0.len(), 3);
@@ -309,6 +331,25 @@ pub(crate) mod tests {
             let err = read(&path, &items).unwrap_err().to_string();
             assert!(err.contains(expected), "{err}");
         }
+    }
+
+    #[test]
+    fn what_is_no_review_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (items, secret) = (items(1), dir.path().join("secret"));
+        std::fs::create_dir(dir.path().join(REVIEWS)).unwrap();
+        let path = dir.path().join(REVIEWS).join("ann.jsonl");
+        let refused = || Decisions::open(dir.path(), "ann", &items).unwrap_err().to_string();
+        std::fs::write(&path, "token").unwrap();
+        assert!(refused().contains("is no decision"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"token");
+        std::fs::rename(&path, &secret).unwrap();
+        std::os::unix::fs::symlink(&secret, &path).unwrap();
+        assert!(refused().contains("is a link"));
+        assert_eq!(std::fs::read(&secret).unwrap(), b"token");
+        std::fs::remove_file(&secret).unwrap();
+        assert!(refused().contains("is a link"));
+        assert!(!secret.exists());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::data::cross::prompts::{Prompts, Stage};
 use crate::data::cross::sources;
 use crate::data::cross::{leak, schedule};
 use crate::data::lines;
+use crate::data::mmlu::cut;
 use crate::error::{Error, Result};
 use crate::stage::common::Common;
 
@@ -91,6 +92,9 @@ pub struct PairSummary {
     pub refused: u64,
     /// Those that one domain suffices for.
     pub single_domain: u64,
+    /// Items whose question and options an earlier one of the pair has, but for white space, capitals and order.
+    #[serde(default)]
+    pub repeated: u64,
     /// How often A, B, C and D are right.
     pub answers: [u64; 4],
 }
@@ -122,7 +126,7 @@ pub struct CrossReport {
     pub requests: u64,
     /// Tokens of all runs with this ledger.
     pub tokens: u64,
-    /// What the user should know.
+    /// What the user should know of the result.
     pub warnings: Vec<String>,
 }
 
@@ -168,7 +172,9 @@ impl Prepared {
             for (p, pool) in pools.iter_mut().enumerate() {
                 let mut at = 0..;
                 pool.sources.retain(|_| at.next().is_some_and(|s| !leaked.contains(&(p, s))));
-                if pool.sources.is_empty() {
+                let asked =
+                    options.pairs.is_empty() || options.pairs.iter().flatten().any(|d| *d == pool.domain);
+                if pool.sources.is_empty() && asked {
                     return Err(Error::Usage(format!(
                         "every source of {} stands in the training data: take a test split, or give --allow-leak",
                         pool.domain
@@ -184,10 +190,7 @@ impl Prepared {
 
     /// What would be done, in words.
     pub fn steps(&self) -> Vec<String> {
-        let mut steps = Vec::new();
-        if !self.leak.sources.is_empty() {
-            steps.push(self.leak.told());
-        }
+        let mut steps: Vec<String> = self.warnings().collect();
         let least = 3 + if self.options.single_domain_check { 2 } else { 0 };
         for pair in &self.pairs {
             let items = self.options.items.min(pair.len());
@@ -205,6 +208,12 @@ impl Prepared {
             self.ledger().display()
         ));
         steps
+    }
+
+    /// What the user should know before anybody is asked.
+    fn warnings(&self) -> impl Iterator<Item = String> {
+        let leak = (!self.leak.sources.is_empty()).then(|| self.leak.told());
+        self.endpoint.warnings().iter().cloned().chain(leak)
     }
 
     fn ledger(&self) -> PathBuf {
@@ -258,6 +267,7 @@ impl Prepared {
                 });
             }
         };
+        self.warnings().for_each(|warning| tracing::warn!("{warning}"));
         let prompts = Prompts::new()?;
         let client =
             Client::new(&self.endpoint, Ledger::open(&ledger)?, self.options.limits, clock, &common.stop);
@@ -291,9 +301,12 @@ impl Prepared {
         provenance.options.insert("single_domain_check".into(), self.options.single_domain_check.into());
         provenance.seal(output.dir(), BTreeMap::new())?;
         output.finish()?;
-        let mut warnings = self.endpoint.warnings().to_vec();
-        if !summary.leak.sources.is_empty() {
-            warnings.push(summary.leak.told());
+        let mut warnings = Vec::new();
+        for pair in summary.pairs.iter().filter(|p| p.repeated > 0) {
+            warnings.push(format!(
+                "{}: {} items ask what an earlier one asks, so that they are no independent ones: data review rejects them",
+                pair.file, pair.repeated
+            ));
         }
         for pair in summary.pairs.iter().filter(|p| p.items < p.wanted) {
             warnings.push(format!(
@@ -330,15 +343,18 @@ fn write(dir: &Path, outcomes: Vec<BTreeMap<u64, Outcome>>, ready: &Prepared) ->
             malformed: 0,
             refused: 0,
             single_domain: 0,
+            repeated: 0,
             answers: [0; 4],
         };
-        let first = all.len();
+        let (first, mut asked) = (all.len(), HashSet::new());
         for (k, outcome) in outcomes {
             match outcome {
                 Outcome::Accepted(candidate) => {
                     let item = candidate.item(pair, k, summary.items, ready.endpoint.model());
                     summary.items += 1;
                     summary.answers[item.written.answer] += 1;
+                    summary.repeated +=
+                        u64::from(!asked.insert(cut::key(&item.written.question, &item.written.choices)));
                     all.push(item);
                 }
                 Outcome::Rejected(r) => {
