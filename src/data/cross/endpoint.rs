@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 const MAX_BODY: u64 = 16 << 20;
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(20);
+/// More tokens than any one exchange has: what an endpoint counts beyond is no count.
+const MAX_TOKENS: u64 = 1 << 24;
 /// Keys shorter than this are placeholders for servers that want none, and words of answers.
 const SECRET: usize = 12;
 
@@ -354,6 +356,7 @@ impl Endpoint {
         let content = self.hidden(content);
         let reasoning = string(message.get("reasoning_content").or_else(|| message.get("reasoning")));
         let told = value.pointer("/usage/total_tokens").and_then(Value::as_u64);
+        let told = told.filter(|n| (1..=MAX_TOKENS).contains(n));
         // Where the endpoint does not count, four bytes are a token.
         let bytes = asked + content.len() + reasoning.as_ref().map_or(0, String::len);
         let tokens = told.unwrap_or(bytes.div_ceil(4) as u64);
@@ -528,6 +531,27 @@ mod tests {
         ] {
             let failure = failure(200, &error);
             assert!(matches!(failure, Failure::Garbage(_)), "{error}: {failure:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_counted_where_the_endpoint_s_count_is_none() {
+        let endpoint = Endpoint::new(&options("http://localhost:1/v1")).unwrap();
+        for (usage, expected) in [
+            (json!({"total_tokens": 7}), 7),
+            (json!({"total_tokens": MAX_TOKENS}), MAX_TOKENS),
+            (json!({"total_tokens": 0}), 11),
+            (json!({"total_tokens": MAX_TOKENS + 1}), 11),
+            (json!({"total_tokens": u64::MAX}), 11),
+            (json!({"total_tokens": -3}), 11),
+            (json!({"total_tokens": "7"}), 11),
+            (json!(null), 11),
+        ] {
+            let body = json!({"choices": [{"message": {"content": "two"}}], "usage": usage}).to_string();
+            match endpoint.answer(40, body.as_bytes(), false) {
+                Ok(Answer::Said { tokens, .. }) => assert_eq!(tokens, expected, "{usage}"),
+                other => panic!("{other:?}"),
+            }
         }
     }
 
