@@ -120,6 +120,19 @@ impl Output {
         Ok(Begun::Work(output))
     }
 
+    /// As [`Output::begin`], for a command that has nothing to go on from: a leftover that it resumes is cleared, so that
+    /// in the end there is what this run wrote and nothing else.
+    pub fn begin_anew(out: &Path, command: &str, fingerprint: &str, options: OutputOptions) -> Result<Begun> {
+        let mut begun = Output::begin(out, command, fingerprint, options)?;
+        if let Begun::Work(output) = &mut begun
+            && output.resumed
+        {
+            place::clear(&output.partial, &[MARKER])?;
+            (output.resumed, output.keep) = (false, false);
+        }
+        Ok(begun)
+    }
+
     /// What [`Output::begin`] would find at `out`, with its errors, and without making anything.
     pub fn look_ahead(out: &Path, options: OutputOptions) -> Result<Standing> {
         let out = place::resolve(out)?;
@@ -469,6 +482,33 @@ mod tests {
         drop(o);
         let o = begin(&out, "q", FORCE).unwrap();
         assert!(!o.resumed() && !o.dir().join("state").exists());
+    }
+
+    #[test]
+    fn what_is_begun_anew_holds_nothing_of_a_leftover() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let anew = |print: &str, options| match Output::begin_anew(&out, "train", print, options).unwrap() {
+            Begun::Work(o) => o,
+            Begun::Finished => panic!("already finished"),
+        };
+        for end in [true, false] {
+            let partial = sealed(&out, "stale", &[]);
+            assert!(refused(&out, "other", RESUME).contains("unfinished work of another command"));
+            let o = anew("p", RESUME);
+            assert!(!o.resumed());
+            let names: Vec<_> =
+                std::fs::read_dir(&partial).unwrap().map(|e| e.unwrap().file_name()).collect();
+            assert_eq!(names, [MARKER]);
+            if end {
+                drop(o);
+                assert!(!partial.exists());
+            } else {
+                fill(o.dir(), "new");
+                o.finish().unwrap();
+                assert_eq!(whole(&out), "new");
+            }
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::mmlu::rows;
 use super::tasks::{self, Form, Item, LETTERS};
 use crate::error::{Error, Result};
 
@@ -14,8 +15,11 @@ pub struct Prompt {
     pub continuations: Vec<String>,
 }
 
-/// The worked examples of `subject`: the first `count` rows of `<dir>/<subject>_dev.csv`. Fewer rows are an error.
+/// The worked examples of `subject`: the first `count` rows of `<dir>/<subject>_dev.csv`. Fewer rows are an error, and so
+/// is a subject that is no name, which would lead out of `dir`.
 pub fn shots(dir: &Path, subject: &str, count: usize) -> Result<Vec<Item>> {
+    rows::named("subject", subject)
+        .map_err(|why| Error::file(dir, format!("has no worked examples for an item whose {why}")))?;
     let path = dir.join(format!("{subject}_dev.csv"));
     let mut items = tasks::load(&path)?.items;
     if items.len() < count {
@@ -115,5 +119,12 @@ mod tests {
             shots(dir.path(), "s", 3).unwrap_err().to_string().contains("has 2 rows, --shots asks for 3")
         );
         assert!(shots(dir.path(), "t", 1).unwrap_err().to_string().contains("t_dev.csv"));
+        let below = dir.path().join("below");
+        std::fs::create_dir(&below).unwrap();
+        let elsewhere = format!("{}/s", dir.path().display());
+        for subject in [elsewhere.as_str(), "../s", "..", "a/b", "a\\b", "s\0", ""] {
+            let err = shots(&below, subject, 1).unwrap_err().to_string();
+            assert!(err.contains("expected letters, digits, _ and -"), "{subject:?}: {err}");
+        }
     }
 }

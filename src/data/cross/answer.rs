@@ -202,18 +202,31 @@ fn lettered(text: &str) -> Option<(usize, &str)> {
     (rest.is_empty() || marked.len() < rest.len()).then_some((n, marked.trim()))
 }
 
-/// The option under `answer`: its letter, its letter and text, or its text.
+/// The option under `answer`: its letter, its letter and text, or its text. An error where it means one option by its
+/// letter and another by its text.
 fn right(map: &Map<String, Value>, choices: &[String; 4]) -> Result<usize, String> {
     let expected = "the letter of one option";
     let Some(Value::String(answer)) = map.get("answer") else {
         return Err(instead("answer", map.get("answer"), expected));
     };
-    if let Some(n) = choices.iter().position(|c| same(c, answer.trim())) {
-        return Ok(n);
-    }
-    match lettered(answer) {
-        Some((n, rest)) if rest.is_empty() || same(rest, &choices[n]) => Ok(n),
-        _ => Err(instead("answer", map.get("answer"), expected)),
+    let answer = answer.trim();
+    let by_letter =
+        lettered(answer).filter(|(n, rest)| rest.is_empty() || same(rest, &choices[*n])).map(|(n, _)| n);
+    // What is a letter is no text in other capitals: "A" does not mean the option "a".
+    let by_text = choices
+        .iter()
+        .position(|c| c == answer)
+        .or_else(|| choices.iter().position(|c| by_letter.is_none() && same(c, answer)));
+    // A small letter is not what was asked for, but where it is a text it may still be meant as a letter.
+    let small = by_text.and_then(|_| ["a", "b", "c", "d"].iter().position(|l| *l == answer));
+    match (by_letter.or(small), by_text) {
+        (Some(n), Some(m)) if n != m => Err(format!(
+            "has answer {answer:?}, which is the letter of option {} and the text of option {}: expected {expected}, with options that are no letters",
+            letter(n),
+            letter(m)
+        )),
+        (Some(n), _) | (None, Some(n)) => Ok(n),
+        (None, None) => Err(instead("answer", map.get("answer"), expected)),
     }
 }
 
@@ -302,6 +315,26 @@ mod tests {
         assert_eq!((listed.choices.join(" ").as_str(), listed.answer), ("Ax By Cz Dw", 2));
         let bare = written("[\"A\", \"B\", \"AB\", 0]", "\"AB\"").unwrap();
         assert_eq!((bare.choices.join(" ").as_str(), bare.answer), ("A B AB 0", 2));
+        for (options, answer, right) in [
+            ("[\"A\", \"B\", \"AB\", 0]", "\"B\"", 1),
+            ("[\"b\", \"a\", \"c\", \"d\"]", "\"A\"", 0),
+            ("[\"b\", \"a\", \"c\", \"d\"]", "\"B) a\"", 1),
+            ("[\"b\", \"a\", \"c\", \"d\"]", "\"c\"", 2),
+            ("{\"A\": \"L\", \"B\": \"R\", \"C\": \"1/C\", \"D\": \"C\"}", "\"C) 1/C\"", 2),
+            ("{\"A\": \"L\", \"B\": \"R\", \"C\": \"1/C\", \"D\": \"C\"}", "\"D\"", 3),
+        ] {
+            assert_eq!(written(options, answer).map(|d| d.answer), Ok(right), "{options} {answer}");
+        }
+        for (options, answer) in [
+            ("{\"A\": \"L\", \"B\": \"R\", \"C\": \"1/C\", \"D\": \"C\"}", "\"C\""),
+            ("[\"B\", \"A\", \"AB\", 0]", "\"A\""),
+            ("[\"b\", \"a\", \"c\", \"d\"]", "\"b\""),
+            ("[\"L\", \"R\", \"1/C\", \"C\"]", "\"c\""),
+        ] {
+            let err = written(options, answer).unwrap_err();
+            assert!(err.contains("the letter of option"), "{options} {answer}: {err}");
+            assert!(err.contains("and the text of option"), "{options} {answer}: {err}");
+        }
         for (options, answer, expected) in [
             ("{\"A\": \"1\", \"B\": \"2\", \"C\": \"3\"}", "\"A\"", "has 3 options, expected exactly 4"),
             ("[\"1\", \"2\", \"3\", \"4\", \"5\"]", "\"A\"", "has 5 options"),

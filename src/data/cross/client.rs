@@ -94,7 +94,9 @@ impl<'a> Client<'a> {
         }
         let asked = self.send(&request, &prompt_sha256).and_then(|(requests, answer)| {
             if let Answer::Said { tokens, .. } = &answer {
-                self.tokens.fetch_add(*tokens, Ordering::Relaxed);
+                let more = |n: u64| Some(n.saturating_add(*tokens));
+                // It always takes the new sum.
+                let _ = self.tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
             }
             self.ledger().record(&prompt_sha256, stage, self.endpoint.model(), requests, answer)
         });
@@ -208,7 +210,7 @@ impl<'a> Client<'a> {
             return Err(over("tokens", most, tokens));
         }
         let taken = self.requests.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-            self.limits.requests.is_none_or(|most| n < most).then_some(n + 1)
+            self.limits.requests.is_none_or(|most| n < most).then_some(n.saturating_add(1))
         });
         taken.map(drop).map_err(|n| over("requests", self.limits.requests.unwrap_or_default(), n))
     }
@@ -226,6 +228,37 @@ fn pause(sent: u64, prompt_sha256: &str) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::cross::clock::Wall;
+    use crate::data::cross::endpoint::EndpointOptions;
+
+    #[test]
+    fn a_ledger_of_any_numbers_uses_the_budget_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(&dir.path().join("l.jsonl")).unwrap();
+        let said = Answer::Said { content: "x".into(), reasoning: None, finish: None, tokens: u64::MAX };
+        for hash in ["a", "b"] {
+            ledger.record(hash, Stage::Question, "m", u64::MAX, said.clone()).unwrap();
+        }
+        assert_eq!(ledger.spent(), (u64::MAX, u64::MAX));
+        let endpoint = Endpoint::new(&EndpointOptions {
+            base_url: "http://localhost:1/v1".into(),
+            model: "m".into(),
+            key_env: "ANABRANCH_TEST_NO_KEY".into(),
+            temperature: None,
+            answer_tokens: None,
+            timeout: Duration::from_secs(1),
+            connections: 1,
+        })
+        .unwrap();
+        let (clock, stop) = (Wall::default(), AtomicBool::new(false));
+        let mut limits = Limits { requests: None, tokens: None, patience: Duration::ZERO };
+        let client = Client::new(&endpoint, ledger, limits, &clock, &stop);
+        client.spend().unwrap();
+        assert_eq!(client.spent(), (u64::MAX, u64::MAX));
+        limits.tokens = Some(u64::MAX - 1);
+        let client = Client::new(&endpoint, client.finish().unwrap(), limits, &clock, &stop);
+        assert!(client.spend().unwrap_err().to_string().contains("--max-tokens"));
+    }
 
     #[test]
     fn pauses_grow_up_to_a_minute_and_differ() {

@@ -20,6 +20,8 @@ const MAX_BODY: u64 = 16 << 20;
 const MAX_CA: u64 = 4 << 20;
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(20);
+/// More tokens than any one exchange has: what an endpoint counts beyond is no count.
+const MAX_TOKENS: u64 = 1 << 24;
 /// Keys shorter than this are placeholders for servers that want none, and words of answers.
 const SECRET: usize = 12;
 
@@ -301,14 +303,16 @@ impl Endpoint {
         let text = String::from_utf8_lossy(body);
         let value = json::parse_line(body).ok();
         let error = value.as_ref().and_then(|v| v.get("error").or(Some(v)));
-        let field = |name: &str| error.and_then(|e| e.get(name)).and_then(Value::as_str);
-        let message = field("message").or(error.and_then(Value::as_str)).unwrap_or(&text);
+        let message = error.and_then(message).unwrap_or(&text);
         let said = match self.shown(message) {
             said if said.is_empty() => String::new(),
             said => format!(": {said}"),
         };
         let told = |did: &str| self.told(&format!("{did} ({}){said}", status.as_u16()));
         match status.as_u16() {
+            _ if about_this_request(status.as_u16(), error, message) => {
+                Failure::Request(format!("refuses ({}){said}", status.as_u16()))
+            }
             401 | 403 => Failure::Fatal(match &self.key {
                 Some(_) => told(&format!("does not take the key in ${}", self.key_env)),
                 None => told(&format!("wants a key, and ${} is not set", self.key_env)),
@@ -320,9 +324,6 @@ impl Endpoint {
             429 => Failure::Later { why: told("has too many requests"), after, crowded: true },
             408 | 425 | 500..=599 => {
                 Failure::Later { why: told("cannot answer now"), after, crowded: status.as_u16() == 503 }
-            }
-            _ if about_this_request(status, field("code").or(field("type")), message) => {
-                Failure::Request(format!("refuses ({}){said}", status.as_u16()))
             }
             _ => Failure::Fatal(told("refuses the request")),
         }
@@ -348,7 +349,16 @@ impl Endpoint {
         let value: Value = serde_json::from_slice(body)
             .map_err(|e| garbage(format!("{} bytes are no JSON ({e}): {}", body.len(), self.shown(&text))))?;
         if let Some(error) = value.get("error").filter(|e| !e.is_null()) {
-            return Err(garbage(self.shown(&error.to_string())));
+            let shown = self.shown(&error.to_string());
+            // A proxy answers 200 and tells the status that it was given itself.
+            let code = error.get("code").and_then(Value::as_u64);
+            let status = code.map_or(400, |code| u16::try_from(code).unwrap_or_default());
+            let about = about_this_request(status, Some(error), message(error).unwrap_or_default());
+            return Err(if about {
+                Failure::Request(format!("refuses (200): {shown}"))
+            } else {
+                garbage(shown)
+            });
         }
         let choice = value.pointer("/choices/0");
         let message = choice.and_then(|c| c.get("message")).and_then(Value::as_object);
@@ -368,6 +378,7 @@ impl Endpoint {
         let content = self.hidden(content);
         let reasoning = string(message.get("reasoning_content").or_else(|| message.get("reasoning")));
         let told = value.pointer("/usage/total_tokens").and_then(Value::as_u64);
+        let told = told.filter(|n| (1..=MAX_TOKENS).contains(n));
         // Where the endpoint does not count, four bytes are a token.
         let bytes = asked + content.len() + reasoning.as_ref().map_or(0, String::len);
         let tokens = told.unwrap_or(bytes.div_ceil(4) as u64);
@@ -406,24 +417,46 @@ fn insecure(error: &ureq::Error) -> bool {
     }
 }
 
+/// What an error's object says, or the error itself where it is a text.
+fn message(error: &Value) -> Option<&str> {
+    error.get("message").unwrap_or(error).as_str()
+}
+
 /// Whether a refusal is about this request alone: it is longer than the model's context, or its content is not let
 /// through.
-fn about_this_request(status: StatusCode, code: Option<&str>, message: &str) -> bool {
-    let said = format!("{} {}", code.unwrap_or_default(), message).to_lowercase();
+fn about_this_request(status: u16, error: Option<&Value>, message: &str) -> bool {
+    let field = |name: &str| error.and_then(|e| e.get(name)).and_then(Value::as_str).unwrap_or_default();
+    let said = format!("{} {} {message}", field("code"), field("type")).to_lowercase();
+    let says = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
     let length = [
         "context_length",
         "context length",
+        "context size",
         "context window",
+        "exceed_context",
         "maximum context",
         "max_model_len",
         "too many tokens",
+        "input is too long",
         "prompt is too long",
         "string_above_max_length",
     ];
-    let content = ["content_filter", "content management policy", "content policy", "content_policy"];
-    status.as_u16() == 413
-        || [400, 422].contains(&status.as_u16())
-            && length.iter().chain(&content).any(|part| said.contains(part))
+    let content = [
+        "content_filter",
+        "content management policy",
+        "content policy",
+        "content_policy",
+        "moderation",
+        "input was flagged",
+        "prompt was flagged",
+    ];
+    match status {
+        413 => true,
+        400 | 422 => says(&length) || says(&content),
+        // Who may ask at all is decided by the key, what may be asked by the content.
+        403 => says(&content) && !says(&["api key", "api_key", "api-key"]),
+        _ => false,
+    }
 }
 
 /// `Retry-After`: seconds, or a date.
@@ -529,6 +562,76 @@ mod tests {
             ("soon", None),
         ] {
             assert_eq!(retry_after(value, now).map(|d| d.as_secs()), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_one_request_does_not_end_the_run() {
+        let endpoint = Endpoint::new(&options("http://localhost:1/v1")).unwrap();
+        let failure = |status: u16, error: &Value| {
+            let body = json!({"error": error}).to_string();
+            match StatusCode::from_u16(status).unwrap() {
+                ok if ok.is_success() => endpoint.answer(40, body.as_bytes(), false).unwrap_err(),
+                refused => endpoint.refusal(refused, body.as_bytes(), None),
+            }
+        };
+        let llama = json!({"code": 400, "message": "the request exceeds the available context size, try increasing it", "type": "exceed_context_size_error"});
+        let long = json!({"message": "This model's maximum context length is 4096 tokens", "code": "context_length_exceeded"});
+        let flagged = json!({"code": 403, "message": "m requires moderation. Your input was flagged for \"violence\"", "metadata": {}});
+        for (status, error) in [
+            (400, &llama),
+            (400, &json!({"type": "exceed_context_size_error"})),
+            (400, &json!({"message": "Input is too long for requested model."})),
+            (413, &json!({})),
+            (403, &flagged),
+            (403, &json!({"code": "content_policy_violation", "message": "refused"})),
+            (200, &llama),
+            (200, &long),
+            (200, &flagged),
+            (200, &json!("prompt is too long: 5000 tokens")),
+        ] {
+            let failure = failure(status, error);
+            let Failure::Request(why) = &failure else { panic!("{status} {error}: {failure:?}") };
+            assert!(why.starts_with(&format!("refuses ({status})")), "{why}");
+        }
+        for (status, error) in [
+            (403, json!({"message": "Incorrect API key provided", "code": "invalid_api_key"})),
+            (403, json!({"message": "API key disabled by moderation"})),
+            (403, json!({"message": "the context size is not in your plan"})),
+            (401, json!({"message": "content_filter"})),
+            (400, json!({"message": "unknown field"})),
+        ] {
+            let failure = failure(status, &error);
+            assert!(matches!(failure, Failure::Fatal(_)), "{status} {error}: {failure:?}");
+        }
+        for error in [
+            json!({"message": "overloaded"}),
+            json!({"code": 429, "message": "too many tokens in a minute"}),
+            json!({"code": 70_000, "message": "maximum context length"}),
+        ] {
+            let failure = failure(200, &error);
+            assert!(matches!(failure, Failure::Garbage(_)), "{error}: {failure:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_counted_where_the_endpoint_s_count_is_none() {
+        let endpoint = Endpoint::new(&options("http://localhost:1/v1")).unwrap();
+        for (usage, expected) in [
+            (json!({"total_tokens": 7}), 7),
+            (json!({"total_tokens": MAX_TOKENS}), MAX_TOKENS),
+            (json!({"total_tokens": 0}), 11),
+            (json!({"total_tokens": MAX_TOKENS + 1}), 11),
+            (json!({"total_tokens": u64::MAX}), 11),
+            (json!({"total_tokens": -3}), 11),
+            (json!({"total_tokens": "7"}), 11),
+            (json!(null), 11),
+        ] {
+            let body = json!({"choices": [{"message": {"content": "two"}}], "usage": usage}).to_string();
+            match endpoint.answer(40, body.as_bytes(), false) {
+                Ok(Answer::Said { tokens, .. }) => assert_eq!(tokens, expected, "{usage}"),
+                other => panic!("{other:?}"),
+            }
         }
     }
 

@@ -134,9 +134,9 @@ impl Ledger {
 
     /// The first answer to a request is the one that counts.
     fn note(&mut self, line: Line) {
-        self.spent.0 += line.requests;
+        self.spent.0 = self.spent.0.saturating_add(line.requests);
         if let Answer::Said { tokens, .. } = &line.answer {
-            self.spent.1 += tokens;
+            self.spent.1 = self.spent.1.saturating_add(*tokens);
         }
         self.answers.entry(line.prompt_sha256).or_insert(line.answer);
     }

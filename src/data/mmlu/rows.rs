@@ -99,8 +99,8 @@ impl Row {
     }
 }
 
-/// Subjects and domains become names of files.
-fn named(what: &str, name: &str) -> Result<(), String> {
+/// Whether `name` can be a part of a file's name, which subjects and domains become.
+pub(crate) fn named(what: &str, name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     match !name.is_empty() && name.chars().all(fits) {
         true => Ok(()),

@@ -86,16 +86,22 @@ impl Ready {
         });
         Ok(Ready { tasks: exported.collect(), files })
     }
+
+    /// A hash over all files.
+    fn fingerprint(&self) -> String {
+        let mut hasher = Hasher::default();
+        for (name, text) in &self.files {
+            hasher.update(digest::sha256(format!("{name} {text}").as_bytes()).as_bytes());
+        }
+        hasher.finish()
+    }
 }
 
 /// Writes the tasks.
 pub fn run(options: &ExportOptions, common: &Common) -> Result<ExportReport> {
-    let Ready { tasks, files } = Ready::new(options)?;
-    let mut hasher = Hasher::default();
-    for (name, text) in &files {
-        hasher.update(digest::sha256(format!("{name} {text}").as_bytes()).as_bytes());
-    }
-    let begun = Output::begin(&options.out, "data export", &hasher.finish(), common.output())?;
+    let ready = Ready::new(options)?;
+    let begun = Output::begin_anew(&options.out, "data export", &ready.fingerprint(), common.output())?;
+    let Ready { tasks, files } = ready;
     let report = ExportReport { out: options.out.clone(), tasks, already_finished: false };
     let Begun::Work(output) = begun else { return Ok(ExportReport { already_finished: true, ..report }) };
     let mut known = BTreeMap::new();
@@ -134,4 +140,29 @@ fn readme(suites: &[Suite]) -> String {
          the model's positions the harness cuts, where `anabranch eval` names it and leaves it out.\n",
         names.join(",")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::killed;
+    use super::*;
+
+    #[test]
+    fn a_killed_export_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let task = dir.path().join("anatomy_test.csv");
+        std::fs::write(&task, "q,1,2,3,4,A\n").unwrap();
+        let options = |out: &Path| ExportOptions {
+            tasks: vec![task.clone()],
+            shots: 0,
+            shots_from: None,
+            out: out.into(),
+        };
+        let fingerprint = Ready::new(&options(Path::new("out"))).unwrap().fingerprint();
+        killed::goes_on("data export", &fingerprint, "old.yaml", |out, common| {
+            assert!(!run(&options(out), common).unwrap().already_finished);
+        });
+    }
 }

@@ -72,7 +72,7 @@ pub fn run(options: &ImportOptions, common: &Common) -> Result<ImportReport> {
         left_out: left_out.clone(),
         already_finished,
     };
-    let Begun::Work(output) = Output::begin(&options.out, "data mmlu import", &digest, common.output())?
+    let Begun::Work(output) = Output::begin_anew(&options.out, "data mmlu import", &digest, common.output())?
     else {
         return Ok(report(true));
     };
@@ -146,4 +146,20 @@ fn write_shots(dir: &Path, rows: &[Row]) -> Result<()> {
         digest::write_file(&path, &text)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::killed;
+    use super::*;
+
+    #[test]
+    fn a_killed_import_goes_on() {
+        let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mmlu/hub"));
+        let digest = import::read(&path).unwrap().digest;
+        killed::goes_on("data mmlu import", &digest, "dev/old_dev.csv", |out, common| {
+            let report = run(&ImportOptions { path: path.clone(), out: out.into() }, common).unwrap();
+            assert!(!report.already_finished && out.join("dev/sociology_dev.csv").exists());
+        });
+    }
 }

@@ -120,7 +120,7 @@ pub fn run(options: &SplitOptions, common: &Common) -> Result<SplitReport> {
         warnings: empty.map(|(name, _)| format!("{name} would have no rows and is not written")).collect(),
         already_finished: false,
     };
-    let begun = Output::begin(&options.out, "data mmlu split", &ready.fingerprint, common.output())?;
+    let begun = Output::begin_anew(&options.out, "data mmlu split", &ready.fingerprint, common.output())?;
     let Begun::Work(output) = begun else {
         return Ok(SplitReport { already_finished: true, ..report });
     };
@@ -174,4 +174,26 @@ fn lesson(item: &Item) -> Map<String, Value> {
         .map(|(key, text)| (key.to_string(), text.into()))
         .into_iter()
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::killed;
+    use super::*;
+    use crate::data::mmlu::import;
+
+    #[test]
+    fn a_killed_split_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows =
+            import::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mmlu/hub"))).unwrap().rows;
+        std::fs::write(dir.path().join(ROWS), rows::text(&rows)).unwrap();
+        let options =
+            |out: &Path| SplitOptions { dir: dir.path().into(), out: out.into(), allow_duplicates: false };
+        let Ready { fingerprint, .. } = Ready::new(&options(Path::new("out")), &Common::default()).unwrap();
+        killed::goes_on("data mmlu split", &fingerprint, "tasks/old_test.jsonl", |out, common| {
+            let report = run(&options(out), common).unwrap();
+            assert!(!report.already_finished && out.join(TASKS).exists());
+        });
+    }
 }

@@ -36,7 +36,7 @@ impl Outputs {
             None => None,
             Some(out) => {
                 let fingerprint = digest::sha256(format!("{precision} {options:?}").as_bytes());
-                match Output::begin(out, "eval", &fingerprint, common.output())? {
+                match Output::begin_anew(out, "eval", &fingerprint, common.output())? {
                     Begun::Finished => return Ok(None),
                     Begun::Work(output) => Some(output),
                 }
@@ -141,5 +141,15 @@ mod tests {
         assert!(begin(&force).is_err());
         let resume = Common { resume: true, ..Common::default() };
         assert!(begin(&resume).unwrap().is_none());
+        // Of a run that was killed nothing is left in what the next one makes.
+        let out = dir.path().join("out");
+        std::fs::remove_file(&file).unwrap();
+        std::fs::remove_dir_all(&out).unwrap();
+        let mut killed = begin(&Common::default()).unwrap().unwrap().folder.unwrap();
+        std::fs::write(killed.dir().join("samples_old.jsonl"), "{").unwrap();
+        killed.keep();
+        drop(killed);
+        begin(&resume).unwrap().unwrap().finish(&report, &items, &options, DType::F32).unwrap();
+        assert!(out.join(REPORT).exists() && !out.join("samples_old.jsonl").exists());
     }
 }

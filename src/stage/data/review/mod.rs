@@ -1,5 +1,6 @@
 //! `data review`: people look at what `data cross` wrote, and keep or reject it.
 
+mod http;
 mod server;
 mod terminal;
 

@@ -1,13 +1,12 @@
 //! The page that items are reviewed on: a server on this machine, for one person, who has its token.
 
-use std::io::{Cursor, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
-use tiny_http::{Header, Method, Request, Response, Server};
 
 use super::Session;
+use super::http::{Reply, Request, Server};
 use crate::checkpoint::json;
 use crate::data::review::decisions::{Decision, Reason};
 use crate::error::{Error, Result};
@@ -16,26 +15,8 @@ const PAGE: &str = include_str!("page.html");
 const SCRIPT: &str = include_str!("page.js");
 const STYLE: &str = include_str!("page.css");
 
-/// The most bytes of a decision.
-const MAX_BODY: u64 = 1 << 20;
 /// How often the end is looked for.
 const TICK: Duration = Duration::from_millis(200);
-/// Nothing is loaded from elsewhere, nothing frames the page, and its address, which holds the token, goes nowhere.
-const HEADERS: [(&str, &str); 7] = [
-    (
-        "Content-Security-Policy",
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-    ("Referrer-Policy", "no-referrer"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("X-Frame-Options", "DENY"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-    ("Cross-Origin-Opener-Policy", "same-origin"),
-    ("Cache-Control", "no-store"),
-];
-
-/// A response: status, content type, content.
-struct Reply(u16, &'static str, Vec<u8>);
 
 /// Serves the page on 127.0.0.1 until the reviewer or `stop` ends it; `told` is given its address.
 pub(super) fn serve(
@@ -44,20 +25,20 @@ pub(super) fn serve(
     stop: &AtomicBool,
     told: impl FnOnce(&str),
 ) -> Result<()> {
-    let server = Server::http(("127.0.0.1", port))
+    let server = Server::listen(port)
         .map_err(|e| Error::Usage(format!("--port {port}: cannot listen on 127.0.0.1: {e}")))?;
-    let port = server.server_addr().to_ip().map_or(port, |a| a.port());
+    let port = server.port();
     let mut secret = [0; 20];
     getrandom::fill(&mut secret).map_err(|e| Error::Device(format!("no random numbers for a token: {e}")))?;
     let token = hex::encode(secret);
     told(&format!("http://127.0.0.1:{port}/{token}/"));
     let mut done = false;
     loop {
-        if let Some(mut request) = server.recv_timeout(TICK).map_err(Error::io("127.0.0.1"))? {
-            let reply = answer(session, &token, &mut request, &mut done)?;
-            // A page that was closed meanwhile is no error, and its decision is on the disk.
-            if let Err(e) = request.respond(reply.response()) {
-                tracing::debug!("a page went away: {e}");
+        if let Some(exchange) = server.next(TICK) {
+            let reply = answer(session, &token, &exchange.request, &mut done)?;
+            let written = exchange.answer(reply);
+            if done {
+                written.wait();
             }
         }
         if done || stop.load(Ordering::Relaxed) {
@@ -67,61 +48,57 @@ pub(super) fn serve(
 }
 
 /// The answer to one request. Who does not know the token learns nothing.
-fn answer(session: &mut Session, token: &str, request: &mut Request, done: &mut bool) -> Result<Reply> {
+fn answer(session: &mut Session, token: &str, request: &Request, done: &mut bool) -> Result<Reply> {
     if let Err(why) = admitted(request) {
         return Ok(Reply::error(403, why));
     }
-    let url = request.url().to_string();
-    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let path = request.target.split(['?', '#']).next().unwrap_or_default();
     let Some((given, route)) = path.trim_start_matches('/').split_once('/') else {
         return Ok(Reply::error(403, "the address lacks its token: use the one that was printed"));
     };
     if !same(given.as_bytes(), token.as_bytes()) {
         return Ok(Reply::error(403, "the address has another token: use the one that was printed"));
     }
-    Ok(match (request.method(), route) {
-        (Method::Get, "") => Reply(200, "text/html; charset=utf-8", PAGE.into()),
-        (Method::Get, "page.js") => Reply(200, "text/javascript; charset=utf-8", SCRIPT.into()),
-        (Method::Get, "page.css") => Reply(200, "text/css; charset=utf-8", STYLE.into()),
-        (Method::Get, "items") => Reply::json(200, &items(session)),
-        (Method::Post, "decisions") => match decision(request) {
+    let file = |kind, text: &str| Reply { status: 200, kind, content: text.into() };
+    Ok(match (request.method.as_str(), route) {
+        ("GET", "") => file("text/html; charset=utf-8", PAGE),
+        ("GET", "page.js") => file("text/javascript; charset=utf-8", SCRIPT),
+        ("GET", "page.css") => file("text/css; charset=utf-8", STYLE),
+        ("GET", "items") => Reply::json(200, &items(session)),
+        ("POST", "decisions") => match decision(request) {
             Err(why) => Reply::error(400, &why),
             Ok(decision) => match session.decide(&decision)? {
                 Err(why) => Reply::error(409, &why),
                 Ok(()) => Reply::json(200, &json!({"decided": session.decided()})),
             },
         },
-        (Method::Post, "finish") => {
+        ("POST", "finish") => {
             *done = true;
             Reply::json(200, &json!({"decided": session.decided()}))
         }
-        (Method::Get | Method::Post, _) => Reply::error(404, "there is nothing here"),
+        ("GET" | "POST", _) => Reply::error(404, "there is nothing here"),
         _ => Reply::error(405, "expected GET or POST"),
     })
 }
 
 /// Whether a request may come from this page. A page of another site, or one whose name was bent to 127.0.0.1, may not.
 fn admitted(request: &Request) -> Result<(), &'static str> {
-    let header = |name: &'static str| {
-        let mut found = request.headers().iter().filter(|h| h.field.equiv(name)).map(|h| h.value.as_str());
-        // Two of one header are as good as a wrong one.
-        found.next().map(|v| if found.next().is_some() { "" } else { v })
-    };
-    let host = header("Host").unwrap_or_default();
+    let host = request.header("Host").unwrap_or_default();
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     if !["127.0.0.1", "localhost"].contains(&name) {
         return Err("the Host header is not 127.0.0.1 or localhost");
     }
-    if header("Origin").is_some_and(|origin| origin.strip_prefix("http://") != Some(host)) {
+    if request.header("Origin").is_some_and(|origin| origin.strip_prefix("http://") != Some(host)) {
         return Err("the request comes from another page");
     }
-    if header("Sec-Fetch-Site").is_some_and(|site| site != "same-origin" && site != "none") {
+    if request.header("Sec-Fetch-Site").is_some_and(|site| site != "same-origin" && site != "none") {
         return Err("the request comes from another page");
     }
     // A form of another page can send no JSON.
-    let json =
-        header("Content-Type").is_some_and(|t| t.trim().to_ascii_lowercase().starts_with("application/json"));
-    if *request.method() == Method::Post && !json {
+    let json = request
+        .header("Content-Type")
+        .is_some_and(|t| t.trim().to_ascii_lowercase().starts_with("application/json"));
+    if request.method == "POST" && !json {
         return Err("a decision is sent as application/json");
     }
     Ok(())
@@ -132,14 +109,8 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y)) == 0
 }
 
-fn decision(request: &mut Request) -> Result<Decision, String> {
-    let mut body = Vec::new();
-    let read = request.as_reader().take(MAX_BODY + 1).read_to_end(&mut body);
-    read.map_err(|e| format!("the decision did not arrive: {e}"))?;
-    if body.len() as u64 > MAX_BODY {
-        return Err(format!("a decision has at most {MAX_BODY} bytes"));
-    }
-    let value = json::parse_line(&body).and_then(serde_json::from_value);
+fn decision(request: &Request) -> Result<Decision, String> {
+    let value = json::parse_line(&request.body).and_then(serde_json::from_value);
     value.map_err(|e| format!("that is no decision: {e}"))
 }
 
@@ -162,35 +133,15 @@ fn items(session: &Session) -> serde_json::Value {
     json!({"reviewer": session.reviewer, "reasons": reasons, "items": shown.collect::<Vec<_>>()})
 }
 
-impl Reply {
-    fn json(status: u16, value: &serde_json::Value) -> Reply {
-        Reply(status, "application/json", value.to_string().into_bytes())
-    }
-
-    fn error(status: u16, why: &str) -> Reply {
-        Reply::json(status, &json!({"error": why}))
-    }
-
-    fn response(self) -> Response<Cursor<Vec<u8>>> {
-        let Reply(status, kind, body) = self;
-        let mut response = Response::from_data(body).with_status_code(status);
-        for (name, value) in HEADERS.into_iter().chain([("Content-Type", kind)]) {
-            // All of them are ASCII, which is what a header can hold.
-            if let Ok(header) = Header::from_bytes(name, value) {
-                response.add_header(header);
-            }
-        }
-        response
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::net::TcpStream;
     use std::path::Path;
+    use std::sync::Arc;
     use std::sync::mpsc::channel;
 
+    use super::super::http::MAX_BODY;
     use super::*;
     use crate::data::cross::item::Item;
     use crate::data::review::decisions::tests::items as fixture;
@@ -204,6 +155,8 @@ mod tests {
     /// Sends raw bytes; gives the status and the body.
     fn send(address: &str, request: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(address).unwrap();
+        // Less than a request may take to arrive: one that waits for another is an error.
+        stream.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
@@ -291,7 +244,7 @@ mod tests {
                 ("nothing", 400),
                 (&reject.replace("wrong-answer", "dull"), 400),
                 (&reject.replace("biology/2", "biology/9"), 409),
-                (&" ".repeat((MAX_BODY + 10) as usize), 400),
+                (&" ".repeat(MAX_BODY + 10), 413),
             ] {
                 assert_eq!(post("decisions", body, as_json).0, status);
             }
@@ -307,6 +260,73 @@ mod tests {
             server.join().unwrap()
         });
         assert_eq!(served, 1);
+    }
+
+    #[test]
+    fn nobody_holds_the_page_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().to_path_buf();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (told, address) = channel();
+        let (end, ended) = channel();
+        let signal = stop.clone();
+        // No scope: a test that fails does not wait for a server that hangs.
+        std::thread::spawn(move || {
+            let items = fixture(3);
+            let url = |url: &str| told.send(url.to_string()).unwrap();
+            end.send(serve(&mut session(&folder, &items), 0, &signal, url).is_ok()).unwrap();
+        });
+        let url = address.recv().unwrap();
+        let (address, token) =
+            url.trim_start_matches("http://").trim_end_matches('/').split_once('/').unwrap();
+        let answered = || {
+            let page = format!("GET /{token}/ HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+            assert_eq!(send(address, &page).0, 200);
+        };
+        let post = |route: &str, length: &str| {
+            format!(
+                "POST {route} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{length}\r\n\r\n{{\"item"
+            )
+        };
+        let mut held = Vec::new();
+        let mut hold = |text: &str| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+            // The server may have closed it.
+            let _ = stream.write_all(text.as_bytes());
+            held.push(stream);
+        };
+        for route in ["/", "/decisions", &format!("/{token}/decisions")] {
+            for length in ["1000", "2000", "1048576"] {
+                hold(&post(route, &format!("Content-Length: {length}")));
+                answered();
+            }
+            for (length, status) in [
+                ("Content-Length: 1048577", 413),
+                ("Content-Length: 1000000000000000", 413),
+                ("Content-Length: 18446744073709551615", 413),
+                ("Content-Length: 99999999999999999999", 413),
+                ("Content-Length: -1", 400),
+                ("Content-Length: 1\r\nContent-Length: 2", 400),
+                ("Transfer-Encoding: chunked", 411),
+            ] {
+                assert_eq!(send(address, &post(route, length)).0, status, "{route} {length}");
+                answered();
+            }
+        }
+        let headers = "a: b\r\n".repeat(100);
+        for text in ["", "GET / HT", "\u{16}\u{3}\u{1}", "GET / HTTP/1.1\r\n", &headers, &"x".repeat(100_000)]
+        {
+            hold(text);
+            answered();
+        }
+        // More answers than anybody takes, and more connections than may be open.
+        hold(&format!("GET / HTTP/1.1\r\nHost: {address}\r\n\r\n").repeat(20_000));
+        answered();
+        (0..100).for_each(|_| hold("GET / HTTP/1.1\r\n"));
+        answered();
+        stop.store(true, Ordering::Relaxed);
+        assert!(ended.recv_timeout(Duration::from_secs(5)).unwrap());
     }
 
     #[test]

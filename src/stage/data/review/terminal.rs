@@ -122,7 +122,7 @@ fn show(session: &Session, n: usize, output: &mut impl Write) -> std::io::Result
         n + 1,
         session.asked.len(),
         session.decided(),
-        item.id
+        plain(&item.id)
     )?;
     for (source, knowledge) in item.sources.iter().zip(&item.knowledge) {
         writeln!(output, "\n{}: {}", plain(&source.domain), plain(&source.question))?;
@@ -265,5 +265,7 @@ mod tests {
     fn what_a_model_wrote_moves_no_cursor() {
         let (_, output) = typed("", |items| items[0].written.question = "a\u{1b}[2Jb\nc\u{7}".into());
         assert!(output.contains("a[2Jb\nc") && !output.contains('\u{1b}'), "{output}");
+        let (_, output) = typed("", |items| items[0].id = "law\u{1b}]0;x\u{7}/0".into());
+        assert!(output.contains("law]0;x/0") && !output.contains(['\u{1b}', '\u{7}']), "{output}");
     }
 }
