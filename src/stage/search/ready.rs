@@ -226,6 +226,7 @@ impl<'a> Ready<'a> {
             "search".into(),
             json!({
                 "candidates": self.candidates.len(),
+                "failed": search.failed().count(),
                 "methods": o.fusions.iter().map(|f| f.method.word()).collect::<Vec<_>>(),
                 "resolve": o.resolves.iter().map(|r| r.map_or("none", |_| "lora-cr")).collect::<Vec<_>>(),
                 "weights": o.weights.iter().map(WeightChoice::to_string).collect::<Vec<_>>(),
