@@ -286,7 +286,7 @@ mod tests {
         let failed: Vec<(&str, &str)> = search.failed().collect();
         let [(name, why)] = failed[..] else { panic!("{failed:?}") };
         assert!(name.starts_with("task-arithmetic 1000"), "{name}");
-        assert!(why.contains("is no number, or too large for f32"), "{why}");
+        assert!(why.contains("is no number, or too large for F32"), "{why}");
         let rows = &search.table.rows;
         let row = rows.iter().position(|row| row.failed.is_some()).unwrap();
         assert_eq!((search.candidates(), rows.len(), rows[row].to_best), (2, 6, None));
@@ -309,7 +309,7 @@ mod tests {
         drop(output);
         let text = std::fs::read_to_string(&file).unwrap();
         assert!(text.contains(r#""failed":""#), "{text}");
-        std::fs::write(&file, text.replace("too large for f32", "told by the journal")).unwrap();
+        std::fs::write(&file, text.replace("too large for F32", "told by the journal")).unwrap();
         let resumed = run(&again, &resume).unwrap().search;
         assert!(resumed.failed().all(|(_, why)| why.contains("told by the journal")));
         assert_eq!((resumed.best, resumed.failed().count()), (search.best, 1));
