@@ -81,14 +81,14 @@ pub fn human_bytes(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// The one of `known` that is most like `word`, and how much, from 0 to 1; none where nothing is known.
+pub fn most_alike<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<(f64, &'a str)> {
+    known.into_iter().map(|k| (strsim::jaro_winkler(k, word), k)).max_by(|a, b| a.0.total_cmp(&b.0))
+}
+
 /// The one of `known` that `word` was probably meant to be, if any is alike.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .into_iter()
-        .map(|k| (strsim::jaro_winkler(k, word), k))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .map(|(_, k)| k)
+    most_alike(word, known).filter(|(likeness, _)| *likeness > 0.7).map(|(_, k)| k)
 }
 
 impl Error {

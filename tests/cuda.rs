@@ -185,8 +185,7 @@ fn decode<B: Backend>(backend: &B, dir: &Path) -> anabranch::Result<Vec<Vec<f32>
     let model = Model::new(backend, &checkpoint)?;
     let adapters = Adapters::base(backend)?;
     let ids = batch(2).ids;
-    let mut decoder: Decoder<'_, B, bf16> =
-        Decoder::new(backend, &model, &adapters, &checkpoint, (9, 4), &Common::default())?;
+    let mut decoder: Decoder<'_, B, bf16> = Decoder::new(backend, &model, &adapters, &checkpoint, (9, 4))?;
     let mut all = vec![decoder.feed(&ids[..9])?.to_vec()];
     for id in &ids[9..12] {
         all.push(decoder.feed(std::slice::from_ref(id))?.to_vec());

@@ -198,6 +198,30 @@ fn any_two_columns_are_compared_item_by_item() {
 }
 
 #[test]
+fn what_is_shown_counts_for_the_memory_limit() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let tasks = vec![dir.path().join("t.jsonl")];
+    small::task(&tasks[0], 10, 1, |_| 0);
+    let options =
+        EvalOptions { model: small::model(dir.path()), tasks, batch_tokens: 1, ..EvalOptions::default() };
+    // The longest item is as long as the longest batch, and its text needs a cache besides.
+    let shown = EvalOptions { show: Some("q9".into()), ..options.clone() };
+    let backend = Cpu::new(1).expect("threads");
+    let total = |options: &EvalOptions| {
+        evaluate::plan::<Cpu, f32>(&backend, options, &Common::default()).expect("a plan").total()
+    };
+    let (scored, most) = (total(&options), total(&shown));
+    assert!(scored < most, "{scored} {most}");
+    let within = |memory_limit: u64| {
+        let common = Common { memory_limit: Some(memory_limit), ..Common::default() };
+        evaluate::run::<Cpu, f32>(&backend, &shown, &common)
+    };
+    let refused = within(most - 1).unwrap_err().to_string();
+    assert!(refused.contains("the plan takes") && refused.contains("cached keys"), "{refused}");
+    assert_eq!(within(most).expect("an evaluation").shown.len(), 1);
+}
+
+#[test]
 fn an_item_is_shown_with_each_columns_own_words() {
     let dir = tempfile::tempdir().expect("a folder");
     let options = compared(dir.path());

@@ -25,7 +25,7 @@ const MAX_ADAPTER_HEADER: u64 = 16 << 20;
 const PREFIX: &str = "base_model.model.";
 
 /// An adapter: its factors lie in the mapped file, so that many adapters can be gone through module by module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Adapter {
     /// The folder.
     pub path: PathBuf,

@@ -1,8 +1,8 @@
 //! SHA-256 of files, as they are written and as they lie there.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::path::Path;
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -23,6 +23,35 @@ impl Hasher {
     /// The digest, 64 hexadecimal digits.
     pub fn finish(self) -> String {
         hex::encode(self.0.finalize())
+    }
+}
+
+/// A file being written a piece at a time, with its SHA-256.
+#[derive(Debug)]
+pub struct HashedFile {
+    path: PathBuf,
+    file: BufWriter<File>,
+    hasher: Hasher,
+}
+
+impl HashedFile {
+    /// Creates the file at `path`.
+    pub fn create(path: &Path) -> Result<HashedFile> {
+        let file = BufWriter::new(File::create(path).map_err(Error::io(path))?);
+        Ok(HashedFile { path: path.to_path_buf(), file, hasher: Hasher::default() })
+    }
+
+    /// Writes the next bytes.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(Error::io(&self.path))?;
+        self.hasher.update(bytes);
+        Ok(())
+    }
+
+    /// Makes the file durable; gives its SHA-256.
+    pub fn finish(mut self) -> Result<String> {
+        self.file.flush().and_then(|()| self.file.get_ref().sync_all()).map_err(Error::io(&self.path))?;
+        Ok(self.hasher.finish())
     }
 }
 
@@ -50,10 +79,9 @@ pub fn sha256_file(path: &Path) -> Result<String> {
 
 /// Writes `bytes` to the file at `path` and makes them durable; gives their SHA-256.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<String> {
-    let mut file = File::create(path).map_err(Error::io(path))?;
-    file.write_all(bytes).map_err(Error::io(path))?;
-    file.sync_all().map_err(Error::io(path))?;
-    Ok(sha256(bytes))
+    let mut file = HashedFile::create(path)?;
+    file.put(bytes)?;
+    file.finish()
 }
 
 /// Writes `value` as indented JSON with a last line feed; gives the file's SHA-256.
@@ -72,5 +100,10 @@ mod tests {
         let path = dir.path().join("f");
         assert_eq!(write_file(&path, b"abc").unwrap(), sha256(b"abc"));
         assert_eq!(sha256_file(&path).unwrap(), sha256(b"abc"));
+        let mut file = HashedFile::create(&path).unwrap();
+        for piece in ["a", "", "bc"] {
+            file.put(piece.as_bytes()).unwrap();
+        }
+        assert_eq!((file.finish().unwrap(), sha256_file(&path).unwrap()), (sha256(b"abc"), sha256(b"abc")));
     }
 }

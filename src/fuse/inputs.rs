@@ -69,11 +69,11 @@ impl Inputs {
         Ok(Inputs { adapters, modules, base_fingerprint, grams, last, warnings })
     }
 
-    /// Opens the folders with the Grams of the adapters' inputs, one an adapter and in their order; reads no values.
+    /// The same adapters with the Grams of their inputs, folders one an adapter and in their order; reads no values.
     ///
     /// An error where there are more or fewer, where one is of another base, and where one lacks the input of a module
     /// that its adapter has, or has it at another width.
-    pub fn with_grams(mut self, paths: &[PathBuf], options: OpenOptions) -> Result<Inputs> {
+    pub fn with_grams(&self, paths: &[PathBuf], options: OpenOptions) -> Result<Inputs> {
         if paths.len() != self.adapters.len() {
             return Err(Error::Usage(format!(
                 "--grams names {} folders for {} adapters, expected one each, in their order",
@@ -81,8 +81,8 @@ impl Inputs {
                 self.adapters.len()
             )));
         }
-        self.grams = paths.iter().map(|p| InputGrams::open(p, options)).collect::<Result<_>>()?;
-        for (grams, adapter) in self.grams.iter().zip(&self.adapters) {
+        let grams = paths.iter().map(|p| InputGrams::open(p, options)).collect::<Result<Vec<_>>>()?;
+        for (grams, adapter) in grams.iter().zip(&self.adapters) {
             if let (Some(expected), Some(found)) = (&self.base_fingerprint, &grams.base_fingerprint)
                 && expected != found
             {
@@ -97,7 +97,14 @@ impl Inputs {
                 grams.of(module, pair.dims().1)?;
             }
         }
-        Ok(self)
+        Ok(Inputs {
+            adapters: self.adapters.clone(),
+            modules: self.modules.clone(),
+            base_fingerprint: self.base_fingerprint.clone(),
+            grams,
+            last: Mutex::default(),
+            warnings: self.warnings.clone(),
+        })
     }
 
     /// The folders with input Grams.

@@ -32,21 +32,6 @@ impl<B: Backend, T: Real> Session<B, T> {
         Session::with_room(backend, room, tables)
     }
 
-    /// As [`Session::new`], beside `adapters`, if all of it fits `limit`.
-    pub fn within(
-        backend: &B,
-        model: &Model<B>,
-        adapters: &Adapters<B>,
-        tables: Tables,
-        size: RoomSize,
-        limit: Option<u64>,
-    ) -> Result<Session<B, T>> {
-        if let Some(limit) = limit {
-            plan::<B, T>(backend, &model.config, &adapters.layouts, &tables, size)?.fit(limit)?;
-        }
-        Session::new(backend, model, tables, size)
-    }
-
     /// Fills the rope tables of a room that is made.
     pub fn with_room(backend: &B, room: Room<B::Store, T>, tables: Tables) -> Result<Session<B, T>> {
         let mut session = Session { room, tables };

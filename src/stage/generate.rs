@@ -60,14 +60,8 @@ pub fn run<B: Backend, T: Real>(
     }
     let Read { checkpoint, tokenizer, prompt_ids, adapters } = read;
     let model = Model::new(backend, &checkpoint)?;
-    let mut decoder: Decoder<'_, B, T> = Decoder::new(
-        backend,
-        &model,
-        &adapters,
-        &checkpoint,
-        (prompt_ids.len(), options.max_tokens),
-        common,
-    )?;
+    let tokens = (prompt_ids.len(), options.max_tokens);
+    let mut decoder: Decoder<'_, B, T> = Decoder::new(backend, &model, &adapters, &checkpoint, tokens)?;
     let numbers = Philox::new(common.seed, Purpose::Generate.stream(0));
     let bar = common.progress.bar("generate", options.max_tokens as u64);
     let one = |n: usize, logits: &[f32]| {
@@ -126,8 +120,7 @@ impl<B: Backend> Read<B> {
     /// What writing the text holds in memory.
     fn plan<T: Real>(&self, backend: &B, options: &GenerateOptions) -> Result<Plan> {
         let tokens = (self.prompt_ids.len(), options.max_tokens);
-        let (tables, size) = room(&self.checkpoint, tokens, self.adapters.ranks())?;
-        session::plan::<B, T>(backend, self.checkpoint.config(), &self.adapters.layouts, &tables, size)
+        Decoder::<B, T>::plan(backend, &self.adapters, &self.checkpoint, tokens)
     }
 }
 
@@ -144,22 +137,31 @@ pub struct Decoder<'a, B: Backend, T: Real> {
 }
 
 impl<'a, B: Backend, T: Real> Decoder<'a, B, T> {
-    /// Room for a prompt of so many tokens and so many after it, as far as the model's positions go, if it fits the
-    /// memory limit.
+    /// Room for a prompt of so many tokens and so many after it, as far as the model's positions go.
     pub fn new(
         backend: &'a B,
         model: &'a Model<B>,
         adapters: &'a Adapters<B>,
         checkpoint: &Checkpoint,
         tokens: (usize, usize),
-        common: &Common,
     ) -> Result<Decoder<'a, B, T>> {
         let config = checkpoint.config();
         let (tables, size) = room(checkpoint, tokens, adapters.ranks())?;
         let longest = longest(tokens);
-        let session = Session::within(backend, model, adapters, tables, size, common.memory_limit)?;
+        let session = Session::new(backend, model, tables, size)?;
         let logits = vec![0.0; config.vocab];
         Ok(Decoder { backend, model, adapters, column: 0, session, done: 0, longest, logits })
+    }
+
+    /// What [`Decoder::new`] would hold in memory, the model and the adapters with it.
+    pub(super) fn plan(
+        backend: &B,
+        adapters: &Adapters<B>,
+        checkpoint: &Checkpoint,
+        tokens: (usize, usize),
+    ) -> Result<Plan> {
+        let (tables, size) = room(checkpoint, tokens, adapters.ranks())?;
+        session::plan::<B, T>(backend, checkpoint.config(), &adapters.layouts, &tables, size)
     }
 
     /// With another than the first of the adapters.

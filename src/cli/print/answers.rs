@@ -151,6 +151,13 @@ pub fn search(r: &SearchReport) -> String {
         text += &format!("{left_out} more candidates are in --json and {SEARCH}\n");
     }
     text += &unfit(s.table.unfit.len());
+    for (name, why) in s.failed().take(CANDIDATES) {
+        text += &format!("{name} failed: {why}\n");
+    }
+    let more = s.failed().skip(CANDIDATES).count();
+    if more > 0 {
+        text += &format!("{more} more failed, for reasons that are in --json and {SEARCH}\n");
+    }
     let best = &s.table.rows[s.best];
     text += &format!("best of {}: {}\n", s.candidates(), best.name);
     if s.equals > 0 {
@@ -174,8 +181,8 @@ pub fn search(r: &SearchReport) -> String {
     text + &certified(&r.out, &of_rank, r.certificate.as_ref())
 }
 
-/// A table's rows, the base and the adapters first, then the fusions by right answers; and how many of them were too
-/// many.
+/// A table's rows, the base and the adapters first, then the fusions that were scored by right answers; and how many of
+/// them were too many.
 fn candidates(t: &Table) -> (String, usize) {
     let head = ["accuracy, %", "to base", "p", "to best", "p"].map(String::from);
     let mut rows = vec![[vec![format!("{} items", t.items)], head.to_vec()].concat()];
@@ -184,7 +191,7 @@ fn candidates(t: &Table) -> (String, usize) {
         None => ["–".into(), String::new()],
     };
     let (mut fusions, others): (Vec<&Row>, Vec<&Row>) =
-        t.rows.iter().partition(|row| row.kind == Kind::Fusion);
+        t.rows.iter().filter(|row| row.failed.is_none()).partition(|row| row.kind == Kind::Fusion);
     fusions.sort_by_key(|row| Reverse(row.overall.correct));
     let left_out = fusions.len().saturating_sub(CANDIDATES);
     for row in others.into_iter().chain(fusions.into_iter().take(CANDIDATES)) {

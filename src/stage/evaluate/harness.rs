@@ -5,15 +5,21 @@
 //! filter: `none` is the base, or the only column, and an adapter's name is that adapter. What would differ from run to
 //! run (date, times) is left out.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 
 use super::accuracy::{Accuracy, weighted};
 use super::items::Items;
 use super::{EvalOptions, EvalReport, Prediction};
-use crate::checkpoint::digest;
-use crate::data::lines;
+use crate::checkpoint::digest::{self, HashedFile, Hasher};
 use crate::data::lm_eval::{self, Part, Suite, VERSION};
+use crate::error::Result;
 use crate::tensor::DType;
+
+/// The file that holds the accuracies.
+pub const RESULTS: &str = "results.json";
 
 /// The items of one part that were scored.
 struct Scored<'a> {
@@ -26,17 +32,6 @@ struct Scored<'a> {
 struct Scores<'a> {
     suite: &'a Suite,
     parts: Vec<Scored<'a>>,
-}
-
-/// A task's answers in full.
-#[derive(Debug, PartialEq)]
-pub struct Samples {
-    /// The harness's task name.
-    pub task: String,
-    /// A JSON line for each column and item.
-    pub lines: String,
-    /// SHA-256 over the items' hashes.
-    hash: String,
 }
 
 /// What a column is called as a filter.
@@ -66,17 +61,23 @@ fn scores<'a>(suites: &'a [Suite], items: &Items) -> Vec<Scores<'a>> {
         .collect()
 }
 
-/// `results.json` and the samples of every task.
+/// Writes `results.json` and the samples of every task into the folder `dir`; gives the SHA-256 of each file by name.
 pub fn write(
+    dir: &Path,
     report: &EvalReport,
     items: &Items,
     options: &EvalOptions,
     precision: DType,
-) -> (Value, Vec<Samples>) {
+) -> Result<BTreeMap<String, String>> {
     let suites = lm_eval::suites(&items.tasks);
     let all = scores(&suites, items);
-    let samples: Vec<Samples> =
-        all.iter().flat_map(|s| &s.parts).map(|scored| samples(scored, report, items)).collect();
+    let (mut files, mut hashes) = (BTreeMap::new(), Map::new());
+    for scored in all.iter().flat_map(|s| &s.parts) {
+        let name = format!("samples_{}.jsonl", scored.part.name);
+        let (file, task) = scored.write(&dir.join(&name), report, items)?;
+        files.insert(name, file);
+        hashes.insert(scored.part.name.clone(), task.into());
+    }
     let mut results = Results::default();
     for scores in &all {
         results.suite(scores, report, options.shots);
@@ -84,8 +85,6 @@ pub fn write(
     if let Some(text) = report.text.first() {
         results.text(options, report, text.windows);
     }
-    let hashes: Map<String, Value> =
-        samples.iter().map(|s| (s.task.clone(), s.hash.clone().into())).collect();
     let model = options.model.file_name().map(|name| name.to_string_lossy().into_owned());
     let adapters: Map<String, Value> = (0..report.columns.len())
         .map(|c| (filter(report, c).to_string(), report.columns[c].clone().into()))
@@ -107,7 +106,8 @@ pub fn write(
     file.insert("model_source".into(), "anabranch".into());
     file.insert("model_name".into(), model.into());
     file.insert("anabranch_version".into(), env!("CARGO_PKG_VERSION").into());
-    (file.into(), samples)
+    files.insert(RESULTS.into(), digest::write_json(&dir.join(RESULTS), &file)?);
+    Ok(files)
 }
 
 /// The tables of `results.json`, by task.
@@ -207,52 +207,60 @@ fn metrics(name: &str, report: &EvalReport, by_column: &[Accuracy]) -> Value {
     metrics
 }
 
-/// The samples of one part, column by column; hashes are the harness's own. Whether an option is the likeliest of all
-/// tokens is not computed: null.
-fn samples(scored: &Scored, report: &EvalReport, items: &Items) -> Samples {
-    let (mut objects, mut hashes) = (Vec::new(), String::new());
-    for column in 0..report.columns.len() {
-        for &(place, tree) in &scored.trees {
-            let (task, item) = items.places[tree];
-            let (doc, prompt) = (items.tasks[task].items[item].document(), &items.prompts[tree]);
-            let answer = answer(report, tree, column);
-            let pretty = serde_json::to_string_pretty(&doc).unwrap_or_default();
-            let [doc_hash, prompt_hash, target_hash] = [&pretty, &prompt.context, &answer.gold.to_string()]
-                .map(|text| digest::sha256(text.as_bytes()));
-            hashes.extend([doc_hash.as_str(), &prompt_hash, &target_hash]);
-            let arguments: Map<String, Value> = prompt
-                .continuations
-                .iter()
-                .enumerate()
-                .map(|(n, option)| {
-                    (format!("gen_args_{n}"), json!({"arg_0": prompt.context, "arg_1": option}))
-                })
-                .collect();
-            let response = |x: &f64| json!([x.to_string(), null]);
-            let sample = json!({
-                "doc_id": place,
-                "doc": doc,
-                "target": answer.gold.to_string(),
-                "arguments": arguments,
-                "resps": answer.logprobs.iter().map(|x| json!([response(x)])).collect::<Vec<_>>(),
-                "filtered_resps": answer.logprobs.iter().map(response).collect::<Vec<_>>(),
-                "filter": filter(report, column),
-                "metrics": ["acc"],
-                "doc_hash": doc_hash,
-                "prompt_hash": prompt_hash,
-                "target_hash": target_hash,
-                "acc": if answer.predicted == answer.gold { 1.0 } else { 0.0 },
-            });
-            if let Value::Object(map) = sample {
-                objects.push(map);
+/// The harness's hashes of an item: of its document, its prompt and its target, whatever the column.
+type ItemHashes = [String; 3];
+
+impl Scored<'_> {
+    /// Writes the samples, column by column and one at a time, to the file at `path`; gives its SHA-256 and the harness's
+    /// hash of the task, which is of the hashes of every sample.
+    fn write(&self, path: &Path, report: &EvalReport, items: &Items) -> Result<(String, String)> {
+        let hashes: Vec<ItemHashes> = self.trees.iter().map(|&(_, tree)| item_hashes(items, tree)).collect();
+        let (mut file, mut task) = (HashedFile::create(path)?, Hasher::default());
+        for column in 0..report.columns.len() {
+            for (&at, hashes) in self.trees.iter().zip(&hashes) {
+                let line = format!("{}\n", sample(column, at, hashes, report, items));
+                file.put(line.as_bytes())?;
+                hashes.iter().for_each(|hash| task.update(hash.as_bytes()));
             }
         }
+        Ok((file.finish()?, task.finish()))
     }
-    Samples {
-        task: scored.part.name.clone(),
-        lines: lines::of_objects(objects),
-        hash: digest::sha256(hashes.as_bytes()),
-    }
+}
+
+fn item_hashes(items: &Items, tree: usize) -> ItemHashes {
+    let (item, prompt) = (items.item(tree), &items.prompts[tree]);
+    let pretty = serde_json::to_string_pretty(&item.document()).unwrap_or_default();
+    [&pretty, &prompt.context, &item.gold.to_string()].map(|text| digest::sha256(text.as_bytes()))
+}
+
+/// What a column answered to the item at a place in its part. Whether an option is the likeliest of all tokens is not
+/// computed: null.
+fn sample(
+    column: usize,
+    (place, tree): (usize, usize),
+    [doc_hash, prompt_hash, target_hash]: &ItemHashes,
+    report: &EvalReport,
+    items: &Items,
+) -> Value {
+    let (prompt, answer) = (&items.prompts[tree], answer(report, tree, column));
+    let argument = |option: &String| json!({"arg_0": prompt.context, "arg_1": option});
+    let named = |(n, option): (usize, &String)| (format!("gen_args_{n}"), argument(option));
+    let arguments: Map<String, Value> = prompt.continuations.iter().enumerate().map(named).collect();
+    let response = |x: &f64| json!([x.to_string(), null]);
+    json!({
+        "doc_id": place,
+        "doc": items.item(tree).document(),
+        "target": answer.gold.to_string(),
+        "arguments": arguments,
+        "resps": answer.logprobs.iter().map(|x| json!([response(x)])).collect::<Vec<_>>(),
+        "filtered_resps": answer.logprobs.iter().map(response).collect::<Vec<_>>(),
+        "filter": filter(report, column),
+        "metrics": ["acc"],
+        "doc_hash": doc_hash,
+        "prompt_hash": prompt_hash,
+        "target_hash": target_hash,
+        "acc": if answer.predicted == answer.gold { 1.0 } else { 0.0 },
+    })
 }
 
 #[cfg(test)]
@@ -290,10 +298,32 @@ mod tests {
         (report, items)
     }
 
+    /// `results.json` and the samples of each task, as they were written.
+    fn written(
+        report: &EvalReport,
+        items: &Items,
+        options: &EvalOptions,
+        precision: DType,
+    ) -> (Value, Vec<(String, Vec<Value>)>) {
+        let dir = tempfile::tempdir().unwrap();
+        let files = write(dir.path(), report, items, options, precision).unwrap();
+        let text = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        let names = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name());
+        assert_eq!(names.count(), files.len());
+        for (name, hash) in &files {
+            assert_eq!(*hash, digest::sha256(text(name).as_bytes()), "{name}");
+        }
+        let lines = |name: &String| -> Vec<Value> {
+            text(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        };
+        let samples = files.keys().filter(|name| *name != RESULTS).map(|name| (name.clone(), lines(name)));
+        (serde_json::from_str(&text(RESULTS)).unwrap(), samples.collect())
+    }
+
     #[test]
     fn a_group_of_subjects_with_a_filter_for_each_column() {
         let (report, items) = evaluated();
-        let (file, samples) = write(&report, &items, &EvalOptions::default(), DType::F32);
+        let (file, samples) = written(&report, &items, &EvalOptions::default(), DType::F32);
         let own = &file["results"]["t_s"];
         assert_eq!(
             (&own["acc,none"], &own["acc,fused"], &own["sample_len"]),
@@ -309,10 +339,9 @@ mod tests {
         assert_eq!(file["higher_is_better"]["t"], json!({"acc": true}));
         assert_eq!((&file["n-shot"]["t_s"], &file["versions"]["t"]), (&json!(0), &json!(1.0)));
 
-        let names: Vec<&str> = samples.iter().map(|s| s.task.as_str()).collect();
-        assert_eq!(names, ["t_r", "t_s"]);
-        let lines: Vec<Value> =
-            samples[1].lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let names: Vec<&str> = samples.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["samples_t_r.jsonl", "samples_t_s.jsonl"]);
+        let lines = &samples[1].1;
         let place =
             |v: &Value| (v["filter"].as_str().unwrap().to_string(), v["doc_id"].clone(), v["acc"].clone());
         let places: Vec<_> = lines.iter().map(place).collect();
@@ -322,13 +351,19 @@ mod tests {
         assert_eq!(lines[0]["filtered_resps"][2], json!(["-2", null]));
         assert_eq!(lines[0]["arguments"]["gen_args_3"]["arg_1"], " D");
         assert_eq!(lines[0]["target_hash"], digest::sha256(b"1"));
+        // The harness hashes the hashes of all samples, one behind another.
+        let hashes = |line: &Value| ["doc_hash", "prompt_hash", "target_hash"].map(|h| line[h].clone());
+        assert_eq!(hashes(&lines[0]), hashes(&lines[2]));
+        let all: String =
+            lines.iter().flat_map(hashes).map(|hash| hash.as_str().unwrap().to_string()).collect();
+        assert_eq!(file["task_hashes"]["t_s"], digest::sha256(all.as_bytes()));
     }
 
     #[test]
     fn documents_hash_as_python_prints_them() {
         let (report, items) = evaluated();
-        let (_, samples) = write(&report, &items, &EvalOptions::default(), DType::F32);
-        let line: Value = serde_json::from_str(samples[0].lines.lines().next().unwrap()).unwrap();
+        let (_, samples) = written(&report, &items, &EvalOptions::default(), DType::F32);
+        let line = &samples[0].1[0];
         // json.dumps(doc, indent=2, ensure_ascii=False)
         let doc = "{\n  \"id\": \"3\",\n  \"subject\": \"r\",\n  \"question\": \"é\",\n  \"choices\": [\n    \"a\",\n    \"b\",\n    \"c\",\n    \"d\"\n  ],\n  \"answer\": 1\n}";
         assert_eq!(line["doc_hash"], digest::sha256(doc.as_bytes()));
@@ -341,7 +376,7 @@ mod tests {
         let (mut report, items) = evaluated();
         report.columns = vec![Some("fused".into())];
         report.predictions.retain(|p| p.adapter.is_some());
-        let (file, _) = write(&report, &items, &EvalOptions::default(), DType::F32);
+        let (file, _) = written(&report, &items, &EvalOptions::default(), DType::F32);
         assert_eq!(file["results"]["t_s"]["acc,none"], json!(0.5));
         assert_eq!(file["config"]["model_args"]["peft"], json!({"none": "fused"}));
     }
@@ -352,7 +387,7 @@ mod tests {
         let report = EvalReport { columns: vec![None], text: vec![score], ..EvalReport::default() };
         let items = Items::load(&[], &fixture::tokenizer(true, &[]), None, 9).unwrap();
         let options = EvalOptions { text: Some("d/story.txt".into()), ..EvalOptions::default() };
-        let (file, samples) = write(&report, &items, &options, DType::BF16);
+        let (file, samples) = written(&report, &items, &options, DType::BF16);
         assert_eq!(file["results"]["story"]["perplexity,none"], json!(2.5));
         assert_eq!(
             (file["higher_is_better"]["story"]["perplexity"].as_bool(), samples),

@@ -11,7 +11,7 @@ use crate::data::prefix_tree::{PrefixTree, Unfit};
 use crate::data::tasks::{self, Form, Item, Task};
 use crate::data::template::{self, Prompt};
 use crate::data::tokenizer::Tokenizer;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, most_alike};
 
 /// Where worked examples come from.
 #[derive(Clone, Copy, Debug)]
@@ -129,8 +129,8 @@ impl Items {
             return Err(Error::Usage(format!("--show {id}: the item of {} {}", unfit.task, unfit.why)));
         }
         let ids = self.tasks.iter().flat_map(|t| &t.items).map(|i| i.id.as_str());
-        let near = ids.map(|i| (strsim::jaro_winkler(i, id), i)).max_by(|a, b| a.0.total_cmp(&b.0));
-        let hint = near.map_or_else(String::new, |(_, nearest)| format!(", the nearest is {nearest}"));
+        let hint = most_alike(id, ids)
+            .map_or_else(String::new, |(_, nearest)| format!(", the nearest is {nearest}"));
         Err(Error::Usage(format!("--show {id}: no item of the tasks has this id{hint}")))
     }
 

@@ -14,6 +14,7 @@ use self::text::TextScore;
 use self::write::Outputs;
 use super::adapters::load_adapters;
 use super::common::{Common, blame};
+use super::generate::Decoder;
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::data::documents::Document;
@@ -230,7 +231,6 @@ fn evaluate<B: Backend, T: Real>(
     }
     let shown = options.show.as_ref().map_or_else(Vec::new, |id| items.named(id));
     let contexts: Vec<&[u32]> = shown.iter().map(|&n| items.context(n)).collect();
-    // Before the evaluation, so that what does not fit the memory is said at once.
     let greedy = stacked.greedy::<T>(&contexts, &tokenizer, common).map_err(blame(&checkpoint))?;
     let scores =
         stacked.score::<T>(&items.trees, options.batch_tokens, common).map_err(blame(&checkpoint))?;
@@ -272,8 +272,21 @@ impl<B: Backend> Read<B> {
         Ok(Read { checkpoint, tokenizer, columns, windows, items, adapters })
     }
 
-    /// What evaluating it holds in memory.
+    /// What evaluating it holds in memory: the larger of scoring everything and of writing what is shown, which comes
+    /// before it.
     fn plan<T: Real>(&self, backend: &B, options: &EvalOptions) -> Result<Plan> {
+        let mut plan = self.scoring::<T>(backend, options)?;
+        for n in options.show.iter().flat_map(|id| self.items.named(id)) {
+            let tokens = show::tokens(self.items.context(n), self.checkpoint.config());
+            let shown = Decoder::<B, T>::plan(backend, &self.adapters, &self.checkpoint, tokens)?;
+            if shown.total() > plan.total() {
+                plan = shown;
+            }
+        }
+        Ok(plan)
+    }
+
+    fn scoring<T: Real>(&self, backend: &B, options: &EvalOptions) -> Result<Plan> {
         let copies = self.columns.len();
         let extent = match options.text {
             Some(_) => {

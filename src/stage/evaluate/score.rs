@@ -76,10 +76,10 @@ impl<'a, B: Backend> Columns<'a, B> {
         self.adapters.layouts.len()
     }
 
-    /// Buffers for batches of at most `extent`, if they fit the memory limit.
-    pub fn session<T: Real>(&self, extent: Extent, common: &Common) -> Result<Session<B, T>> {
+    /// Buffers for batches of at most `extent`.
+    pub fn session<T: Real>(&self, extent: Extent) -> Result<Session<B, T>> {
         let (tables, size) = extent.room(self.checkpoint, self.count(), self.adapters.ranks())?;
-        Session::within(self.backend, self.model, self.adapters, tables, size, common.memory_limit)
+        Session::new(self.backend, self.model, tables, size)
     }
 
     /// Log-probabilities of the options of each of `trees`: by tree, column and option.
@@ -95,7 +95,7 @@ impl<'a, B: Backend> Columns<'a, B> {
         let copies = self.count();
         let batches = batches(trees, copies, batch_tokens, self.checkpoint.config());
         let Some(extent) = Extent::of(trees, &batches, copies) else { return Ok(Vec::new()) };
-        let mut session = self.session(extent, common)?;
+        let mut session = self.session(extent)?;
         self.score_in::<T>(&mut session, trees, &batches, common)
     }
 

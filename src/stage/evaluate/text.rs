@@ -106,7 +106,7 @@ impl<B: Backend> Columns<'_, B> {
         let batches = batches(windows, copies, batch_tokens);
         let extent = extent(&batches, copies);
         self.model.config.check_length(extent.longest)?;
-        let mut session: Session<B, T> = self.session(extent, common)?;
+        let mut session: Session<B, T> = self.session(extent)?;
         let layouts = self.adapters.layouts();
         let stack = Stack { params: &self.adapters.params, layouts: &layouts };
         let bar = common.progress.bar("evaluate", batches.len() as u64);

@@ -1,9 +1,8 @@
 //! What an evaluation leaves behind: a file of predictions, a folder with results.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::harness::{self, Samples};
+use super::harness;
 use super::items::Items;
 use super::{EvalOptions, EvalReport, Prediction};
 use crate::checkpoint::output::{Begun, Output};
@@ -19,8 +18,6 @@ use crate::tensor::DType;
 pub const PREDICTIONS: &str = "predictions.jsonl";
 /// The file in the folder that holds the report.
 pub const REPORT: &str = "report.json";
-/// The file in the folder that holds the accuracies in lm-evaluation-harness's shape.
-pub const RESULTS: &str = "results.json";
 
 /// The outputs of a run, begun before any work so that a refusal costs nothing.
 #[derive(Debug)]
@@ -60,15 +57,8 @@ impl Outputs {
             file.finish()?;
         }
         if let Some(folder) = self.folder {
-            let mut known = BTreeMap::new();
+            let mut known = harness::write(folder.dir(), report, items, options, precision)?;
             known.insert(REPORT.to_string(), digest::write_json(&folder.dir().join(REPORT), report)?);
-            let (results, samples) = harness::write(report, items, options, precision);
-            known.insert(RESULTS.to_string(), digest::write_json(&folder.dir().join(RESULTS), &results)?);
-            for Samples { task, lines, .. } in samples {
-                let name = format!("samples_{task}.jsonl");
-                let hash = digest::write_file(&folder.dir().join(&name), lines.as_bytes())?;
-                known.insert(name, hash);
-            }
             if !report.predictions.is_empty() {
                 let path = folder.dir().join(PREDICTIONS);
                 known.insert(PREDICTIONS.into(), lines::write(&path, &report.predictions)?);
@@ -132,7 +122,7 @@ mod tests {
         assert_eq!(text, std::fs::read_to_string(dir.path().join("out").join(PREDICTIONS)).unwrap());
         assert!(Provenance::verify(&dir.path().join("out")).is_ok());
         assert_eq!(read(&dir.path().join("out")).unwrap().columns, report.columns);
-        assert!(dir.path().join("out").join(RESULTS).exists());
+        assert!(dir.path().join("out").join(harness::RESULTS).exists());
 
         assert!(begin(&Common::default()).is_err());
         let force = Common { force: true, ..Common::default() };

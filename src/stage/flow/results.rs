@@ -100,6 +100,25 @@ impl Sweep {
         heads.into_iter().map(line).collect()
     }
 
+    /// Which edges were left out of which fusions, and why: a sentence for each edge, set and reason.
+    pub fn left_out(&self) -> Vec<String> {
+        let mut groups: Vec<(&LeftOut, &[String], Vec<&str>)> = Vec::new();
+        for fusion in &self.fusions {
+            for left in &fusion.left_out {
+                match groups.iter_mut().find(|(same, set, _)| *same == left && *set == fusion.edges) {
+                    Some((_, _, names)) => names.push(&fusion.name),
+                    None => groups.push((left, &fusion.edges, vec![&fusion.name])),
+                }
+            }
+        }
+        let ratio = self.ratio.map(|r| format!(" at ratio {r}")).unwrap_or_default();
+        let told = |(left, set, names): (&LeftOut, &[String], Vec<&str>)| {
+            let (edge, set, names) = (&left.edge, set.join(" + "), names.join(", "));
+            format!("{edge} was left out of {set}{ratio} fused by {names}: {}.", left.why)
+        };
+        groups.into_iter().map(told).collect()
+    }
+
     /// c̄ before and after a fusion's resolution, as its certificate says; empty for anything else.
     fn conflict(&self, set: &[String], kind: Kind, name: &str) -> String {
         let of = |f: &&FusionResult| kind == Kind::Fusion && f.edges == set && f.name == name;
@@ -163,8 +182,30 @@ pub struct FusionResult {
     pub edges: Vec<String>,
     /// Method and resolution.
     pub name: String,
+    /// The edges among them whose adapters were not fused.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
     /// `fuse`'s report.
     pub report: Value,
+}
+
+impl FusionResult {
+    /// Of `fuse`'s report on the adapters of these edges, in their order.
+    pub fn new(edges: Vec<String>, name: String, report: Value) -> FusionResult {
+        let why = |n: usize| report.pointer(&format!("/admission/adapters/{n}/rejected"))?.as_str();
+        let one = |(n, edge): (usize, &String)| Some(LeftOut { edge: edge.clone(), why: why(n)?.into() });
+        let left_out = edges.iter().enumerate().filter_map(one).collect();
+        FusionResult { edges, name, left_out, report }
+    }
+}
+
+/// An edge whose adapter has no part in a fusion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The edge.
+    pub edge: String,
+    /// Why.
+    pub why: String,
 }
 
 /// One task, with a column for each adapter that was evaluated on it.
@@ -211,4 +252,59 @@ pub struct Column {
     pub accuracy: Option<f64>,
     /// `√(p(1−p)/(n−1))`; none below two items.
     pub standard_error: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::checkpoint::manifest::Occasion;
+    use crate::stage::admit::{Admission, Candidate};
+    use crate::stage::trust::Admitted;
+
+    /// A fusion of `a` and `b`, with why each was left out.
+    fn fusion(name: &str, rejected: [Option<&str>; 2]) -> FusionResult {
+        let candidate = |why: Option<&str>| Candidate {
+            path: "adapter".into(),
+            norm: 1.0,
+            from: Admitted { signer: None, edge: None, occasion: Occasion::default(), files: 0 },
+            rejected: why.map(String::from),
+        };
+        let admission = Admission { adapters: rejected.map(candidate).to_vec(), outliers: Vec::new() };
+        FusionResult::new(vec!["a".into(), "b".into()], name.into(), json!({"admission": admission}))
+    }
+
+    #[test]
+    fn edges_that_were_left_out_are_named() {
+        let why = "its update has norm 9";
+        let all = [
+            fusion("mean", [None, Some(why)]),
+            fusion("tsv", [None, None]),
+            fusion("fedavg", [None, Some(why)]),
+            fusion("far", [Some("another reason"), None]),
+        ];
+        let left = |edge: &str, why: &str| LeftOut { edge: edge.into(), why: why.into() };
+        assert_eq!(all[0].left_out, [left("b", why)]);
+        assert!(all[1].left_out.is_empty());
+        let sweep = Sweep {
+            ratio: Some(0.6),
+            edges: vec![],
+            joints: vec![],
+            conflicts: vec![],
+            fusions: all.to_vec(),
+            tasks: vec![],
+        };
+        assert_eq!(
+            sweep.left_out(),
+            [
+                "b was left out of a + b at ratio 0.6 fused by mean, fedavg: its update has norm 9.",
+                "a was left out of a + b at ratio 0.6 fused by far: another reason.",
+            ]
+        );
+        // A file of an earlier version names nobody.
+        let mut old = serde_json::to_value(&all[0]).unwrap();
+        old.as_object_mut().unwrap().remove("left_out");
+        assert!(serde_json::from_value::<FusionResult>(old).unwrap().left_out.is_empty());
+    }
 }

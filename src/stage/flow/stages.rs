@@ -58,7 +58,7 @@ pub fn run<B: Backend, T: Real>(backend: &B, flow: &Flow, common: &Common) -> Re
     for ratio in flow.sweeps() {
         sweeps.push(run.sweep::<T>(ratio)?);
     }
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = sweeps.iter().flat_map(Sweep::left_out).collect();
     if flow.joint == Joint::First && flow.sets().len() > 1 {
         notes.push(format!(
             "The joint adapter, the upper bound, is shown for one of {} sets of edges: each takes as long as two edges.",
@@ -208,11 +208,8 @@ impl<B: Backend> Runner<'_, B> {
         let mut fusions = Vec::with_capacity(flow.fusions.len());
         for fusion in &flow.fusions {
             let done = self.fuse(&place, fusion, &candidates)?;
-            fusions.push(FusionResult {
-                edges: flow.names(&fusion.edges),
-                name: fusion.name.clone(),
-                report: done.report.clone(),
-            });
+            let (edges, report) = (flow.names(&fusion.edges), done.report.clone());
+            fusions.push(FusionResult::new(edges, fusion.name.clone(), report));
             candidates.push(Candidate {
                 kind: Kind::Fusion,
                 name: fusion.name.clone(),

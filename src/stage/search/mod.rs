@@ -194,3 +194,135 @@ fn check(options: &SearchOptions) -> Result<()> {
     }
     check_prompts(options.shots, options.shots_from.as_deref(), options.batch_tokens)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::adapter_config::AdapterConfig;
+    use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
+    use crate::checkpoint::checkpoint::tests::write;
+    use crate::checkpoint::module::{Module, Target};
+    use crate::checkpoint::provenance::Provenance;
+    use crate::cpu::Cpu;
+    use crate::data::fixture;
+    use crate::fuse::Recipe;
+    use crate::fuse::options::Method;
+    use crate::fuse::weights::Weights;
+    use crate::stage::admit::Screen;
+    use crate::stage::fuse::Profile;
+    use crate::stage::trust::TrustOptions;
+    use crate::tensor::DType;
+
+    /// A miniature model in `dir`, two adapters of it, a task of two items, and how to search on them.
+    fn miniature(dir: &Path) -> SearchOptions {
+        let config = write(dir, serde_json::json!({"vocab_size": 11}), DType::F32, 1 << 30, "");
+        std::fs::write(dir.join("tokenizer.json"), fixture::tokenizer_json(true)).unwrap();
+        let adapters = [0.5f32, -0.25].map(|size| {
+            let folder = dir.join(format!("adapter {size}"));
+            std::fs::create_dir(&folder).unwrap();
+            let spec = |module: Module| PairSpec {
+                module,
+                rank: 1,
+                dims: config.dims(module.target, module.layer),
+                dtypes: (DType::F32, DType::F32),
+            };
+            let specs: Vec<PairSpec> = config.modules().map(spec).collect();
+            let portable = AdapterConfig::portable(1, &Target::ALL, None);
+            let mut writer = AdapterWriter::create(&folder, portable, specs.clone()).unwrap();
+            for PairSpec { module, dims, .. } in specs {
+                writer.write_f32(module, &vec![size; dims.1], &vec![0.5; dims.0]).unwrap();
+            }
+            writer.finish(None, Provenance::new("test")).unwrap();
+            folder
+        });
+        let task = dir.join("t.jsonl");
+        let item = |n: usize| format!(r#"{{"prompt": "a b", "continuations": [" c", " d"], "answer": {n}}}"#);
+        std::fs::write(&task, [item(0), item(1)].join("\n")).unwrap();
+        let mean = Fusion::new(Method::Mean, None).unwrap();
+        SearchOptions {
+            fuse: FuseOptions {
+                adapters: adapters.to_vec(),
+                recipe: Recipe { resolve: None, fusion: mean },
+                weights: Weights::Uniform,
+                grams: Vec::new(),
+                allow_missing: false,
+                dtype: DType::F32,
+                profile: Profile::default(),
+                out: None,
+                model: None,
+                merged: None,
+                layers: None,
+                screen: Screen::default(),
+                trust: TrustOptions::default(),
+            },
+            fusions: vec![mean, Fusion::new(Method::TaskArithmetic, None).unwrap()],
+            resolves: vec![None],
+            weights: Vec::new(),
+            max_candidates: 100,
+            model: dir.to_path_buf(),
+            tasks: vec![task],
+            test: Vec::new(),
+            shots: 0,
+            shots_from: None,
+            batch_tokens: 64,
+            required: Vec::new(),
+            level: 0.05,
+            out: dir.join("out"),
+        }
+    }
+
+    #[test]
+    fn a_fusion_that_fails_is_told_and_the_others_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (backend, common) = (Cpu::new(1).unwrap(), Common::default());
+        let run = |options: &SearchOptions, common: &Common| run::<Cpu, f32>(&backend, options, common);
+        // Task arithmetic takes weights as they are: its factors are beyond f32.
+        let huge = WeightChoice::One(Weights::List(vec![1e60, 1e60]));
+        let options = SearchOptions {
+            weights: vec![huge.clone(), WeightChoice::One(Weights::Uniform)],
+            ..miniature(dir.path())
+        };
+        let search = run(&options, &common).unwrap().search;
+        let failed: Vec<(&str, &str)> = search.failed().collect();
+        let [(name, why)] = failed[..] else { panic!("{failed:?}") };
+        assert!(name.starts_with("task-arithmetic 1000"), "{name}");
+        assert!(why.contains("is no number, or too large for F32"), "{why}");
+        let rows = &search.table.rows;
+        let row = rows.iter().position(|row| row.failed.is_some()).unwrap();
+        assert_eq!((search.candidates(), rows.len(), rows[row].to_best), (2, 6, None));
+        assert!(search.best != row && search.refused.is_empty(), "{search:?}");
+        assert!(rows.iter().all(|r| r.failed.is_some() || r.tasks.len() == 1));
+
+        // The journal keeps it: what is read there is not tried again.
+        let resume = Common { resume: true, ..Common::default() };
+        let again = SearchOptions { out: dir.path().join("again"), ..options.clone() };
+        let ready = Ready::new(&again, &common).unwrap();
+        let print = ready.fingerprint::<f32>(&common).unwrap();
+        let Begun::Work(mut output) = Output::begin(&again.out, "search", &print, common.output()).unwrap()
+        else {
+            panic!("it was not begun");
+        };
+        let (_, journal) = ready.search::<Cpu, f32>(&backend, output.dir(), &common).unwrap();
+        drop(journal);
+        let file = output.dir().join(".scores.jsonl");
+        output.keep();
+        drop(output);
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(r#""failed":""#), "{text}");
+        std::fs::write(&file, text.replace("too large for F32", "told by the journal")).unwrap();
+        let resumed = run(&again, &resume).unwrap().search;
+        assert!(resumed.failed().all(|(_, why)| why.contains("told by the journal")));
+        assert_eq!((resumed.best, resumed.failed().count()), (search.best, 1));
+
+        let alone = SearchOptions {
+            fusions: options.fusions[1..].to_vec(),
+            weights: vec![huge],
+            out: dir.path().join("alone"),
+            ..options
+        };
+        let err = run(&alone, &common).unwrap_err();
+        assert!(matches!(err, Error::Numeric(_)), "{err}");
+        assert!(err.to_string().contains("all 1 fusions failed; task-arithmetic 1000"), "{err}");
+        assert!(!alone.out.exists());
+    }
+}

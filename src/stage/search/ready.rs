@@ -82,10 +82,7 @@ impl<'a> Ready<'a> {
         inputs.adapters.iter().try_for_each(|a| adapters::check_model(a, &checkpoint))?;
         let with_grams = match fuse.grams.is_empty() {
             true => None,
-            false => {
-                let again = Inputs::open(&fuse.adapters, fuse.allow_missing, common.open_options())?;
-                Some(Arc::new(again.with_grams(&fuse.grams, common.open_options())?))
-            }
+            false => Some(Arc::new(inputs.with_grams(&fuse.grams, common.open_options())?)),
         };
         let kept = admission.kept();
         let mut weights = options.weights.clone();
@@ -229,6 +226,7 @@ impl<'a> Ready<'a> {
             "search".into(),
             json!({
                 "candidates": self.candidates.len(),
+                "failed": search.failed().count(),
                 "methods": o.fusions.iter().map(|f| f.method.word()).collect::<Vec<_>>(),
                 "resolve": o.resolves.iter().map(|r| r.map_or("none", |_| "lora-cr")).collect::<Vec<_>>(),
                 "weights": o.weights.iter().map(WeightChoice::to_string).collect::<Vec<_>>(),

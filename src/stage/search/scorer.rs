@@ -71,6 +71,11 @@ impl Answers {
         self.0.iter().map(|(right, _)| *right).collect()
     }
 
+    /// Items that were answered rightly.
+    pub fn correct(&self) -> usize {
+        self.0.iter().filter(|(right, _)| *right).count()
+    }
+
     /// Of the items of each task.
     pub fn accuracies(&self, items: &Items) -> Vec<Accuracy> {
         let own = |task: usize| self.0.iter().zip(&items.places).filter(move |(_, place)| place.0 == task);
@@ -95,6 +100,26 @@ impl TryFrom<String> for Answers {
             None => Err(format!("{c:?} is no answer, expected 0 to 3")),
         };
         text.chars().map(answer).collect::<Result<_, _>>().map(Answers)
+    }
+}
+
+/// What scoring a row came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Outcome {
+    /// It answered.
+    Answers(Answers),
+    /// It is a fusion, and its arithmetic gave nothing that can be used: why.
+    Failed(String),
+}
+
+impl Outcome {
+    /// None of a fusion that failed.
+    pub fn answers(&self) -> Option<&Answers> {
+        match self {
+            Outcome::Answers(answers) => Some(answers),
+            Outcome::Failed(_) => None,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::candidates::Candidate;
-use super::scorer::{Answers, Questions};
+use super::scorer::{Answers, Outcome, Questions};
 use crate::error::Error;
 use crate::fuse::Recipe;
 use crate::fuse::weights::Weights;
@@ -72,9 +72,13 @@ pub struct Row {
     pub weights: Option<Weights>,
     /// The rank of the adapter; the largest where it differs by module.
     pub rank: Option<usize>,
+    /// Why it is a fusion that could not be scored, where it is one: what went wrong in its arithmetic. It is never the
+    /// best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
     /// All tasks together, each counted by its size.
     pub overall: Accuracy,
-    /// Each task.
+    /// Each task; none of a fusion that failed.
     pub tasks: Vec<Accuracy>,
     /// The base first, this second; none of the base itself.
     pub to_base: Option<Paired>,
@@ -96,15 +100,22 @@ pub struct Table {
 }
 
 impl Table {
-    /// Of `answers` to `questions`, one for each of `rows`; `best` is the best fusion's row.
-    pub(super) fn new(questions: &Questions, mut rows: Vec<Row>, answers: &[Answers], best: usize) -> Table {
+    /// Of the `outcomes` of `questions`, one for each of `rows`; `best` is the best fusion's row.
+    pub(super) fn new(questions: &Questions, mut rows: Vec<Row>, outcomes: &[Outcome], best: usize) -> Table {
         let items = &questions.items;
-        let right: Vec<Vec<bool>> = answers.iter().map(Answers::right).collect();
+        let right: Vec<Option<Vec<bool>>> =
+            outcomes.iter().map(|outcome| outcome.answers().map(Answers::right)).collect();
+        let paired = |first: usize, second: usize| match (&right[first], &right[second]) {
+            (Some(a), Some(b)) if first != second => Some(Paired::of(a, b)),
+            _ => None,
+        };
         for (n, row) in rows.iter_mut().enumerate() {
-            row.tasks = answers[n].accuracies(items);
+            match &outcomes[n] {
+                Outcome::Answers(answers) => row.tasks = answers.accuracies(items),
+                Outcome::Failed(why) => row.failed = Some(why.clone()),
+            }
             row.overall = weighted(&row.tasks);
-            row.to_base = (n != 0).then(|| Paired::of(&right[0], &right[n]));
-            row.to_best = (n != best).then(|| Paired::of(&right[best], &right[n]));
+            (row.to_base, row.to_best) = (paired(0, n), paired(best, n));
         }
         Table {
             tasks: items.tasks.iter().map(|t| t.name.clone()).collect(),
@@ -116,7 +127,8 @@ impl Table {
 
     /// The first of the rows of `kind` that answer the most items rightly.
     pub fn best(&self, kind: Kind) -> Option<usize> {
-        first_best(self.rows.iter().map(|row| (row.kind == kind).then_some(row.overall.correct)))
+        let counts = |row: &Row| (row.kind == kind && row.failed.is_none()).then_some(row.overall.correct);
+        first_best(self.rows.iter().map(counts))
     }
 }
 
@@ -128,6 +140,7 @@ impl Row {
             recipe: None,
             weights: None,
             rank: None,
+            failed: None,
             overall: Accuracy::default(),
             tasks: Vec::new(),
             to_base: None,
@@ -195,9 +208,14 @@ pub struct Search {
 }
 
 impl Search {
-    /// How many fusions there were.
+    /// How many fusions were scored.
     pub fn candidates(&self) -> usize {
-        self.table.rows.iter().filter(|row| row.kind == Kind::Fusion).count()
+        self.table.rows.iter().filter(|row| row.kind == Kind::Fusion && row.failed.is_none()).count()
+    }
+
+    /// The fusions that could not be, each with the reason.
+    pub fn failed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.table.rows.iter().filter_map(|row| Some((row.name.as_str(), row.failed.as_deref()?)))
     }
 }
 
@@ -257,6 +275,15 @@ mod tests {
         assert_eq!((t.best(Kind::Fusion), t.best(Kind::Edge)), (Some(3), Some(1)));
         assert_eq!(first_best([None, Some(0), Some(0)].into_iter()), Some(1));
         assert_eq!(first_best(std::iter::empty()), None);
+    }
+
+    #[test]
+    fn what_failed_is_never_the_best() {
+        let mut t = table(&[(Kind::Base, 0), (Kind::Fusion, 0), (Kind::Fusion, 0)]);
+        t.rows[1].failed = Some("NaN".into());
+        assert_eq!(t.best(Kind::Fusion), Some(2));
+        t.rows[2].failed = Some("NaN".into());
+        assert_eq!(t.best(Kind::Fusion), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Rival;
 use super::ready::Ready;
-use super::scorer::{Answers, Questions, Scorer};
+use super::scorer::{Answers, Outcome, Questions, Scorer};
 use super::table::{self, Kind, Search, Table};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -36,39 +36,49 @@ impl Ready<'_> {
         let (scored, edges) = (rows.len(), self.edges.len());
         let held_out = self.test.as_ref().map_or(0, |_| edges + 2);
         let counts = |n: usize, line: &Line| {
-            let questions = if n < scored { Some(&self.questions) } else { self.test.as_ref() };
-            questions.is_some_and(|q| q.len() == line.answers.len())
-                && rows.get(n).is_none_or(|row| row.name == line.name)
+            let (questions, place) = match n.checked_sub(scored) {
+                None => (Some(&self.questions), n),
+                Some(place) => (self.test.as_ref(), place),
+            };
+            let whole = match &line.outcome {
+                Outcome::Answers(answers) => questions.is_some_and(|q| q.len() == answers.len()),
+                Outcome::Failed(_) => place > edges,
+            };
+            whole && rows.get(n).is_none_or(|row| row.name == line.name)
         };
         let (journal, done) = Journal::resume(&dir.join(SCORES), counts)?;
         let bar = common.progress.bar("search", (scored + held_out) as u64);
         let mut work: Work<'_, B, T> =
             Work { ready: self, backend, common, scorer: None, journal, done: done.into(), bar };
-        let answers = (0..scored)
-            .map(|n| work.answers(&rows[n].name, &self.questions, n))
+        let outcomes = (0..scored)
+            .map(|n| work.outcome(&rows[n].name, &self.questions, n))
             .collect::<Result<Vec<_>>>()?;
-        let counts: Vec<usize> =
-            answers.iter().map(|a| a.right().into_iter().filter(|right| *right).count()).collect();
-        let fusions = counts.iter().enumerate().map(|(n, count)| (n > edges).then_some(*count));
+        let counts: Vec<Option<usize>> =
+            outcomes.iter().map(|outcome| outcome.answers().map(Answers::correct)).collect();
+        let fusions = counts.iter().enumerate().map(|(n, count)| count.filter(|_| n > edges));
         let Some(best) = table::first_best(fusions) else {
-            return Err(Error::Usage("--methods names no method".into()));
+            return Err(self.nothing(&outcomes[edges + 1..]));
         };
         let equals = counts[best + 1..].iter().filter(|count| **count == counts[best]).count();
-        let table = Table::new(&self.questions, rows.clone(), &answers, best);
-        let refused = self.refusals(&table, best, &answers);
+        let table = Table::new(&self.questions, rows.clone(), &outcomes, best);
+        let mut refused = self.refusals(&table, best, &outcomes);
         let (mut test, mut repeated) = (None, 0);
         if let Some(questions) = self.test.as_ref().filter(|_| refused.is_empty()) {
             let which: Vec<usize> = (0..=edges).chain([best]).collect();
-            let answers = which
+            let outcomes = which
                 .iter()
-                .map(|&n| work.answers(&rows[n].name, questions, n))
+                .map(|&n| work.outcome(&rows[n].name, questions, n))
                 .collect::<Result<Vec<_>>>()?;
+            if let Outcome::Failed(why) = &outcomes[edges + 1] {
+                refused.push(format!("the best fusion ({}) fails on --test: {why}", rows[best].name));
+            }
             let own = which.iter().map(|&n| rows[n].clone()).collect();
-            test = Some(Table::new(questions, own, &answers, edges + 1));
+            test = Some(Table::new(questions, own, &outcomes, edges + 1));
             repeated = self.repeated(questions);
         }
         work.bar.finish_and_clear();
-        let mut notes = vec![table::selection_bias(self.candidates.len())];
+        let compared = counts[edges + 1..].iter().flatten().count();
+        let mut notes = vec![table::selection_bias(compared)];
         if repeated > 0 {
             notes.push(format!("{repeated} items of --test stand in --task too: these are not held out"));
         }
@@ -93,16 +103,27 @@ impl Ready<'_> {
     }
 
     /// Why the best candidate, in row `best`, is not to be written.
-    fn refusals(&self, table: &Table, best: usize, answers: &[Answers]) -> Vec<String> {
+    fn refusals(&self, table: &Table, best: usize, outcomes: &[Outcome]) -> Vec<String> {
+        let right = |row: usize| outcomes[row].answers().map(Answers::right);
         let one = |&rival: &Rival| {
             let row = match rival {
                 Rival::Base => 0,
                 Rival::BestEdge => table.best(Kind::Edge)?,
             };
-            let paired = Paired::of(&answers[row].right(), &answers[best].right());
+            let paired = Paired::of(&right(row)?, &right(best)?);
             table::not_better(table, best, (rival, row), self.options.level, &paired)
         };
         self.options.required.iter().filter_map(one).collect()
+    }
+
+    /// Why no fusion is the best: what scoring them came to.
+    fn nothing(&self, fusions: &[Outcome]) -> Error {
+        match (self.candidates.first(), fusions.first()) {
+            (Some((first, _)), Some(Outcome::Failed(why))) => {
+                Error::Numeric(format!("all {} fusions failed; {first}: {why}", fusions.len()))
+            }
+            _ => Error::Usage("--methods names no method".into()),
+        }
     }
 
     /// How many of the items of `questions` are asked in the tasks that choose.
@@ -116,7 +137,8 @@ impl Ready<'_> {
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
     name: String,
-    answers: Answers,
+    #[serde(flatten)]
+    outcome: Outcome,
 }
 
 /// A search that is under way.
@@ -134,23 +156,26 @@ struct Work<'a, B: Backend, T: Real> {
 
 impl<B: Backend, T: Real> Work<'_, B, T> {
     /// What row `n` answers to `questions`, as an earlier run found or as it is found now.
-    fn answers(&mut self, name: &str, questions: &Questions, n: usize) -> Result<Answers> {
+    fn outcome(&mut self, name: &str, questions: &Questions, n: usize) -> Result<Outcome> {
         self.bar.set_message(name.to_string());
-        let answers = match self.done.pop_front() {
-            Some(line) => line.answers,
+        let outcome = match self.done.pop_front() {
+            Some(line) => line.outcome,
             None => {
-                let answers = self.score(questions, n).map_err(|e| match e {
-                    Error::Interrupted(_) => Error::Interrupted(KEPT.into()),
-                    Error::Numeric(why) => Error::Numeric(format!("{name}: {why}")),
-                    other => other,
-                })?;
-                let line = Line { name: name.into(), answers };
+                let outcome = match self.score(questions, n) {
+                    Ok(answers) => Outcome::Answers(answers),
+                    // The others may be fine.
+                    Err(Error::Numeric(why)) if n > self.ready.edges.len() => Outcome::Failed(why),
+                    Err(Error::Numeric(why)) => return Err(Error::Numeric(format!("{name}: {why}"))),
+                    Err(Error::Interrupted(_)) => return Err(Error::Interrupted(KEPT.into())),
+                    Err(other) => return Err(other),
+                };
+                let line = Line { name: name.into(), outcome };
                 self.journal.append(&line)?;
-                line.answers
+                line.outcome
             }
         };
         self.bar.inc(1);
-        Ok(answers)
+        Ok(outcome)
     }
 
     fn score(&mut self, questions: &Questions, n: usize) -> Result<Answers> {
