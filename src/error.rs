@@ -92,6 +92,12 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 }
 
 impl Error {
+    /// Whether the same command may end well another time: a full disk, a device that failed and a signal pass, what
+    /// the inputs hold does not.
+    pub fn passes(&self) -> bool {
+        matches!(self, Error::Io { .. } | Error::Device(_) | Error::Interrupted(_))
+    }
+
     /// An error of the system about `path`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
         let path = path.as_ref().to_path_buf();

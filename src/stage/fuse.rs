@@ -128,8 +128,7 @@ pub fn run<B: Backend>(backend: &B, options: &FuseOptions, common: &Common) -> R
             Some(layers) => plan.write_part(backend, output.dir(), layers, whole, common),
             None => plan.write_adapter(backend, output.dir(), common),
         };
-        // What the adapters hold stays wrong; a full disk and a signal pass.
-        if matches!(written, Err(Error::Interrupted(_) | Error::Io { .. })) {
+        if written.as_ref().is_err_and(Error::passes) {
             output.keep();
         }
         report.certificate = Some(written?);

@@ -10,7 +10,7 @@ use crate::checkpoint::output_file::OutputFile;
 use crate::checkpoint::provenance::Provenance;
 use crate::checkpoint::{digest, json};
 use crate::data::lines;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::stage::common::Common;
 use crate::tensor::DType;
 
@@ -27,14 +27,26 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// Begins what `options` name; none if the run to resume is finished.
+    /// Begins what `options` name; none if the run to resume is finished. Where its end was cut short the predictions
+    /// are put in their place, from the folder.
     pub fn begin(options: &EvalOptions, precision: DType, common: &Common) -> Result<Option<Outputs>> {
         let folder = match &options.out {
             None => None,
             Some(out) => {
                 let fingerprint = digest::sha256(format!("{precision} {options:?}").as_bytes());
                 match Output::begin_anew(out, "eval", &fingerprint, common.output())? {
-                    Begun::Finished => return Ok(None),
+                    Begun::Finished => {
+                        if let Some(path) = options.predictions.as_deref().filter(|path| !path.exists()) {
+                            let file = OutputFile::begin_with(path, common.force, made_here)?;
+                            // None of a text's.
+                            let written = out.join(PREDICTIONS);
+                            if written.exists() {
+                                std::fs::copy(&written, file.path()).map_err(Error::io(&written))?;
+                            }
+                            file.finish()?;
+                        }
+                        return Ok(None);
+                    }
                     Begun::Work(output) => Some(output),
                 }
             }
@@ -52,10 +64,6 @@ impl Outputs {
         options: &EvalOptions,
         precision: DType,
     ) -> Result<()> {
-        if let Some(file) = self.predictions {
-            lines::write(file.path(), &report.predictions)?;
-            file.finish()?;
-        }
         if let Some(folder) = self.folder {
             let mut known = harness::write(folder.dir(), report, items, options, precision)?;
             known.insert(REPORT.to_string(), digest::write_json(&folder.dir().join(REPORT), report)?);
@@ -65,6 +73,10 @@ impl Outputs {
             }
             Provenance::new("eval").seal(folder.dir(), known)?;
             folder.finish()?;
+        }
+        if let Some(file) = self.predictions {
+            lines::write(file.path(), &report.predictions)?;
+            file.finish()?;
         }
         Ok(())
     }
@@ -131,6 +143,14 @@ mod tests {
         assert!(begin(&force).is_err());
         let resume = Common { resume: true, ..Common::default() };
         assert!(begin(&resume).unwrap().is_none());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "somebody's notes");
+        std::fs::remove_file(&file).unwrap();
+        assert!(begin(&resume).unwrap().is_none());
+        assert_eq!(
+            std::fs::read_to_string(&file).unwrap(),
+            text,
+            "the folder was whole and the file not there yet"
+        );
         // Of a run that was killed nothing is left in what the next one makes.
         let out = dir.path().join("out");
         std::fs::remove_file(&file).unwrap();

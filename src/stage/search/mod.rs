@@ -117,7 +117,7 @@ pub fn run<B: Backend, T: Real>(
         journal.remove()?;
         Ok((search, chosen))
     });
-    if matches!(done, Err(Error::Interrupted(_) | Error::Io { .. })) {
+    if done.as_ref().is_err_and(Error::passes) {
         output.keep();
     }
     let (search, certificate) = done?;

@@ -165,14 +165,13 @@ impl<'a> Ready<'a> {
         let (o, f) = (self.options, &self.fuse);
         let candidates: Vec<(Recipe, &Weights)> =
             self.candidates.iter().map(|(c, _)| (c.recipe, &c.weights)).collect();
-        let shots_from = o.shots_from.as_ref().map(|dir| dir.to_string_lossy());
         let asked = json!({
             "edges": self.edges,
             "candidates": candidates,
             "weights": o.weights.iter().map(WeightChoice::to_string).collect::<Vec<_>>(),
             "fuse": (f.allow_missing, f.dtype.name(), f.profile),
             "precision": T::DTYPE.name(),
-            "prompts": (o.shots, shots_from, o.batch_tokens),
+            "prompts": (o.shots, o.batch_tokens),
             "required": (&o.required, o.level),
             "tasks": (o.tasks.len(), o.test.len()),
             "seed": common.seed,
@@ -180,6 +179,13 @@ impl<'a> Ready<'a> {
         let mut hasher = Hasher::default();
         hasher.update(asked.to_string().as_bytes());
         hasher.update(self.checkpoint.fingerprint()?.as_bytes());
+        // What a fingerprint of the weights leaves out, and worked examples.
+        for name in ["config.json", "tokenizer.json"] {
+            hasher.update(digest::sha256_file(&self.checkpoint.dir().join(name))?.as_bytes());
+        }
+        for prompt in std::iter::once(&self.questions).chain(&self.test).flat_map(|q| &q.items.prompts) {
+            hasher.update(digest::sha256(prompt.context.as_bytes()).as_bytes());
+        }
         for file in o.tasks.iter().chain(&o.test) {
             hasher.update(file.file_name().unwrap_or_default().as_encoded_bytes());
             hasher.update(digest::sha256_file(file)?.as_bytes());
