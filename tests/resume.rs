@@ -61,7 +61,7 @@ fn killed_fifty_times_is_not_killed() {
     let expected = adapter(&whole);
     let config = std::fs::read(whole.join("adapter_config.json")).unwrap();
 
-    let (mut kills, mut went_on, mut starts, mut run) = (0, 0, 0, 0);
+    let (mut kills, mut went_on, mut starts, mut run) = (0, 0, 0usize, 0);
     while kills < 50 {
         run += 1;
         let out = dir.path().join(format!("killed-{run}"));
@@ -71,7 +71,7 @@ fn killed_fifty_times_is_not_killed() {
             let resume: &[&str] = if partial.exists() { &["--resume"] } else { &[] };
             went_on += i32::from(partial.join("checkpoint.safetensors").exists());
             let threads = (1 + starts / 3 % 3).to_string();
-            let child = train(&out, &[&["--threads", &threads], resume].concat()).spawn().unwrap();
+            let child = train(&out, &[&["--threads", &threads][..], resume].concat()).spawn().unwrap();
             // Steps of this start, then up to an eighth of a second: some kills fall into the start, some into the
             // writing of a checkpoint, which comes after the step's line, some into the next step and the end.
             let (until, after) =

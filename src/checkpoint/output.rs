@@ -276,12 +276,6 @@ pub enum Standing {
 
 fn standing(out: &Path, partial: &Path, options: OutputOptions) -> Result<Standing> {
     let leftover = partial.join(MARKER).exists();
-    let foreign = |why: String| {
-        Err(Error::Usage(format!(
-            "{} exists and {why}: only what this program made is ever replaced, so choose another name or move it away",
-            out.display()
-        )))
-    };
     match place::look(out)? {
         Found::Nothing | Found::Empty if leftover && options.resume => Ok(Standing::Unfinished),
         Found::Nothing | Found::Empty => Ok(Standing::New),
@@ -290,8 +284,10 @@ fn standing(out: &Path, partial: &Path, options: OutputOptions) -> Result<Standi
         Found::Ours => Err(Error::Usage(format!("{} exists: --force replaces it", out.display()))),
         // Nothing is replaced, so that what others put there is no matter.
         Found::Shared(_) if options.resume && !options.force && !leftover => Ok(Standing::Finished),
-        Found::Shared(name) => foreign(format!("has {name}, which this program did not put there")),
-        Found::Foreign(why) => foreign(why),
+        Found::Shared(why) | Found::Foreign(why) => Err(Error::Usage(format!(
+            "{} exists and {why}: only what this program made is ever replaced, so choose another name or move it away",
+            out.display()
+        ))),
     }
 }
 
@@ -390,7 +386,7 @@ fn tidy(out: &Path, old: Option<&Path>) -> Result<()> {
                 std::fs::remove_dir(old).map_err(Error::io(old))?;
             }
             Found::Nothing => {}
-            Found::Foreign(why) => {
+            Found::Shared(why) | Found::Foreign(why) => {
                 return Err(Error::file(old, format!("{why}: it is not deleted, move it away")));
             }
         }
@@ -547,6 +543,8 @@ mod tests {
             std::fs::write(out.join(name), "x").unwrap();
             let err = refused(&out, "p", FORCE);
             assert!(err.contains(&format!("has {name}, which this program did not put there")), "{err}");
+            // Nothing is replaced where the work is done.
+            assert!(matches!(Output::begin(&out, "p", "one", RESUME).unwrap(), Begun::Finished));
             std::fs::remove_file(out.join(name)).unwrap();
         }
         std::fs::write(out.join("metrics.jsonl"), "").unwrap();

@@ -86,7 +86,7 @@ pub enum Found {
     Empty,
     /// A folder that this program made.
     Ours,
-    /// A folder that this program made and others put files into; the first of these.
+    /// A folder that this program made and others put files into, and which.
     Shared(String),
     /// Anything else, and why it is taken for that.
     Foreign(String),
@@ -114,7 +114,7 @@ pub fn look(path: &Path) -> Result<Found> {
     };
     let known = |n: &str| provenance.files.contains_key(n) || provenance::NOT_HASHED.contains(&n);
     match names.into_iter().find(|n| !known(n)) {
-        Some(name) => Ok(Found::Shared(name)),
+        Some(name) => Ok(Found::Shared(format!("has {name}, which this program did not put there"))),
         None => Ok(Found::Ours),
     }
 }

@@ -15,7 +15,7 @@ pub fn lines(path: &Path) -> usize {
 pub fn wait(child: &mut Child, path: &Path, until: usize) {
     let began = Instant::now();
     while lines(path) < until && child.try_wait().unwrap().is_none() {
-        assert!(began.elapsed() < Duration::from_secs(120), "{}: line {until} never came", path.display());
+        assert!(began.elapsed() < Duration::from_secs(600), "{}: line {until} never came", path.display());
         std::thread::sleep(Duration::from_micros(200));
     }
 }

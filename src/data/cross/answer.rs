@@ -222,8 +222,7 @@ fn right(map: &Map<String, Value>, choices: &[String; 4]) -> Result<usize, Strin
     match (by_letter.or(small), by_text) {
         (Some(n), Some(m)) if n != m => Err(format!(
             "has answer {answer:?}, which is the letter of option {} and the text of option {}: expected {expected}, with options that are no letters",
-            letter(n),
-            letter(m)
+            LETTERS[n], LETTERS[m]
         )),
         (Some(n), _) | (None, Some(n)) => Ok(n),
         (None, None) => Err(instead("answer", map.get("answer"), expected)),

@@ -243,6 +243,7 @@ mod tests {
         let endpoint = Endpoint::new(&EndpointOptions {
             base_url: "http://localhost:1/v1".into(),
             model: "m".into(),
+            ca: None,
             key_env: "ANABRANCH_TEST_NO_KEY".into(),
             temperature: None,
             answer_tokens: None,

@@ -72,8 +72,7 @@ pub struct Row {
     pub weights: Option<Weights>,
     /// The rank of the adapter; the largest where it differs by module.
     pub rank: Option<usize>,
-    /// Why it is a fusion that could not be scored, where it is one: what went wrong in its arithmetic. It is never the
-    /// best.
+    /// What went wrong in the arithmetic of a fusion that could not be scored, and that is never the best.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
     /// All tasks together, each counted by its size.

@@ -257,7 +257,7 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(20));
                 stop.store(true, Ordering::Relaxed);
             });
-            run(&mut session, &input, Vec::new()).unwrap();
+            run(&mut session, &input, std::io::sink()).unwrap();
         });
     }
 
