@@ -20,17 +20,18 @@ void arrive(int id, int threads, bool wait, Site site) {
     }
     me.waits_at = site;
     me.waits_for_barrier = id;
-    race::release(&barrier);
+    if (!wait) race::release(&barrier);
     if (++barrier.arrived == barrier.expected) {
         barrier.arrived = 0;
+        unsigned waited[max_threads], count = 0;
+        if (wait) waited[count++] = me.linear;
         for (unsigned i = 0; i < w.thread_count; i++) {
             FiberThread& thread = w.threads[i];
             if (thread.state != State::at_barrier || thread.waits_for_barrier != id) continue;
-            race::acquire(&barrier, i);
+            waited[count++] = i;
             w.make_ready(thread);
         }
-        if (wait) race::acquire(&barrier, me.linear);
-        race::forget(&barrier);
+        race::join(waited, count, &barrier);
         w.may_leave();
     } else if (wait) {
         me.state = State::at_barrier;

@@ -66,7 +66,11 @@ void meet(unsigned mask, Collective kind, void* operands, Meeting work, Site sit
         return w.leave();
     }
     work(mask, here->operands);
-    if (kind == Collective::sync) race::join_warp(me.warp, mask);
+    if (kind == Collective::sync) {
+        unsigned threads[warp_size], count = 0;
+        for_lanes(mask, [&](unsigned lane) { threads[count++] = me.warp * warp_size + lane; });
+        race::join(threads, count, nullptr);
+    }
     *here = warp.pending.back();
     warp.pending.pop_back();
     for_lanes(mask & ~my_bit, [&](unsigned lane) { w.make_ready(w.threads[me.warp * warp_size + lane]); });

@@ -127,7 +127,7 @@ void wait_for_mbarrier(uint64_t* barrier, unsigned parity, Site site) {
     wait_until(has_ended, &wait, site, what_is_missing);
     // The phase that has ended is the one before the current one; before the first there is none.
     if (!b.phase) return;
-    race::acquire(&b.past[parity], current->linear);
+    race::acquire(&b.past[parity]);
     race::learn(current->linear, race::unit_of_mbarrier(b.number), uint32_t(b.phase));
 }
 

@@ -7,11 +7,12 @@ namespace emulator::race {
 #if defined(EMULATOR_RACE)
 void start_launch();
 void start_block(unsigned threads, unsigned warps);
-/// The lanes of the mask know of each other's past from here on.
-void join_warp(unsigned warp, unsigned mask);
-/// The current thread adds its past to what `object` publishes; `thread` learns it; the object starts afresh.
+/// These threads, which wait for each other, know of each other's past and of what `object` publishes from here on; it
+/// starts afresh. Nothing is published by null.
+void join(const unsigned* threads, unsigned count, const void* object);
+/// The current thread adds its past to what `object` publishes; it learns that; the object starts afresh.
 void release(const void* object);
-void acquire(const void* object, unsigned thread);
+void acquire(const void* object);
 void forget(const void* object);
 /// The current thread reads or writes memory in a twin.
 void touch(const void* pointer, size_t bytes, bool write, Site site);
@@ -35,9 +36,9 @@ void acquire_flag(const void* pointer);
 #else
 inline void start_launch() {}
 inline void start_block(unsigned, unsigned) {}
-inline void join_warp(unsigned, unsigned) {}
+inline void join(const unsigned*, unsigned, const void*) {}
 inline void release(const void*) {}
-inline void acquire(const void*, unsigned) {}
+inline void acquire(const void*) {}
 inline void forget(const void*) {}
 inline void touch(const void*, size_t, bool, Site) {}
 inline unsigned unit_of_warp(unsigned) { return 0; }

@@ -101,6 +101,8 @@ void copies() {
         const int result = launch("probe_copy_without_wait", {1, 1, 32, 4096}, out_, in_);
         if (race) caught(result, "(a copy in flight)");
         else check(!result && std::isnan(out_.read()[0]) == !strcmp(mode, "lazy"), "a missing wait shows in lazy mode");
+        check(!launch("probe_copy_past_barrier", {1, 1, 32, 4096}, out_, in_, 1), "copies that were waited for before a barrier");
+        if (race) caught(launch("probe_copy_past_barrier", {1, 1, 32, 4096}, out_, in_, 0), "(a copy in flight)");
     }
 }
 
@@ -142,6 +144,12 @@ void races() {
         caught(launch("probe_count_from", {1, 1, 64, 0}, out, 0), "race: write of byte 0");
         caught(launch("probe_flag", {2, 1, 1, 0}, out, out.pointer + 64, 1), "race: read of byte 0");
         caught(launch("probe_readers", {1, 1, 256, 4096}, out), "race: ");
+        check(!launch("probe_widths", {1, 1, 16, 4096}, out, 1, 0), "narrow reads of a wide write");
+        caught(launch("probe_widths", {1, 1, 16, 4096}, out, 0, 0), "race: ");
+        caught(launch("probe_widths", {1, 1, 16, 4096}, out, 1, 1), "race: write of shared byte 2");
+        const unsigned long long flags = out.pointer + 4 * 200;
+        check(!launch("probe_chain", {4, 1, 32, 0}, out, flags, 0), "blocks that tell each other");
+        caught(launch("probe_chain", {4, 1, 32, 0}, out, flags, 1), "of another block at probes.cu:");
     }
 }
 

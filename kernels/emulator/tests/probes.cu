@@ -111,6 +111,17 @@ extern "C" __global__ void probe_copy_without_wait(float* out, const float* in) 
 }
 KERNEL(probe_copy_without_wait)
 
+// A barrier of the block ends no copy: whoever waits for it is the thread that started it.
+extern "C" __global__ void probe_copy_past_barrier(float* out, const float* in, int waits) {
+    SHARED(Exchange, shared);
+    ptx::copy_async<4>(&shared.values[threadIdx.x], in + threadIdx.x);
+    ptx::copy_async_commit();
+    if (waits) ptx::copy_async_wait<0>();
+    __syncthreads();
+    out[threadIdx.x] = __uint_as_float(shared.values[31 - threadIdx.x]);
+}
+KERNEL(probe_copy_past_barrier)
+
 // Two groups in flight, the older one is waited for; the last bytes of a copy past its source are zero.
 extern "C" __global__ void probe_copy_groups(uint4* out, const uint4* in) {
     SHARED(Exchange, shared);
@@ -198,6 +209,34 @@ extern "C" __global__ void probe_flag(unsigned* out, unsigned* flag, int relaxed
     }
 }
 KERNEL(probe_flag)
+
+// All blocks but the last read a number, which the last replaces; each is told of the one before, the first from `first` on.
+extern "C" __global__ void probe_chain(unsigned* out, unsigned* flags, int first) {
+    const unsigned block = blockIdx.x;
+    if (int(block) > first && ptx::load_acquire(flags + block - 1) != 1) return;
+    if (block == gridDim.x - 1) {
+        if (threadIdx.x == 0) out[0] = 1;
+        return;
+    }
+    out[1 + blockDim.x * block + threadIdx.x] = out[0];
+    __syncthreads();
+    if (threadIdx.x == 0 && int(block) >= first) ptx::store_release(flags + block, 1);
+}
+KERNEL(probe_chain)
+
+// One thread writes sixteen bytes at once, the others read one of them each; then two write neighbouring places of them, or
+// one place where `same`.
+extern "C" __global__ void probe_widths(unsigned* out, int told, int same) {
+    SHARED(Exchange, shared);
+    uint4* wide = reinterpret_cast<uint4*>(shared.values);
+    if (threadIdx.x == 0) *wide = make_uint4(1, 2, 3, 4);
+    if (told) __syncthreads();
+    if (threadIdx.x > 0) out[threadIdx.x] = reinterpret_cast<const unsigned char*>(wide)[threadIdx.x - 1];
+    __syncthreads();
+    if (threadIdx.x == 1) reinterpret_cast<unsigned short*>(wide)[1] = 5;
+    if (threadIdx.x == 0) shared.values[same ? 0 : 1] = 6;
+}
+KERNEL(probe_widths)
 
 // All warps read a number that one of the upper four replaces, which only these four have waited for.
 extern "C" __global__ void probe_readers(unsigned* out) {
