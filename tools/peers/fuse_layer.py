@@ -44,6 +44,9 @@ class Layer(torch.nn.Module):
                 setattr(layer, block, torch.nn.Module())
             setattr(getattr(layer, block), linear, torch.nn.Linear(inner, out, bias=False))
 
+    def prepare_inputs_for_generation(self):
+        """PEFT asks every causal model whether it has this, and nothing is generated."""
+
 
 def svd(paths):
     """Seconds of the combination alone; loading is not counted."""
