@@ -7,7 +7,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::checkpoint::{bytes, digest, json};
+use crate::checkpoint::digest::HashedFile;
+use crate::checkpoint::{bytes, json};
 use crate::error::{Error, Result};
 
 /// Whether the file's name says that it holds a JSON object a line: `.jsonl`, `.ndjson` or `.json`.
@@ -70,11 +71,11 @@ pub fn string(map: &Map<String, Value>, key: &str) -> Result<String, String> {
 
 /// Writes a JSON object a line to the file at `path`, durably; gives its SHA-256.
 pub fn write<T: Serialize>(path: &Path, objects: impl IntoIterator<Item = T>) -> Result<String> {
-    let mut text = Vec::new();
+    let mut file = HashedFile::create(path)?;
     for object in objects {
-        text.extend(json::line(path, &object)?);
+        file.put(&json::line(path, &object)?)?;
     }
-    digest::write_file(path, &text)
+    file.finish()
 }
 
 /// What parts documents in plain text whose author says so.

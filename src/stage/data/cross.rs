@@ -304,7 +304,7 @@ impl Prepared {
         let mut warnings = Vec::new();
         for pair in summary.pairs.iter().filter(|p| p.repeated > 0) {
             warnings.push(format!(
-                "{}: {} items ask what an earlier one asks, so that they are no independent ones: data review rejects them",
+                "{}: {} items ask what an earlier one asks, so that they are no independent ones: reject them in data review",
                 pair.file, pair.repeated
             ));
         }

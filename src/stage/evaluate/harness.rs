@@ -14,6 +14,7 @@ use super::accuracy::{Accuracy, weighted};
 use super::items::Items;
 use super::{EvalOptions, EvalReport, Prediction};
 use crate::checkpoint::digest::{self, HashedFile, Hasher};
+use crate::checkpoint::json;
 use crate::data::lm_eval::{self, Part, Suite, VERSION};
 use crate::error::Result;
 use crate::tensor::DType;
@@ -218,8 +219,7 @@ impl Scored<'_> {
         let (mut file, mut task) = (HashedFile::create(path)?, Hasher::default());
         for column in 0..report.columns.len() {
             for (&at, hashes) in self.trees.iter().zip(&hashes) {
-                let line = format!("{}\n", sample(column, at, hashes, report, items));
-                file.put(line.as_bytes())?;
+                file.put(&json::line(path, &sample(column, at, hashes, report, items))?)?;
                 hashes.iter().for_each(|hash| task.update(hash.as_bytes()));
             }
         }
