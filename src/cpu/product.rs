@@ -1,20 +1,39 @@
-//! One matrix product on one thread: the only place that knows which crate makes it.
+//! One matrix product on one thread.
 //!
-//! `gemm` 0.19 was taken over `matrixmultiply` 0.3 because it is faster at most shapes that models have; both are
-//! measured by the ignored test below, the figures are in docs/performance.md.
+//! b goes through the thread's room in blocks of at most [`DEPTH`] × [`COLUMNS`], packed in panels as the micro-kernel
+//! reads them; a is read where it lies, a few rows at a time, which stay in the first-level cache while the panels come
+//! from the second. Each element is a sum over blocks of K of sums over k, whatever its place and the sizes of dst:
+//! it depends on a row of a and a column of b alone.
 
 #![allow(unsafe_code)]
 
+mod micro;
+mod pack;
+
 use std::any::TypeId;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m128, __m256, __m512};
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use micro::Vector;
+
+use super::simd::{self, Isa, Kernel};
 use super::thin::Lines;
 use crate::tensor::Real;
 
-/// Bytes that one thread's product may hold while it packs: a tile's operands, 512 deep, and what rounding them up to
-/// whole micro-panels adds.
-pub(super) const PACKED_BYTES: usize = 2 << 20;
+/// Columns of b that are packed at a time, whole panels.
+const COLUMNS: usize = 256;
+/// Rows of b that are packed at a time: a panel takes half of a first-level cache, a block of panels half of a
+/// second-level one.
+const DEPTH: usize = 256;
+/// Rows of a that are transposed at a time where its columns are contiguous.
+const ROWS: usize = 48;
+/// Numbers of a line of the caches.
+const LINE: usize = 16;
+
+/// Bytes of one thread's room, kept between products.
+pub(super) const PACKED_BYTES: usize = (COLUMNS + ROWS) * DEPTH * size_of::<f32>();
 
 /// A matrix to read, of any strides.
 #[derive(Clone, Copy)]
@@ -33,9 +52,16 @@ impl<'a> Mat<'a> {
 
     /// Rows `rows` of it.
     pub(super) fn rows(self, rows: Range<usize>) -> Mat<'a> {
-        assert!(rows.end <= self.size.0);
-        let start = if rows.is_empty() { 0 } else { rows.start * self.strides.0 };
-        Mat::new(&self.data[start..], (rows.len(), self.size.1), self.strides)
+        self.block(rows, 0..self.size.1)
+    }
+
+    /// Rows `rows`, columns `cols`.
+    fn block(self, rows: Range<usize>, cols: Range<usize>) -> Mat<'a> {
+        assert!(rows.end <= self.size.0 && cols.end <= self.size.1);
+        let size = (rows.len(), cols.len());
+        let empty = size.0 == 0 || size.1 == 0;
+        let start = if empty { 0 } else { rows.start * self.strides.0 + cols.start * self.strides.1 };
+        Mat::new(&self.data[start..], size, self.strides)
     }
 
     /// It as lines, of a matrix whose rows are contiguous.
@@ -97,6 +123,16 @@ impl<'a, T> TileMut<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(r * self.stride), self.cols) }
     }
 
+    /// Rows `rows`, columns `cols`, at least one of each.
+    #[inline(always)]
+    fn block(&mut self, rows: Range<usize>, cols: Range<usize>) -> TileMut<'_, T> {
+        assert!(rows.start < rows.end && rows.end <= self.rows);
+        assert!(cols.start < cols.end && cols.end <= self.cols);
+        // SAFETY: the first of these elements is the tile's, as was just seen.
+        let start = unsafe { self.start.add(rows.start * self.stride + cols.start) };
+        TileMut { start, rows: rows.len(), cols: cols.len(), stride: self.stride, lives: PhantomData }
+    }
+
     /// Rows `rows` of the tile.
     pub(super) fn part(&mut self, rows: Range<usize>) -> TileMut<'_, T> {
         assert!(rows.start <= rows.end && rows.end <= self.rows);
@@ -150,37 +186,118 @@ impl<'a, T> Shared<'a, T> {
     }
 }
 
-/// `dst = alpha a b`, added to what `dst` holds if `keep`; the sums are f32, in an order that the shapes decide.
+/// `dst = alpha a b`, added to what `dst` holds if `keep`; the sums are f32, in an order that K alone decides.
 pub(super) fn product(dst: &mut TileMut<'_, f32>, keep: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
-    let (m, k, n) = (a.size.0, a.size.1, b.size.1);
-    assert!(m == dst.rows && n == dst.cols && k == b.size.0);
-    let [ars, acs, brs, bcs] =
-        [a.strides.0, a.strides.1, b.strides.0, b.strides.1].map(|s| isize::try_from(s).expect("a stride"));
-    let stride = isize::try_from(dst.stride).expect("a stride");
-    // SAFETY: sizes and strides stay within the three views (`Mat::new`, `TileMut`), and `dst` is borrowed exclusively.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst.start,
-            1,
-            stride,
-            keep,
-            a.data.as_ptr(),
-            acs,
-            ars,
-            b.data.as_ptr(),
-            bcs,
-            brs,
-            1.0,
-            alpha,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+    assert!(a.size.0 == dst.rows && b.size.1 == dst.cols && a.size.1 == b.size.0);
+    pack::with_room(|room| simd::run(Product { dst, keep, alpha, a, b, room }));
+}
+
+struct Product<'a, 'b> {
+    dst: &'a mut TileMut<'b, f32>,
+    keep: bool,
+    alpha: f32,
+    a: Mat<'a>,
+    b: Mat<'a>,
+    room: pack::Room<'a>,
+}
+
+impl Kernel for Product<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        // SAFETY: kernels run with instructions that the processor has (`simd::run`), and these are I's.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            if I::WIDE {
+                self.by::<__m512, 8, 2, 32>();
+            } else if I::FMA {
+                self.by::<__m256, 6, 2, 16>();
+            } else {
+                self.by::<__m128, 6, 2, 8>();
+            }
+        }
+        // SAFETY: these are plain numbers.
+        #[cfg(not(target_arch = "x86_64"))]
+        unsafe {
+            self.by::<micro::Lanes, 6, 2, 8>();
+        }
     }
+}
+
+impl Product<'_, '_> {
+    /// M rows and N columns, which are C vectors, at a time.
+    ///
+    /// # Safety
+    /// The processor has `V`.
+    #[inline(always)]
+    unsafe fn by<V: Vector, const M: usize, const C: usize, const N: usize>(self) {
+        const { assert!(COLUMNS.is_multiple_of(N)) };
+        let Product { dst, keep, alpha, a, b, room } = self;
+        let (rows, columns, depth) = (a.size.0, b.size.1, a.size.1);
+        if depth == 0 && !keep {
+            (0..rows).for_each(|r| dst.row(r).fill(0.0));
+        }
+        // Parts of nearly one size.
+        let step = depth.div_ceil(depth.div_ceil(DEPTH).max(1)).max(1);
+        let at_once = if a.strides.1 == 1 { rows.max(1) } else { ROWS };
+        for n in (0..columns).step_by(COLUMNS) {
+            let ns = n..(n + COLUMNS).min(columns);
+            for k in (0..depth).step_by(step) {
+                let ks = k..(k + step).min(depth);
+                let panels = pack::panels::<N>(room.panels, b.block(ks.clone(), ns.clone()));
+                for m in (0..rows).step_by(at_once) {
+                    let ms = m..(m + at_once).min(rows);
+                    let a = pack::lines(room.lines, a.block(ms.clone(), ks.clone()));
+                    let mut dst = dst.block(ms, ns.clone());
+                    // SAFETY: the caller has `V`.
+                    unsafe { strip::<V, M, C, N>(&mut dst, keep || k > 0, alpha, a, panels) };
+                }
+            }
+        }
+    }
+}
+
+/// `dst = alpha a b`, added if `keep`, of rows that are contiguous and a block of panels.
+///
+/// # Safety
+/// The processor has `V`.
+#[inline(always)]
+unsafe fn strip<V: Vector, const M: usize, const C: usize, const N: usize>(
+    dst: &mut TileMut<'_, f32>,
+    keep: bool,
+    alpha: f32,
+    a: Mat<'_>,
+    panels: &[[f32; N]],
+) {
+    let (rows, columns) = dst.size();
+    let depth = a.size.1;
+    let share = depth.div_ceil(columns.div_ceil(N)).next_multiple_of(LINE);
+    let mut of_a = some_rows::<M>(a, 0);
+    for r in (0..rows).step_by(M) {
+        let next = some_rows::<M>(a, r + M);
+        for (p, panel) in panels.chunks_exact(depth).enumerate() {
+            // The next rows may come from afar: a share of them with each panel.
+            for k in (p * share..((p + 1) * share).min(depth)).step_by(LINE) {
+                for row in &next {
+                    micro::prefetch(&row[k]);
+                }
+            }
+            let mut out = dst.block(r..(r + M).min(rows), p * N..(p * N + N).min(columns));
+            // SAFETY: the caller has `V`; rows of a have `depth` numbers, and panels `depth` rows.
+            unsafe { micro::tile::<V, M, C, N>(&mut out, keep, alpha, of_a, panel) };
+        }
+        of_a = next;
+    }
+}
+
+/// M rows from `r` on; the last one again for those that there are not, which are not stored.
+#[inline(always)]
+fn some_rows<const M: usize>(a: Mat<'_>, r: usize) -> [&[f32]; M] {
+    let mut some = [a.row(0); M];
+    for (i, some) in some.iter_mut().enumerate() {
+        *some = a.row((r + i).min(a.size.0 - 1));
+    }
+    some
 }
 
 #[cfg(test)]
@@ -189,11 +306,163 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::cpu::simd::Baseline;
+    use crate::ops::cases::normal;
 
-    /// `cargo test --release --lib of_two_crates -- --ignored --nocapture` prints docs/performance.md's table.
+    struct Fused;
+    impl Isa for Fused {
+        const FMA: bool = true;
+        const WIDE: bool = false;
+    }
+    struct Wide;
+    impl Isa for Wide {
+        const FMA: bool = true;
+        const WIDE: bool = true;
+    }
+
+    type Run = fn(Product<'_, '_>);
+
+    /// Every micro-kernel that the processor has, and the one for other architectures.
+    fn kernels() -> Vec<(&'static str, Run)> {
+        let mut all: Vec<(&str, Run)> = vec![
+            ("baseline", |p| p.run::<Baseline>()),
+            // SAFETY: these are plain numbers.
+            ("lanes", |p| unsafe { p.by::<micro::Lanes, 6, 2, 8>() }),
+        ];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                all.push(("avx2", |p| p.run::<Fused>()));
+            }
+            if is_x86_feature_detected!("avx512f") {
+                all.push(("avx512", |p| p.run::<Wide>()));
+            }
+        }
+        all
+    }
+
+    fn with(run: Run, dst: &mut TileMut<'_, f32>, keep: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
+        pack::with_room(|room| run(Product { dst, keep, alpha, a, b, room }));
+    }
+
+    /// Strides of a matrix that is larger than `size`: by rows, by columns, by neither.
+    fn layouts((rows, cols): (usize, usize)) -> [(usize, usize); 3] {
+        [(cols + 3, 1), (1, rows + 5), (2 * cols + 1, 2)]
+    }
+
+    /// Σ_k of the products and of their sizes.
+    fn sum(a: Mat<'_>, b: Mat<'_>, i: usize, j: usize) -> (f64, f64) {
+        let at = |m: Mat<'_>, r: usize, c: usize| f64::from(m.data[r * m.strides.0 + c * m.strides.1]);
+        let terms = (0..a.size.1).map(|k| at(a, i, k) * at(b, k, j));
+        terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()))
+    }
+
+    #[test]
+    fn as_the_sums() {
+        let sizes = [
+            (1, 1, 1),
+            (1, 300, 31),
+            (6, 16, 256),
+            (7, 33, 257),
+            (8, 32, 4),
+            (50, 15, 600),
+            (13, 257, 9),
+            (97, 65, 64),
+            (5, 40, 0),
+            (0, 4, 4),
+            (4, 0, 4),
+        ];
+        for (m, n, k) in sizes {
+            for (at, (a_strides, b_strides)) in
+                layouts((m, k)).into_iter().flat_map(|a| layouts((k, n)).map(|b| (a, b))).enumerate()
+            {
+                let (a, b) = (
+                    normal::<f32>(1, 4 * (m + 9) * (k + 9), 1.0),
+                    normal::<f32>(2, 4 * (k + 9) * (n + 9), 1.0),
+                );
+                let (a, b) = (Mat::new(&a, (m, k), a_strides), Mat::new(&b, (k, n), b_strides));
+                let (keep, alpha) = (at % 2 == 1, [1.0, -0.75][at % 3 / 2]);
+                // A tile in a larger matrix, which stays as it is.
+                let stride = n + 7;
+                let mut old = normal::<f32>(3, (m + 4) * stride, 1.0);
+                for (r, row) in old.chunks_mut(stride).enumerate() {
+                    let inside = (2..2 + m).contains(&r);
+                    row[3..3 + n].iter_mut().filter(|_| inside && !keep).for_each(|x| *x = f32::NAN);
+                }
+                for (name, run) in kernels() {
+                    let mut got = old.clone();
+                    let shared = Shared::new(&mut got);
+                    // SAFETY: it is the only tile.
+                    let mut dst = unsafe { shared.tile(2 * stride + 3, m, n, stride) };
+                    with(run, &mut dst, keep, alpha, a, b);
+                    for (i, got) in got.iter().enumerate() {
+                        let (r, c) = (i / stride, i % stride);
+                        if !(2..2 + m).contains(&r) || !(3..3 + n).contains(&c) {
+                            assert_eq!(got.to_bits(), old[i].to_bits(), "{name}: {r}, {c} is outside");
+                            continue;
+                        }
+                        let (sum, size) = sum(a, b, r - 2, c - 3);
+                        let was = if keep { f64::from(old[i]) } else { 0.0 };
+                        let want = f64::from(alpha) * sum + was;
+                        let tol = (k + 2) as f64 * f64::from(f32::EPSILON) / 2.0 * (size + was.abs());
+                        let err = (f64::from(*got) - want).abs();
+                        assert!(
+                            err <= tol,
+                            "{name} {m} × {n} × {k} [{}, {}]: {got}, expected {want}",
+                            r - 2,
+                            c - 3
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_element_depends_on_its_row_and_column_alone() {
+        let (m, n, k) = (29, 290, 530);
+        let (a, b) = (normal::<f32>(1, m * k, 1.0), normal::<f32>(2, n * k, 1.0));
+        let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (n, k), (k, 1)).t());
+        for (name, run) in kernels() {
+            let mut whole = normal::<f32>(3, m * n, 1.0);
+            let old = whole.clone();
+            with(run, &mut TileMut::new(&mut whole, m, n), true, 0.3, a, b);
+            for (rows, cols) in [(0..1, 0..n), (3..17, 250..290), (11..29, 5..6)] {
+                let mut part: Vec<f32> =
+                    rows.clone().flat_map(|r| old[r * n..][cols.clone()].to_vec()).collect();
+                let mut dst = TileMut::new(&mut part, rows.len(), cols.len());
+                with(run, &mut dst, true, 0.3, a.rows(rows.clone()), b.t().rows(cols.clone()).t());
+                for (r, part) in rows.zip(part.chunks(cols.len())) {
+                    assert_eq!(part, &whole[r * n..][cols.clone()], "{name}: row {r}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_in_its_row_and_column() {
+        let (m, n, k) = (9, 37, 11);
+        let (mut a, mut b) = (vec![1f32; m * k], vec![1f32; k * n]);
+        (a[7 * k + 4], b[3 * n + 35]) = (f32::NAN, f32::INFINITY);
+        let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (k, n), (n, 1)));
+        for (name, run) in kernels() {
+            let mut c = vec![f32::NAN; m * n];
+            with(run, &mut TileMut::new(&mut c, m, n), false, 1.0, a, b);
+            for (i, x) in c.iter().enumerate() {
+                let right = match (i / n, i % n) {
+                    (7, _) => x.is_nan(),
+                    (_, 35) => *x == f32::INFINITY,
+                    _ => *x == k as f32,
+                };
+                assert!(right, "{name} [{}, {}] = {x}", i / n, i % n);
+            }
+        }
+    }
+
+    /// `cargo test --release --lib beside_two_crates -- --ignored --nocapture` prints docs/performance.md's table.
     #[test]
     #[ignore = "a measurement, not a check"]
-    fn of_two_crates() {
+    fn beside_two_crates() {
         // T, O, I; forward is x Wᵀ over I, backward dy W over O.
         let shapes = [
             (1024, 1024, 1024),
@@ -201,62 +470,90 @@ mod tests {
             (1024, 1024, 2816),
             (1024, 1127, 1024),
             (256, 32_000, 1024),
+            (512, 4096, 4096),
             (1500, 192, 192),
             (1500, 512, 192),
             (1500, 192, 512),
+            (4096, 64, 64),
+            (4096, 172, 64),
+            (4096, 64, 172),
+            (4096, 32, 64),
+            (1, 1024, 1024),
+            (16, 1024, 1024),
         ];
         let numbers = |n: usize| (0..n).map(|i| (i * 7919 % 1009) as f32 / 504.0 - 1.0).collect::<Vec<_>>();
-        println!("| T | O | I | forward gemm | matrixmultiply | backward gemm | matrixmultiply |");
+        println!(
+            "| T | O | I | forward ours | gemm | matrixmultiply | backward ours | gemm | matrixmultiply |"
+        );
         for (t, o, i) in shapes {
             let (x, w, dy) = (numbers(t * i), numbers(o * i), numbers(t * o));
             let (mut y, mut dx) = (vec![0f32; t * o], vec![0f32; t * i]);
             let w_t = Mat::new(&w, (o, i), (i, 1)).t();
             let forward = (Mat::new(&x, (t, i), (i, 1)), w_t);
             let backward = (Mat::new(&dy, (t, o), (o, 1)), w_t.t());
-            let mut found = Vec::new();
+            let mut line = format!("| {t} | {o} | {i} |");
             for (out, (a, b)) in [(&mut y, forward), (&mut dx, backward)] {
-                let columns = b.size.1;
-                let ours = best(|| product(&mut TileMut::new(out, t, columns), false, 1.0, a, b));
-                let other = best(|| {
-                    let [ars, acs, brs, bcs] =
-                        [a.strides.0, a.strides.1, b.strides.0, b.strides.1].map(|s| s as isize);
-                    let (m, k, n) = (a.size.0, a.size.1, columns);
-                    // SAFETY: sizes and strides are those of the three slices, which the loop borrows.
-                    unsafe {
-                        matrixmultiply::sgemm(
+                let (m, k, n) = (a.size.0, a.size.1, b.size.1);
+                let [ars, acs, brs, bcs] =
+                    [a.strides.0, a.strides.1, b.strides.0, b.strides.1].map(|s| s as isize);
+                let (a_start, b_start, start) = (a.data.as_ptr(), b.data.as_ptr(), out.as_mut_ptr());
+                // In turns, so that what else the machine does slows all of them.
+                let times = best([
+                    &mut || product(&mut TileMut::new(out, m, n), false, 1.0, a, b),
+                    // SAFETY: sizes and strides are those of the three slices.
+                    &mut || unsafe {
+                        gemm::gemm(
                             m,
-                            k,
                             n,
-                            1.0,
-                            a.data.as_ptr(),
-                            ars,
-                            acs,
-                            b.data.as_ptr(),
-                            brs,
-                            bcs,
-                            0.0,
-                            out.as_mut_ptr(),
-                            n as isize,
+                            k,
+                            start,
                             1,
+                            n as isize,
+                            false,
+                            a_start,
+                            acs,
+                            ars,
+                            b_start,
+                            bcs,
+                            brs,
+                            0.0,
+                            1.0,
+                            false,
+                            false,
+                            false,
+                            gemm::Parallelism::None,
                         );
-                    }
-                    black_box(&out);
-                });
-                found.extend([ours, other].map(|d| (2 * t * o * i) as f64 / d.as_secs_f64() / 1e9));
+                    },
+                    // SAFETY: sizes and strides are those of the three slices.
+                    &mut || unsafe {
+                        matrixmultiply::sgemm(
+                            m, k, n, 1.0, a_start, ars, acs, b_start, brs, bcs, 0.0, start, n as isize, 1,
+                        );
+                    },
+                ]);
+                black_box(&out);
+                for time in times {
+                    line += &format!(" {:.0} |", (2 * t * o * i) as f64 / time.as_secs_f64() / 1e9);
+                }
             }
-            println!(
-                "| {t} | {o} | {i} | {:.0} | {:.0} | {:.0} | {:.0} |",
-                found[0], found[1], found[2], found[3]
-            );
+            println!("{line}");
         }
     }
 
-    fn best(mut f: impl FnMut()) -> Duration {
-        let one = |_| {
-            let start = Instant::now();
-            f();
-            start.elapsed()
-        };
-        (0..12).map(one).min().unwrap_or_default()
+    /// The shortest time of each.
+    fn best(mut all: [&mut dyn FnMut(); 3]) -> [Duration; 3] {
+        let mut best = [Duration::MAX; 3];
+        let begin = Instant::now();
+        for round in 0.. {
+            if round >= 12 && begin.elapsed() > Duration::from_millis(300) {
+                break;
+            }
+            for (f, best) in all.iter_mut().zip(&mut best) {
+                let start = Instant::now();
+                f();
+                *best = start.elapsed().min(*best);
+            }
+        }
+        best
     }
 }
