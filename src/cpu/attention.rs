@@ -152,7 +152,8 @@ impl State {
                 base[c] = -max[c] * scale;
             }
             for c in 0..LANES {
-                shrink[c] = exp::<I>(fma::<I>(old[c], scale, base[c]));
+                // Exactly 1 where the maximum stays.
+                shrink[c] = exp::<I>(old[c] * scale + base[c]);
             }
             for c in 0..LANES {
                 sum[c] *= shrink[c];

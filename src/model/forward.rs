@@ -64,7 +64,8 @@ struct Asked {
 impl<'a, B: Backend> Pass<'a, B> {
     pub fn new(backend: &'a B, input: &Input, stack: Stack<'a, B::Store>, dropout: DropoutKey) -> Self {
         let (rows, segments) = input.stacked(stack.copies());
-        let asked = input.asked.as_ref().map(|asked| {
+        let some = input.asked.as_ref().filter(|asked| asked.len() < input.tokens());
+        let asked = some.map(|asked| {
             let (table_rows, segments) = input.asked_stacked(asked, stack.copies());
             Asked { rows: asked.clone(), table_rows, segments }
         });
