@@ -10,17 +10,15 @@ mod product;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use self::blocks::{
-    KEYS, Pairs, PerPair, Room, Rows, before, each_run, gather, head_runs, key_rows, per_pair, queries,
+    KEYS, LANES, Pairs, PerPair, Room, Rows, before, each_run, gather_keys, head_runs, per_pair, queries,
     transpose, with_room,
 };
-use self::product::{ByColumn, ByRow, COLUMNS, Size, padded, product};
+use self::product::{ByColumn, ByRow, Size, padded, product};
 use super::exp::exp;
-use super::simd::{self, Isa, Kernel};
+use super::simd::{self, Isa, Kernel, fma};
 use crate::error::Result;
 use crate::host::Host;
 use crate::ops::attention::{Attention, Heads, Segment};
@@ -81,26 +79,26 @@ impl<T: Real> Kernel for Forward<'_, T> {
     fn run<I: Isa>(self) {
         let Forward { o, lse, q, k, v, segment, pairs, kv, heads, room } = self;
         let (n, dim, width) = (pairs.len(), heads.dim, padded(heads.dim));
-        let columns = padded(n);
+        let columns = n.next_multiple_of(LANES);
         let [q_t, keys, sums, ..] = room.wide;
         let [scores, _] = room.square;
-        transpose(q_t, |r| pairs.row(q, r, heads), n, dim);
+        transpose(q_t, |r| pairs.row(q, r, heads), n, dim, columns);
         let first = before(segment, &pairs.queries);
         let mut state = State { max: per_pair(f32::NEG_INFINITY), sum: per_pair(0.0), shrink: per_pair(0.0) };
 
         let end = first + pairs.queries.len();
         for start in (0..end).step_by(KEYS) {
             let block = start..end.min(start + KEYS);
-            let rows = |x| rows_of(x, segment, block.clone(), kv, heads);
-            gather(keys, rows(k), dim);
+            gather_keys(keys, k, segment, block.clone(), kv, heads);
             let size = Size { rows: block.len(), columns, depth: dim };
             product(scores, false, ByRow(keys, width), q_t, size);
-            let seen = seen(&pairs, first, &block);
-            state.take::<I, T>(&mut scores[..block.len() * columns], columns, &seen, heads.scale);
+            let scores = &mut scores[..block.len() * columns];
+            hide(scores, columns, &pairs, first, block.start);
+            state.take::<I, T>(scores, columns, heads.scale);
             for (sums, shrink) in sums.chunks_exact_mut(width).zip(state.shrink.as_flattened()).take(n) {
                 sums.iter_mut().for_each(|s| *s *= shrink);
             }
-            gather(keys, rows(v), dim);
+            gather_keys(keys, v, segment, block.clone(), kv, heads);
             let size = Size { rows: n, columns: width, depth: block.len() };
             product(sums, start > 0, ByColumn(scores, columns), keys, size);
         }
@@ -109,78 +107,77 @@ impl<T: Real> Kernel for Forward<'_, T> {
             let o = &mut o[(t * heads.q + h) * dim..][..dim];
             let (max, sum) = (state.max.as_flattened()[r], state.sum.as_flattened()[r]);
             o.iter_mut().zip(sums).for_each(|(o, s)| *o = T::from_f32(s / sum));
-            lse[t * heads.q + h] = max + sum.ln();
+            lse[t * heads.q + h] = max * heads.scale + sum.ln();
         }
     }
 }
 
-/// The rows of `x[U, G·K]` of key/value head `kv`, of the keys `block`.
+/// Scores `s[u, r]` of the keys from `start` on become −∞ where pair r does not see key u: the first query sees `first`
+/// keys before its own, each further one a key more.
 #[inline(always)]
-fn rows_of<'a, T>(
-    x: &'a [T],
-    s: &'a Segment,
-    block: Range<usize>,
-    kv: usize,
-    heads: Heads,
-) -> impl Iterator<Item = &'a [T]> {
-    key_rows(s, block).map(move |u| &x[(u * heads.kv + kv) * heads.dim..][..heads.dim])
-}
-
-/// How many keys of `block` each pair sees; the first query sees `first` keys before its own.
-#[inline(always)]
-fn seen(pairs: &Pairs, first: usize, block: &Range<usize>) -> PerPair<u32> {
-    let mut seen = per_pair(block.len() as u32);
-    for (r, seen) in seen.as_flattened_mut().iter_mut().enumerate().take(pairs.len()) {
-        let sees = first + r / pairs.heads.len() + 1;
-        *seen = sees.saturating_sub(block.start).min(block.len()) as u32;
+fn hide(s: &mut [f32], columns: usize, pairs: &Pairs, first: usize, start: usize) {
+    for (u, s) in s.chunks_exact_mut(columns).enumerate().skip((first + 1).saturating_sub(start)) {
+        let blind = (start + u - first) * pairs.heads.len();
+        s[..blind.min(pairs.len())].fill(f32::NEG_INFINITY);
     }
-    seen
 }
 
 /// The softmax so far, of each pair.
 struct State {
-    max: PerPair<f32>,
-    sum: PerPair<f32>,
+    /// Before they are scaled.
+    max: PerPair,
+    sum: PerPair,
     /// What the last block's maximum makes of earlier sums.
-    shrink: PerPair<f32>,
+    shrink: PerPair,
 }
 
 impl State {
-    /// Turns scores `s[u, r]` into exponentials, rounded as operands of the next product.
+    /// Turns scores `s[u, r]`, not scaled yet, into exponentials, rounded as operands of the next product.
+    ///
+    /// Each loop over the lanes does one thing, so that it becomes vector instructions.
     #[inline(always)]
-    fn take<I: Isa, T: Real>(&mut self, s: &mut [f32], columns: usize, seen: &PerPair<u32>, scale: f32) {
-        for j in (0..columns).step_by(COLUMNS) {
-            let i = j / COLUMNS;
-            let (old, seen) = (self.max[i], seen[i]);
-            let (mut max, mut sum) = (old, self.sum[i]);
-            for (u, s) in s.chunks_exact_mut(columns).enumerate() {
+    fn take<I: Isa, T: Real>(&mut self, s: &mut [f32], columns: usize, scale: f32) {
+        for j in (0..columns).step_by(LANES) {
+            let i = j / LANES;
+            let old = self.max[i];
+            let mut max = old;
+            for s in s.chunks_exact_mut(columns) {
                 let s = lanes_mut(s, j);
-                for c in 0..COLUMNS {
-                    let x = if (u as u32) < seen[c] { s[c] * scale } else { f32::NEG_INFINITY };
-                    s[c] = x;
-                    max[c] = if x > max[c] { x } else { max[c] };
+                for c in 0..LANES {
+                    max[c] = if s[c] > max[c] { s[c] } else { max[c] };
                 }
             }
-            let shrink = &mut self.shrink[i];
-            for c in 0..COLUMNS {
-                shrink[c] = exp::<I>(old[c] - max[c]);
+            let (mut shrink, mut sum, mut base) = ([0f32; LANES], self.sum[i], [0f32; LANES]);
+            for c in 0..LANES {
+                base[c] = -max[c] * scale;
+            }
+            for c in 0..LANES {
+                // Exactly 1 where the maximum stays.
+                shrink[c] = exp::<I>(old[c] * scale + base[c]);
+            }
+            for c in 0..LANES {
                 sum[c] *= shrink[c];
             }
             for s in s.chunks_exact_mut(columns) {
                 let s = lanes_mut(s, j);
-                for c in 0..COLUMNS {
-                    let e = exp::<I>(s[c] - max[c]);
-                    sum[c] += e;
-                    s[c] = T::round(e);
+                let mut e = [0f32; LANES];
+                for c in 0..LANES {
+                    e[c] = exp::<I>(fma::<I>(s[c], scale, base[c]));
+                }
+                for c in 0..LANES {
+                    sum[c] += e[c];
+                }
+                for c in 0..LANES {
+                    s[c] = T::round(e[c]);
                 }
             }
-            (self.max[i], self.sum[i]) = (max, sum);
+            (self.max[i], self.sum[i], self.shrink[i]) = (max, sum, shrink);
         }
     }
 }
 
-/// Columns `j..j + COLUMNS` of a row.
+/// Columns `j..j + LANES` of a row.
 #[inline(always)]
-fn lanes_mut(row: &mut [f32], j: usize) -> &mut [f32; COLUMNS] {
+fn lanes_mut(row: &mut [f32], j: usize) -> &mut [f32; LANES] {
     row[j..].first_chunk_mut().expect("rows are padded to whole columns")
 }

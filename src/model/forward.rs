@@ -50,24 +50,61 @@ pub(crate) struct Pass<'a, B: Backend> {
     pub tokens: usize,
     pub offset: usize,
     pub dropout: DropoutKey,
+    /// What the last layer computes where that is not everything.
+    asked: Option<Asked>,
+}
+
+/// The rows of one copy that are asked, and rope rows and segments of their queries, of all copies.
+struct Asked {
+    rows: Vec<u32>,
+    table_rows: Vec<u32>,
+    segments: Vec<Segment>,
 }
 
 impl<'a, B: Backend> Pass<'a, B> {
     pub fn new(backend: &'a B, input: &Input, stack: Stack<'a, B::Store>, dropout: DropoutKey) -> Self {
         let (rows, segments) = input.stacked(stack.copies());
-        Pass { backend, stack, rows, segments, tokens: input.tokens(), offset: input.offset, dropout }
+        let some = input.asked.as_ref().filter(|asked| asked.len() < input.tokens());
+        let asked = some.map(|asked| {
+            let (table_rows, segments) = input.asked_stacked(asked, stack.copies());
+            Asked { rows: asked.clone(), table_rows, segments }
+        });
+        Pass { backend, stack, rows, segments, tokens: input.tokens(), offset: input.offset, dropout, asked }
     }
 
     /// Rows of the residual stream.
     pub fn stacked(&self) -> usize {
         self.tokens * self.stack.copies()
     }
+
+    /// Copies the rows `from + asked` of x below one another into y, from row `to` on.
+    fn gather<T: Real>(
+        &self,
+        y: &mut <B::Store as Store>::Buf<T>,
+        to: usize,
+        x: &<B::Store as Store>::Buf<T>,
+        from: usize,
+        asked: &[u32],
+        width: usize,
+    ) -> Result<()> {
+        let mut done = 0;
+        for run in asked.chunk_by(|a, b| a + 1 == *b) {
+            let first = from + run[0] as usize;
+            self.backend.copy(
+                B::Store::rows_mut(y, to + done..to + done + run.len(), width),
+                B::Store::rows(x, first..first + run.len(), width),
+            )?;
+            done += run.len();
+        }
+        Ok(())
+    }
 }
 
 impl<B: Backend> Model<B> {
-    /// Runs `input` through all layers and the last norm; the normalised hidden states lie in `room.n`.
+    /// Runs `input` through all layers and the last norm; the normalised hidden states lie in `room.n`, those of
+    /// [`Input::asked`] alone where there is such a list.
     ///
-    /// Fails where the room is too small or an operation does.
+    /// Fails where the room is too small, the list is no list of this batch's tokens, or an operation fails.
     pub fn forward<T: Real>(
         &self,
         room: &mut Room<B::Store, T>,
@@ -88,6 +125,17 @@ impl<B: Backend> Model<B> {
                 ),
             });
         }
+        if let Some(asked) = &input.asked {
+            let ascend = asked.is_sorted_by(|a, b| a < b) && asked.last().is_some_and(|&r| (r as usize) < t);
+            if !ascend || dropout.p > 0.0 || matches!(room.size.keep, Keep::Training { .. }) {
+                return Err(Error::Op {
+                    op: "forward",
+                    why: format!(
+                        "asked for some of {t} tokens: expected at least one, ascending, and no training"
+                    ),
+                });
+            }
+        }
         let pass = Pass::new(backend, input, stack, dropout);
         let d = self.config.hidden;
         backend.embed(Embed::<B::Store, T> {
@@ -98,7 +146,7 @@ impl<B: Backend> Model<B> {
         for l in 0..self.config.layers {
             self.layer_forward(room, &pass, l)?;
         }
-        let rows = pass.stacked();
+        let rows = input.rows() * stack.copies();
         let last = room.stream_of(self.config.layers);
         backend.rms_norm(RmsNorm {
             y: B::Store::rows_mut(&mut room.n, 0..rows, d),
@@ -151,26 +199,30 @@ impl<B: Backend> Model<B> {
             width: d,
             eps: c.rms_norm_eps as f32,
         })?;
+        let copies = pass.stack.copies();
+        let asked = pass.asked.as_ref().filter(|_| l + 1 == c.layers);
+        // Rows of a copy, and of all, that go on from here; the others have keys and values only.
+        let going = asked.map_or(pass.tokens, |a| a.rows.len());
+        let queries = going * copies;
         let groups: Vec<Vec<LoraRows>> = Target::ALL
             .iter()
-            .map(|&target| pass.stack.groups(Module { layer: l, target }, pass.tokens))
+            .map(|&target| {
+                let keys = matches!(target, Target::K | Target::V);
+                pass.stack.groups(Module { layer: l, target }, if keys { pass.tokens } else { going })
+            })
             .collect();
         let [tq, tk, tv, to, tgate, tup, tdown] = &mut slot.t;
         let part = pass.offset..held;
-        let qkv = vec![
-            self.out(
-                l,
-                Target::Q,
-                B::Store::rows_mut(&mut slot.q, 0..rows, sizes.heads * hd),
-                tq,
-                &groups,
-                rows,
-            ),
+        let mut outs = vec![
             self.out(l, Target::K, B::Store::rows_mut(keys, part.clone(), kv), tk, &groups, rows),
             self.out(l, Target::V, B::Store::rows_mut(values, part.clone(), kv), tv, &groups, rows),
         ];
+        if asked.is_none() {
+            let q = B::Store::rows_mut(&mut slot.q, 0..queries, sizes.heads * hd);
+            outs.insert(0, self.out(l, Target::Q, q, tq, &groups, queries));
+        }
         pass.backend.linear(Linear {
-            outs: qkv,
+            outs,
             epilogue: Epilogue::None,
             scratch: whole_mut::<B::Store>(&mut room.scratch),
             x: B::Store::rows(&room.n, 0..first, d),
@@ -179,13 +231,35 @@ impl<B: Backend> Model<B> {
             copies: rows / first.max(1),
             dropout: pass.dropout.of(l, Source::Qkv),
         })?;
-        if first < rows {
+        if let Some(asked) = asked {
+            // The queries' input lies in `mid` until q is made, their residual in the other stream.
+            let made = first / pass.tokens;
+            let (from, to) = two(&mut room.h, in_, out);
+            for copy in 0..copies {
+                let at = copy % made * pass.tokens;
+                pass.gather(to, copy * going, from, at, &asked.rows, d)?;
+                if copy < made {
+                    pass.gather(&mut slot.mid, copy * going, &room.n, at, &asked.rows, d)?;
+                }
+            }
+            let q = B::Store::rows_mut(&mut slot.q, 0..queries, sizes.heads * hd);
+            pass.backend.linear(Linear {
+                outs: vec![self.out(l, Target::Q, q, tq, &groups, queries)],
+                epilogue: Epilogue::None,
+                scratch: whole_mut::<B::Store>(&mut room.scratch),
+                x: B::Store::rows(&slot.mid, 0..made * going, d),
+                params: whole::<B::Store>(pass.stack.params),
+                tokens: made * going,
+                copies: copies / made,
+                dropout: None,
+            })?;
+        } else if first < rows {
             // The residual that each copy adds to: the embedding, once below the other, by way of n.
             pass.backend.copy(
                 B::Store::rows_mut(&mut room.n, 0..first, d),
                 B::Store::rows(&room.h[in_], 0..first, d),
             )?;
-            for copy in 1..pass.stack.copies() {
+            for copy in 1..copies {
                 let at = copy * first;
                 pass.backend.copy(
                     B::Store::rows_mut(&mut room.h[in_], at..at + first, d),
@@ -193,79 +267,90 @@ impl<B: Backend> Model<B> {
                 )?;
             }
         }
+        let (residual, q_rows, segments) = match asked {
+            None => (in_, &pass.rows, &pass.segments),
+            Some(asked) => (out, &asked.table_rows, &asked.segments),
+        };
         let table = room.size.table_rows * (hd / 2);
-        for (x, heads) in [
-            (B::Store::rows_mut(&mut slot.q, 0..rows, sizes.heads * hd), sizes.heads),
-            (B::Store::rows_mut(keys, part, kv), sizes.kv_heads),
+        for (x, rows, heads) in [
+            (B::Store::rows_mut(&mut slot.q, 0..queries, sizes.heads * hd), q_rows, sizes.heads),
+            (B::Store::rows_mut(keys, part, kv), &pass.rows, sizes.kv_heads),
         ] {
             pass.backend.rope(Rope {
                 x,
                 cos: B::Store::view(&room.tables.0, 0..table),
                 sin: B::Store::view(&room.tables.1, 0..table),
-                rows: &pass.rows,
+                rows,
                 heads,
                 head_dim: hd,
                 inverse: false,
             })?;
         }
         pass.backend.attention(Attention {
-            o: B::Store::rows_mut(&mut slot.o, 0..rows, sizes.heads * hd),
-            lse: B::Store::view_mut(&mut slot.lse, 0..rows * sizes.heads),
-            q: B::Store::rows(&slot.q, 0..rows, sizes.heads * hd),
+            o: B::Store::rows_mut(&mut slot.o, 0..queries, sizes.heads * hd),
+            lse: B::Store::view_mut(&mut slot.lse, 0..queries * sizes.heads),
+            q: B::Store::rows(&slot.q, 0..queries, sizes.heads * hd),
             k: B::Store::rows(keys, 0..held, kv),
             v: B::Store::rows(values, 0..held, kv),
-            segments: &pass.segments,
+            segments,
             heads: self.heads(l),
         })?;
         pass.backend.linear(Linear {
             outs: vec![self.out(
                 l,
                 Target::O,
-                B::Store::rows_mut(&mut slot.mid, 0..rows, d),
+                B::Store::rows_mut(&mut slot.mid, 0..queries, d),
                 to,
                 &groups,
-                rows,
+                queries,
             )],
-            epilogue: Epilogue::Residual(B::Store::rows(&room.h[in_], 0..rows, d)),
+            epilogue: Epilogue::Residual(B::Store::rows(&room.h[residual], 0..queries, d)),
             scratch: whole_mut::<B::Store>(&mut room.scratch),
-            x: B::Store::rows(&slot.o, 0..rows, sizes.heads * hd),
+            x: B::Store::rows(&slot.o, 0..queries, sizes.heads * hd),
             params: whole::<B::Store>(pass.stack.params),
-            tokens: rows,
+            tokens: queries,
             copies: 1,
             dropout: pass.dropout.of(l, Source::O),
         })?;
         pass.backend.rms_norm(RmsNorm {
-            y: B::Store::rows_mut(&mut room.n, 0..rows, d),
-            rstd: B::Store::view_mut(&mut slot.rstd2, 0..rows),
-            x: B::Store::rows(&slot.mid, 0..rows, d),
+            y: B::Store::rows_mut(&mut room.n, 0..queries, d),
+            rstd: B::Store::view_mut(&mut slot.rstd2, 0..queries),
+            x: B::Store::rows(&slot.mid, 0..queries, d),
             w: B::Store::view(&layer.norm2, 0..d),
-            tokens: rows,
+            tokens: queries,
             width: d,
             eps: c.rms_norm_eps as f32,
         })?;
         let f = sizes.mlp;
         let gate_up = vec![
-            self.out(l, Target::Gate, B::Store::rows_mut(&mut slot.gate, 0..rows, f), tgate, &groups, rows),
-            self.out(l, Target::Up, B::Store::rows_mut(&mut slot.up, 0..rows, f), tup, &groups, rows),
+            self.out(
+                l,
+                Target::Gate,
+                B::Store::rows_mut(&mut slot.gate, 0..queries, f),
+                tgate,
+                &groups,
+                queries,
+            ),
+            self.out(l, Target::Up, B::Store::rows_mut(&mut slot.up, 0..queries, f), tup, &groups, queries),
         ];
         pass.backend.linear(Linear {
             outs: gate_up,
-            epilogue: Epilogue::SwiGlu(B::Store::rows_mut(&mut room.act, 0..rows, f)),
+            epilogue: Epilogue::SwiGlu(B::Store::rows_mut(&mut room.act, 0..queries, f)),
             scratch: whole_mut::<B::Store>(&mut room.scratch),
-            x: B::Store::rows(&room.n, 0..rows, d),
+            x: B::Store::rows(&room.n, 0..queries, d),
             params: whole::<B::Store>(pass.stack.params),
-            tokens: rows,
+            tokens: queries,
             copies: 1,
             dropout: pass.dropout.of(l, Source::GateUp),
         })?;
-        let y = B::Store::rows_mut(&mut room.h[out], 0..rows, d);
+        let y = B::Store::rows_mut(&mut room.h[out], 0..queries, d);
         pass.backend.linear(Linear {
-            outs: vec![self.out(l, Target::Down, y, tdown, &groups, rows)],
-            epilogue: Epilogue::Residual(B::Store::rows(&slot.mid, 0..rows, d)),
+            outs: vec![self.out(l, Target::Down, y, tdown, &groups, queries)],
+            epilogue: Epilogue::Residual(B::Store::rows(&slot.mid, 0..queries, d)),
             scratch: whole_mut::<B::Store>(&mut room.scratch),
-            x: B::Store::rows(&room.act, 0..rows, f),
+            x: B::Store::rows(&room.act, 0..queries, f),
             params: whole::<B::Store>(pass.stack.params),
-            tokens: rows,
+            tokens: queries,
             copies: 1,
             dropout: pass.dropout.of(l, Source::Down),
         })
@@ -402,6 +487,12 @@ impl<B: Backend> Model<B> {
     }
 }
 
+/// Element `a` to read and element `b`, another one, to write.
+fn two<T>(all: &mut [T], a: usize, b: usize) -> (&T, &mut T) {
+    let (low, high) = all.split_at_mut(a.max(b));
+    if a < b { (&low[a], &mut high[0]) } else { (&high[0], &mut low[b]) }
+}
+
 fn whole<S: Store>(buf: &S::Buf<f32>) -> S::View<'_, f32> {
     S::view(buf, 0..S::len(buf))
 }
@@ -409,4 +500,76 @@ fn whole<S: Store>(buf: &S::Buf<f32>) -> S::View<'_, f32> {
 pub(crate) fn whole_mut<S: Store>(buf: &mut S::Buf<f32>) -> S::ViewMut<'_, f32> {
     let len = S::len(buf);
     S::view_mut(buf, 0..len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::checkpoint::{Checkpoint, tests::write};
+    use crate::checkpoint::weights::OpenOptions;
+    use crate::cpu::Cpu;
+    use crate::model::adapters::Layout;
+    use crate::model::room::{Head, RoomSize};
+    use crate::model::rope::{Run, Tables};
+    use crate::model::session::Session;
+    use crate::ops::cases::normal;
+    use crate::tensor::DType;
+    use serde_json::json;
+
+    /// Normalised hidden states `[rows, D]` of a shared prefix of 3 tokens and two branches, with two copies of which
+    /// the second has an adapter.
+    fn hidden(layers: usize, asked: Option<Vec<u32>>) -> Result<Vec<Vec<f32>>> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = write(dir.path(), json!({"num_hidden_layers": layers}), DType::F32, 1 << 30, "");
+        let backend = Cpu::new(2)?;
+        let checkpoint = Checkpoint::open(dir.path(), OpenOptions::default())?;
+        let model = Model::new(&backend, &checkpoint)?;
+        let layout = Layout::uniform(&config, &Target::ALL, 2, 0.5);
+        let params = normal::<f32>(7, layout.end(), 0.5);
+        let size = RoomSize {
+            tokens: 8,
+            copies: 2,
+            keep: Keep::Output,
+            table_rows: 0,
+            ranks: [2; 7],
+            dropout: false,
+            dtype: DType::F32,
+            head: Head::Choice(1),
+        };
+        let mut session: Session<Cpu, f32> = Session::new(&backend, &model, Tables::new(&config, 8), size)?;
+        let run = |positions| Run { positions, length: 8 };
+        let segments = vec![
+            Segment { q: 0..3, own: 0, past: vec![] },
+            Segment { q: 3..6, own: 3, past: vec![0..3] },
+            Segment { q: 6..8, own: 6, past: vec![0..3] },
+        ];
+        let (ids, runs) = (vec![1, 2, 3, 4, 5, 6, 0, 2], [run(0..3), run(3..6), run(3..5)]);
+        let mut input = session.runs(&backend, ids, &runs, segments, 0, vec![0])?;
+        input.asked = asked;
+        let stack = Stack { params: &params, layouts: &[None, Some(&layout)] };
+        session.forward(&model, &backend, &input, stack)?;
+        let rows = session.room.n.chunks(config.hidden).take(2 * input.rows());
+        Ok(rows.map(<[f32]>::to_vec).collect())
+    }
+
+    #[test]
+    fn what_is_asked_is_as_among_all() {
+        for layers in [1, 2, 3] {
+            let all = hidden(layers, None).unwrap();
+            for asked in [vec![7], vec![0, 2, 4, 5, 7], vec![3, 4], (0..8).collect()] {
+                let some = hidden(layers, Some(asked.clone())).unwrap();
+                assert_eq!(some.len(), 2 * asked.len());
+                for (n, got) in some.iter().enumerate() {
+                    let want = &all[n / asked.len() * 8 + asked[n % asked.len()] as usize];
+                    for (got, want) in got.iter().zip(want) {
+                        assert!((got - want).abs() <= 2e-6 * want.abs().max(1.0), "{layers} {asked:?} {n}");
+                    }
+                }
+            }
+        }
+        for asked in [vec![], vec![2, 1], vec![1, 1], vec![8]] {
+            let err = hidden(2, Some(asked)).unwrap_err().to_string();
+            assert!(err.contains("expected at least one, ascending"), "{err}");
+        }
+    }
 }

@@ -53,7 +53,8 @@ impl<B: Backend, T: Real> Session<B, T> {
         Ok(Input::packed(ids, rows, bounds))
     }
 
-    /// A batch of runs of tokens, each with its positions; `segments` say who sees whom, `offset` where keys go.
+    /// A batch of runs of tokens, each with its positions; `segments` say who sees whom, `offset` where keys go, `asked`
+    /// whose hidden states are wanted.
     pub fn runs(
         &mut self,
         backend: &B,
@@ -61,9 +62,10 @@ impl<B: Backend, T: Real> Session<B, T> {
         runs: &[Run],
         segments: Vec<Segment>,
         offset: usize,
+        asked: Vec<u32>,
     ) -> Result<Input> {
         let table_rows = self.place(backend, runs)?;
-        Ok(Input { ids, table_rows, segments, offset })
+        Ok(Input { ids, table_rows, segments, offset, asked: Some(asked) })
     }
 
     /// The forward pass without dropout.

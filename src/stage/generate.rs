@@ -202,12 +202,13 @@ impl<'a, B: Backend, T: Real> Decoder<'a, B, T> {
         let runs = [Run { positions: start..end, length: end }];
         let past = if start > 0 { vec![0..start] } else { Vec::new() };
         let segments = vec![Segment { q: 0..ids.len(), own: start, past }];
-        let input = self.session.runs(self.backend, ids.to_vec(), &runs, segments, start)?;
+        let last = vec![ids.len() as u32 - 1];
+        let input = self.session.runs(self.backend, ids.to_vec(), &runs, segments, start, last)?;
         let layouts = &self.adapters.layouts()[self.column..=self.column];
         let stack = Stack { params: &self.adapters.params, layouts };
         self.session.forward(self.model, self.backend, &input, stack)?;
         let room = &mut self.session.room;
-        self.model.logits(&mut self.logits, room, self.backend, ids.len() - 1, 1)?;
+        self.model.logits(&mut self.logits, room, self.backend, 0, 1)?;
         self.done = end;
         Ok(&self.logits)
     }

@@ -248,14 +248,16 @@ fn eval<B: Backend, T: Real>(
     let Batch { ids, bounds, .. } = random_batch(shape.batch, shape.seq, config.vocab, common.seed);
     // The last token of each document, against the first tokens of the vocabulary.
     let last = bounds.iter().skip(1).map(|b| b - 1);
-    let rows: Vec<u32> = last.flat_map(|row| [row; OPTIONS]).collect();
+    let last: Vec<u32> = last.collect();
+    let rows: Vec<u32> = (0..last.len() as u32).flat_map(|row| [row; OPTIONS]).collect();
     let options: Vec<u32> = (0..rows.len()).map(|i| (i % OPTIONS % config.vocab) as u32).collect();
     let start = Instant::now();
-    let input = session.documents(backend, ids, &bounds)?;
+    let mut input = session.documents(backend, ids, &bounds)?;
+    input.asked = Some(last);
     let params = backend.alloc::<f32>("no adapter", 0)?;
     session.forward(&model, backend, &input, Stack { params: &params, layouts: &[None] })?;
     let mut out = vec![0.0; rows.len()];
-    model.choices(&mut out, &mut session.room, backend, &rows, &options, input.tokens())?;
+    model.choices(&mut out, &mut session.room, backend, &rows, &options, input.rows())?;
     Ok((paper.plan, start.elapsed().as_secs_f64(), backend.device_free()?))
 }
 

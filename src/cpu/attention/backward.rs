@@ -2,12 +2,13 @@
 //! runs of keys. Scores are made in both.
 
 use super::blocks::{
-    KEYS, Pairs, PerPair, Room, Rows, each_run, gather, head_runs, per_pair, queries, transpose, with_room,
+    KEYS, LANES, Pairs, PerPair, Room, Rows, each_run, gather_keys, gather_pairs, head_runs, per_pair,
+    queries, transpose, with_room,
 };
-use super::product::{ByColumn, ByRow, COLUMNS, Size, padded, product};
-use super::{lanes_mut, rows_of, seen};
+use super::product::{ByColumn, ByRow, Size, padded, product};
+use super::{hide, lanes_mut};
 use crate::cpu::exp::exp;
-use crate::cpu::simd::{self, Isa, Kernel, LANES, fma, total};
+use crate::cpu::simd::{self, Isa, Kernel, fma, total};
 use crate::error::Result;
 use crate::host::Host;
 use crate::ops::attention::{AttentionBwd, Heads, Segment};
@@ -56,12 +57,12 @@ struct Inputs<'a, T> {
 impl<T: Real> Inputs<'_, T> {
     /// Log-sum-exp and `Σ_k do∘o` of each pair; zeros beyond them.
     #[inline(always)]
-    fn numbers<I: Isa>(&self, pairs: &Pairs) -> (PerPair<f32>, PerPair<f32>) {
+    fn numbers<I: Isa>(&self, pairs: &Pairs) -> (PerPair, PerPair) {
         let (mut lse, mut delta) = (per_pair(0.0), per_pair(0.0));
         for r in 0..pairs.len() {
-            let mut sums = [0f32; LANES];
-            let rows = pairs.row(self.do_, r, self.heads).chunks(LANES);
-            for (do_, o) in rows.zip(pairs.row(self.o, r, self.heads).chunks(LANES)) {
+            let mut sums = [0f32; simd::LANES];
+            let rows = pairs.row(self.do_, r, self.heads).chunks(simd::LANES);
+            for (do_, o) in rows.zip(pairs.row(self.o, r, self.heads).chunks(simd::LANES)) {
                 for ((s, do_), o) in sums.iter_mut().zip(do_).zip(o) {
                     *s = fma::<I>(do_.to_f32(), o.to_f32(), *s);
                 }
@@ -91,33 +92,33 @@ impl<T: Real> Kernel for Queries<'_, T> {
         let Queries { dq, inputs, segment, pairs, kv, room } = self;
         let heads = inputs.heads;
         let (n, dim, width) = (pairs.len(), heads.dim, padded(heads.dim));
-        let columns = padded(n);
+        let columns = n.next_multiple_of(LANES);
         let [q_t, do_t, k, v, sums, _] = room.wide;
         let [p, dp] = room.square;
-        transpose(q_t, |r| pairs.row(inputs.q, r, heads), n, dim);
-        transpose(do_t, |r| pairs.row(inputs.do_, r, heads), n, dim);
+        transpose(q_t, |r| pairs.row(inputs.q, r, heads), n, dim, columns);
+        transpose(do_t, |r| pairs.row(inputs.do_, r, heads), n, dim, columns);
         let (lse, delta) = inputs.numbers::<I>(&pairs);
         let first = pairs.queries.start - segment.q.start;
 
         let end = first + pairs.queries.len();
         for start in (0..end).step_by(KEYS) {
             let block = start..end.min(start + KEYS);
-            let rows = |x| rows_of(x, segment, block.clone(), kv, heads);
-            gather(k, rows(inputs.k), dim);
-            gather(v, rows(inputs.v), dim);
+            gather_keys(k, inputs.k, segment, block.clone(), kv, heads);
+            gather_keys(v, inputs.v, segment, block.clone(), kv, heads);
             let size = Size { rows: block.len(), columns, depth: dim };
             product(p, false, ByRow(k, width), q_t, size);
             product(dp, false, ByRow(v, width), do_t, size);
-            let seen = seen(&pairs, first, &block);
-            for j in (0..columns).step_by(COLUMNS) {
-                let i = j / COLUMNS;
-                let (lse, delta, seen) = (lse[i], delta[i], seen[i]);
-                let rows = p.chunks_exact_mut(columns).zip(dp.chunks_exact_mut(columns));
-                for (u, (p, dp)) in rows.enumerate().take(block.len()) {
-                    let (p, dp) = (lanes_mut(p, j), lanes_mut(dp, j));
-                    for c in 0..COLUMNS {
-                        let x = if (u as u32) < seen[c] { p[c] * heads.scale } else { f32::NEG_INFINITY };
-                        p[c] = T::round(exp::<I>(x - lse[c]) * (dp[c] - delta[c]));
+            let (p, dp) = (&mut p[..block.len() * columns], &dp[..block.len() * columns]);
+            hide(p, columns, &pairs, first, block.start);
+            for (p, dp) in p.chunks_exact_mut(columns).zip(dp.chunks_exact(columns)) {
+                for j in (0..columns).step_by(LANES) {
+                    let (p, dp) = (lanes_mut(p, j), &dp[j..][..LANES]);
+                    let (lse, delta) = (&lse[j / LANES], &delta[j / LANES]);
+                    for c in 0..LANES {
+                        p[c] = exp::<I>(fma::<I>(p[c], heads.scale, -lse[c]));
+                    }
+                    for c in 0..LANES {
+                        p[c] = T::round(p[c] * (dp[c] - delta[c]));
                     }
                 }
             }
@@ -152,21 +153,21 @@ impl<T: Real> Kernel for Keys<'_, T> {
         let Keys { dk, dv, inputs, segment, block, kv, room } = self;
         let heads = inputs.heads;
         let (n, dim, width) = (block.len(), heads.dim, padded(heads.dim));
-        let columns = padded(n);
+        let columns = n.next_multiple_of(LANES);
         let [k_t, v_t, q, do_, dk_sums, dv_sums] = room.wide;
         let [p, ds] = room.square;
         let from = segment.q.start + block.start;
         let row = |u: usize| ((from + u) * heads.kv + kv) * dim;
-        transpose(k_t, |u| &inputs.k[row(u)..][..dim], n, dim);
-        transpose(v_t, |u| &inputs.v[row(u)..][..dim], n, dim);
+        transpose(k_t, |u| &inputs.k[row(u)..][..dim], n, dim, columns);
+        transpose(v_t, |u| &inputs.v[row(u)..][..dim], n, dim, columns);
 
         let mut added = false;
         for start in (from..segment.q.end).step_by(queries(heads)) {
             for h in head_runs(heads, kv) {
                 let queries = start..segment.q.end.min(start + queries(heads));
                 let pairs = Pairs { queries, heads: h };
-                gather(q, (0..pairs.len()).map(|r| pairs.row(inputs.q, r, heads)), dim);
-                gather(do_, (0..pairs.len()).map(|r| pairs.row(inputs.do_, r, heads)), dim);
+                gather_pairs(q, inputs.q, &pairs, heads);
+                gather_pairs(do_, inputs.do_, &pairs, heads);
                 let size = Size { rows: pairs.len(), columns, depth: dim };
                 product(p, false, ByRow(q, width), k_t, size);
                 product(ds, false, ByRow(do_, width), v_t, size);
@@ -175,14 +176,17 @@ impl<T: Real> Kernel for Keys<'_, T> {
                 for (r, (p, ds)) in rows.enumerate().take(pairs.len()) {
                     let (lse, delta) = (lse.as_flattened()[r], delta.as_flattened()[r]);
                     let seen = (pairs.query(r) - from + 1).min(n);
-                    for j in (0..columns).step_by(COLUMNS) {
+                    p[seen..].fill(f32::NEG_INFINITY);
+                    for j in (0..columns).step_by(LANES) {
                         let (p, ds) = (lanes_mut(p, j), lanes_mut(ds, j));
-                        let seen = seen.saturating_sub(j) as u32;
-                        for c in 0..COLUMNS {
-                            let x = if (c as u32) < seen { p[c] * heads.scale } else { f32::NEG_INFINITY };
-                            let e = exp::<I>(x - lse);
-                            ds[c] = T::round(e * (ds[c] - delta));
-                            p[c] = T::round(e);
+                        for c in 0..LANES {
+                            p[c] = exp::<I>(fma::<I>(p[c], heads.scale, -lse));
+                        }
+                        for c in 0..LANES {
+                            ds[c] = T::round(p[c] * (ds[c] - delta));
+                        }
+                        for c in 0..LANES {
+                            p[c] = T::round(p[c]);
                         }
                     }
                 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::product::{COLUMNS, padded};
+use super::product::padded;
 use crate::ops::attention::{Heads, Segment};
 use crate::tensor::Real;
 
@@ -12,12 +12,15 @@ pub(super) const PAIRS: usize = 64;
 /// Keys of a block, at most.
 pub(super) const KEYS: usize = 64;
 
+/// Columns of a block of scores that are worked on together, and what their number is rounded up to.
+pub(super) const LANES: usize = 16;
+
 /// A number of each pair, in vectors.
-pub(super) type PerPair<T> = [[T; COLUMNS]; PAIRS / COLUMNS];
+pub(super) type PerPair = [[f32; LANES]; PAIRS / LANES];
 
 /// `x` for each pair.
-pub(super) fn per_pair<T: Copy>(x: T) -> PerPair<T> {
-    [[x; COLUMNS]; PAIRS / COLUMNS]
+pub(super) fn per_pair(x: f32) -> PerPair {
+    [[x; LANES]; PAIRS / LANES]
 }
 
 /// Matrices of 64 rows and K padded columns that one block needs, and matrices of 64 × 64.
@@ -167,32 +170,67 @@ pub(super) fn before(s: &Segment, queries: &Range<usize>) -> usize {
     s.past.iter().map(|p| p.len()).sum::<usize>() + (queries.start - s.q.start)
 }
 
-/// Rows of k and v of the keys `range`, counted over past and own rows.
-pub(super) fn key_rows(s: &Segment, range: Range<usize>) -> impl Iterator<Item = usize> {
+/// Rows of k and v of the keys `range`, counted over past and own rows, in runs.
+#[inline(always)]
+fn key_runs(s: &Segment, range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let own = s.own..s.own + s.q.len();
-    let mut skip = range.start;
-    let runs = s.past.iter().cloned().chain([own]).filter_map(move |run| {
+    let (mut skip, mut left) = (range.start, range.len());
+    s.past.iter().cloned().chain([own]).map(move |run| {
         let skipped = skip.min(run.len());
-        skip -= skipped;
-        (skipped < run.len()).then_some(run.start + skipped..run.end)
-    });
-    runs.flatten().take(range.len())
+        let taken = left.min(run.len() - skipped);
+        (skip, left) = (skip - skipped, left - taken);
+        run.start + skipped..run.start + skipped + taken
+    })
 }
 
-/// `out[i, ..]` = the i-th of `rows`, widened, then zeros up to `padded(dim)` columns.
+/// `out[i, ..]` = the row of key/value head `kv` of `x[U, G·K]` that the i-th of `keys` has, see [`widened`].
 #[inline(always)]
-pub(super) fn gather<'a, T: Real>(out: &mut [f32], rows: impl Iterator<Item = &'a [T]>, dim: usize) {
-    for (out, row) in out.chunks_exact_mut(padded(dim)).zip(rows) {
-        let (out, rest) = out.split_at_mut(dim);
-        out.iter_mut().zip(row).for_each(|(out, x)| *out = x.to_f32());
-        rest.fill(0.0);
+pub(super) fn gather_keys<T: Real>(
+    out: &mut [f32],
+    x: &[T],
+    s: &Segment,
+    keys: Range<usize>,
+    kv: usize,
+    heads: Heads,
+) {
+    let width = padded(heads.dim);
+    let mut at = 0;
+    for run in key_runs(s, keys) {
+        for u in run {
+            let row = &x[(u * heads.kv + kv) * heads.dim..][..heads.dim];
+            widened(&mut out[at..at + width], row);
+            at += width;
+        }
     }
 }
 
-/// `out[k, i] = row(i)[k]` for `n` rows of `dim` elements, then zeros up to `padded(n)` columns.
+/// `out[r, ..]` = pair r's row of `x[T, H·K]`, see [`widened`].
 #[inline(always)]
-pub(super) fn transpose<'a, T: Real>(out: &mut [f32], row: impl Fn(usize) -> &'a [T], n: usize, dim: usize) {
-    let columns = padded(n);
+pub(super) fn gather_pairs<T: Real>(out: &mut [f32], x: &[T], pairs: &Pairs, heads: Heads) {
+    for (r, out) in out.chunks_exact_mut(padded(heads.dim)).enumerate().take(pairs.len()) {
+        widened(out, pairs.row(x, r, heads));
+    }
+}
+
+/// `row` in f32, then zeros.
+#[inline(always)]
+fn widened<T: Real>(out: &mut [f32], row: &[T]) {
+    let (out, rest) = out.split_at_mut(row.len());
+    for (out, x) in out.iter_mut().zip(row) {
+        *out = x.to_f32();
+    }
+    rest.fill(0.0);
+}
+
+/// `out[k, i] = row(i)[k]` for `n` rows of `dim` elements, then zeros up to `columns`.
+#[inline(always)]
+pub(super) fn transpose<'a, T: Real>(
+    out: &mut [f32],
+    row: impl Fn(usize) -> &'a [T],
+    n: usize,
+    dim: usize,
+    columns: usize,
+) {
     for i in 0..n {
         for (out, x) in out.chunks_exact_mut(columns).zip(&row(i)[..dim]) {
             out[i] = x.to_f32();

@@ -3,7 +3,7 @@
 use crate::cpu::simd::{self, Isa, Kernel, fma};
 
 /// Columns of a right factor and of a result come in multiples of this; the rest is padding.
-pub(super) const COLUMNS: usize = 16;
+pub(super) const COLUMNS: usize = 8;
 
 /// `n` rounded up to whole columns.
 pub(super) fn padded(n: usize) -> usize {
@@ -28,8 +28,15 @@ impl Left for ByRow<'_> {
     #[inline(always)]
     fn rows<const M: usize>(self, i: usize, depth: usize) -> impl Fn(usize) -> [f32; M] {
         let rows: [&[f32]; M] = std::array::from_fn(|m| &self.0[(i + m) * self.1..][..depth]);
+        // Loops, because `from_fn` is not always inlined.
         #[inline(always)]
-        move |k| std::array::from_fn(|m| rows[m][k])
+        move |k| {
+            let mut a = [0f32; M];
+            for m in 0..M {
+                a[m] = rows[m][k];
+            }
+            a
+        }
     }
 }
 
@@ -40,7 +47,11 @@ impl Left for ByColumn<'_> {
         #[inline(always)]
         move |k| {
             let column = &a[k * stride..][..M];
-            std::array::from_fn(|m| column[m])
+            let mut a = [0f32; M];
+            for m in 0..M {
+                a[m] = column[m];
+            }
+            a
         }
     }
 }
@@ -76,32 +87,46 @@ impl<A: Left> Kernel for Product<'_, A> {
         let Product { c, add, a, b, size } = self;
         let mut j = 0;
         if I::WIDE {
-            while j + 2 * COLUMNS <= size.columns {
-                strip::<I, { 2 * COLUMNS }>(&mut c[j..], add, a, &b[j..], size);
-                j += 2 * COLUMNS;
+            while j + 4 * COLUMNS <= size.columns {
+                strip::<I, 6, { 4 * COLUMNS }>(&mut c[j..], add, a, &b[j..], size);
+                j += 4 * COLUMNS;
             }
         }
-        while j < size.columns {
-            strip::<I, COLUMNS>(&mut c[j..], add, a, &b[j..], size);
-            j += COLUMNS;
+        while j + 2 * COLUMNS <= size.columns {
+            strip::<I, 6, { 2 * COLUMNS }>(&mut c[j..], add, a, &b[j..], size);
+            j += 2 * COLUMNS;
+        }
+        if j < size.columns {
+            strip::<I, 12, COLUMNS>(&mut c[j..], add, a, &b[j..], size);
         }
     }
 }
 
-/// `N` columns.
+/// `N` columns, `M` rows at a time: as many sums as there are registers for.
 #[inline(always)]
-fn strip<I: Isa, const N: usize>(c: &mut [f32], add: bool, a: impl Left, b: &[f32], size: Size) {
+fn strip<I: Isa, const M: usize, const N: usize>(
+    c: &mut [f32],
+    add: bool,
+    a: impl Left,
+    b: &[f32],
+    size: Size,
+) {
     let Size { rows, columns, depth } = size;
-    let last = rows - rows % 6;
-    for i in (0..last).step_by(6) {
-        tile::<I, 6, N>(&mut c[i * columns..], add, a.rows(i, depth), b, size);
+    let mut i = 0;
+    while i + M <= rows {
+        tile::<I, M, N>(&mut c[i * columns..], add, a.rows(i, depth), b, size);
+        i += M;
     }
-    match rows - last {
-        1 => tile::<I, 1, N>(&mut c[last * columns..], add, a.rows(last, depth), b, size),
-        2 => tile::<I, 2, N>(&mut c[last * columns..], add, a.rows(last, depth), b, size),
-        3 => tile::<I, 3, N>(&mut c[last * columns..], add, a.rows(last, depth), b, size),
-        4 => tile::<I, 4, N>(&mut c[last * columns..], add, a.rows(last, depth), b, size),
-        5 => tile::<I, 5, N>(&mut c[last * columns..], add, a.rows(last, depth), b, size),
+    if i + 6 <= rows {
+        tile::<I, 6, N>(&mut c[i * columns..], add, a.rows(i, depth), b, size);
+        i += 6;
+    }
+    match rows - i {
+        1 => tile::<I, 1, N>(&mut c[i * columns..], add, a.rows(i, depth), b, size),
+        2 => tile::<I, 2, N>(&mut c[i * columns..], add, a.rows(i, depth), b, size),
+        3 => tile::<I, 3, N>(&mut c[i * columns..], add, a.rows(i, depth), b, size),
+        4 => tile::<I, 4, N>(&mut c[i * columns..], add, a.rows(i, depth), b, size),
+        5 => tile::<I, 5, N>(&mut c[i * columns..], add, a.rows(i, depth), b, size),
         _ => {}
     }
 }
@@ -174,8 +199,8 @@ mod tests {
 
     #[test]
     fn as_the_sums() {
-        for rows in 1..14 {
-            for columns in [16, 32, 48, 80] {
+        for rows in 1..20 {
+            for columns in [8, 16, 24, 32, 48, 80] {
                 for depth in [1, 5, 64] {
                     check::<Wide>(rows, columns, depth, rows % 2 == 0);
                     check::<Baseline>(rows, columns, depth, rows % 2 == 1);

@@ -116,13 +116,18 @@ impl<'a, B: Backend> Columns<'a, B> {
             common.check_stop("nothing is kept of an evaluation")?;
             let own = &trees[batch.trees()];
             let joined = batch.plant(trees);
-            let t = joined.ids.len();
             let run = |s: Stretch| Run { positions: s.positions, length: s.needs };
             let runs: Vec<Run> = joined.stretches.into_iter().map(run).collect();
-            let input = session.runs(self.backend, joined.ids, &runs, joined.segments, 0)?;
+            // A row that is asked for several tokens goes through the last layer once.
+            let mut asked = joined.rows.clone();
+            asked.dedup();
+            let place = |row: &u32| asked.partition_point(|a| a < row);
+            let places: Vec<usize> = joined.rows.iter().map(place).collect();
+            let t = asked.len();
+            let input = session.runs(self.backend, joined.ids, &runs, joined.segments, 0, asked)?;
             session.forward(self.model, self.backend, &input, stack)?;
             let rows: Vec<u32> =
-                (0..copies).flat_map(|c| joined.rows.iter().map(move |&r| r + (c * t) as u32)).collect();
+                (0..copies).flat_map(|c| places.iter().map(move |&r| (r + c * t) as u32)).collect();
             let wanted = joined.wanted.repeat(copies);
             let mut logprobs = vec![0.0f32; rows.len()];
             let room = &mut session.room;
