@@ -5,7 +5,7 @@
 use super::exp::exp;
 use super::operand::{Source, Term, depth, weight_in_place, widen};
 use super::product::{Shared, TileMut};
-use super::simd::{self, Isa, Kernel, LANES, fma, total};
+use super::simd::{self, Isa, Kernel, LANES, dot, total};
 use super::tiles::Rooms;
 use crate::host::HostMatrix;
 use crate::tensor::{DType, Frozen, Real};
@@ -224,16 +224,6 @@ impl Kernel for Dot<'_> {
     type Output = f32;
     #[inline(always)]
     fn run<I: Isa>(self) -> f32 {
-        let mut lanes = [0f32; LANES];
-        let (a, b) = (self.0.as_chunks::<LANES>(), self.1.as_chunks::<LANES>());
-        for (a, b) in a.0.iter().zip(b.0) {
-            for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
-                *lane = fma::<I>(a, b, *lane);
-            }
-        }
-        for ((lane, &a), &b) in lanes.iter_mut().zip(a.1).zip(b.1) {
-            *lane = fma::<I>(a, b, *lane);
-        }
-        total(lanes)
+        dot::<I>(self.0, self.1)
     }
 }

@@ -3,7 +3,8 @@
 //! b goes through the thread's room in blocks of at most [`DEPTH`] × [`COLUMNS`], packed in panels as the micro-kernel
 //! reads them; a is read where it lies, a few rows at a time, which stay in the first-level cache while the panels come
 //! from the second. Each element is a sum over blocks of K of sums over k, whatever its place and the sizes of dst:
-//! it depends on a row of a and a column of b alone.
+//! it depends on a row of a and a column of b alone. One row against columns that are contiguous, a token that is
+//! decoded, is an exception: dot products, for packing the columns would take longer than multiplying them.
 
 #![allow(unsafe_code)]
 
@@ -205,6 +206,10 @@ impl Kernel for Product<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self) {
+        let contiguous = self.a.strides.1 == 1 && self.b.strides.0 == 1;
+        if contiguous && self.a.size.0 == 1 && self.a.size.1 > 0 {
+            return self.row::<I>();
+        }
         // SAFETY: kernels run with instructions that the processor has (`simd::run`), and these are I's.
         #[cfg(target_arch = "x86_64")]
         unsafe {
@@ -225,6 +230,17 @@ impl Kernel for Product<'_, '_> {
 }
 
 impl Product<'_, '_> {
+    /// One row, against columns that are contiguous.
+    #[inline(always)]
+    fn row<I: Isa>(self) {
+        let Product { dst, keep, alpha, a, b, room: _ } = self;
+        let (a, columns) = (a.row(0), b.t());
+        for (n, out) in dst.row(0).iter_mut().enumerate() {
+            let dot = alpha * simd::dot::<I>(a, columns.row(n));
+            *out = if keep { *out + dot } else { dot };
+        }
+    }
+
     /// M rows and N columns, which are C vectors, at a time.
     ///
     /// # Safety
@@ -362,6 +378,7 @@ mod tests {
         let sizes = [
             (1, 1, 1),
             (1, 300, 31),
+            (1, 40, 0),
             (6, 16, 256),
             (7, 33, 257),
             (8, 32, 4),
@@ -427,7 +444,7 @@ mod tests {
             let mut whole = normal::<f32>(3, m * n, 1.0);
             let old = whole.clone();
             with(run, &mut TileMut::new(&mut whole, m, n), true, 0.3, a, b);
-            for (rows, cols) in [(0..1, 0..n), (3..17, 250..290), (11..29, 5..6)] {
+            for (rows, cols) in [(0..2, 0..n), (3..17, 250..290), (11..29, 5..6)] {
                 let mut part: Vec<f32> =
                     rows.clone().flat_map(|r| old[r * n..][cols.clone()].to_vec()).collect();
                 let mut dst = TileMut::new(&mut part, rows.len(), cols.len());
