@@ -82,9 +82,9 @@ fn pack<const N: usize>(out: &mut [[f64; N]], x: MatRef<'_, f64>) {
 fn tile<I: Isa>(x: &[[f64; X]], y: &[[f64; Y]]) -> [[f64; X]; Y] {
     let mut sums = [[0.0; X]; Y];
     for (x, y) in x.iter().zip(y) {
-        for c in 0..Y {
-            for r in 0..X {
-                sums[c][r] = if I::FMA { x[r].mul_add(y[c], sums[c][r]) } else { x[r] * y[c] + sums[c][r] };
+        for (sums, y) in sums.iter_mut().zip(y) {
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = if I::FMA { x.mul_add(*y, *sum) } else { x * y + *sum };
             }
         }
     }

@@ -113,20 +113,20 @@ impl Change {
         }
         let rank = got.nrows();
         let zeros = || Mat::<f64>::zeros(rank, rank);
-        let (mut was, mut cross, mut square, mut changed) = (zeros(), zeros(), zeros(), false);
+        let (mut was, mut by) = (zeros(), None);
         // A few columns at a time: of the change no more is ever held.
         for first in (0..got.ncols()).step_by(PANEL) {
             let width = PANEL.min(got.ncols() - first);
             let (got, expected) = (got.subcols(first, width), expected.subcols(first, width));
             spread.add_gram(was.as_mut(), expected);
             if got != expected {
+                let (cross, square) = by.get_or_insert_with(|| (zeros(), zeros()));
                 let delta = got - expected;
                 spread.add_product(cross.as_mut(), delta.as_ref(), expected.transpose());
                 spread.add_gram(square.as_mut(), delta.as_ref());
-                changed = true;
             }
         }
-        Change { was: mirrored(was), by: changed.then(|| (cross, mirrored(square))) }
+        Change { was: mirrored(was), by: by.map(|(cross, square)| (cross, mirrored(square))) }
     }
 
     /// `(x + δ)(x + δ)ᵀ`.
