@@ -3,6 +3,7 @@
 //! Modules are worked on in parallel, so nothing here starts a thread unless it is told to, and every sum has one order.
 //! [`rsvd`] is the exception: it reads large matrices, on the threads of the pool that it is called in.
 
+mod rank_k;
 pub mod root;
 pub mod rsvd;
 pub mod subspace;
@@ -38,12 +39,56 @@ impl Spread {
     }
 
     /// `out = x y`.
-    pub fn product_into(self, out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>) {
+    pub fn product_into(self, mut out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>) {
         match self {
+            Spread::Thread if rank_k::fits(out.as_ref(), x, y.transpose()) => {
+                out.fill(0.0);
+                rank_k::add(out, x, y.transpose(), false);
+            }
             Spread::Thread => matmul(out, Accum::Replace, x, y, 1.0, Par::Seq),
             Spread::Pool => panels(out).for_each(|(j, panel)| {
                 let columns = y.subcols(j, panel.ncols());
                 Spread::Thread.product_into(panel, x, columns);
+            }),
+        }
+    }
+
+    /// `out += x y`.
+    pub fn add_product(self, out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>) {
+        match self {
+            Spread::Thread if rank_k::fits(out.as_ref(), x, y.transpose()) => {
+                rank_k::add(out, x, y.transpose(), false);
+            }
+            Spread::Thread => matmul(out, Accum::Add, x, y, 1.0, Par::Seq),
+            Spread::Pool => panels(out).for_each(|(j, panel)| {
+                let columns = y.subcols(j, panel.ncols());
+                Spread::Thread.add_product(panel, x, columns);
+            }),
+        }
+    }
+
+    /// `out += x xᵀ` on and below the diagonal; what is above means nothing until it is [`mirrored`].
+    pub fn add_gram(self, out: MatMut<'_, f64>, x: MatRef<'_, f64>) {
+        self.add_lower(out, x, x.transpose());
+    }
+
+    fn add_lower(self, out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>) {
+        let n = x.nrows();
+        match self {
+            Spread::Thread if rank_k::fits(out.as_ref(), x, y.transpose()) => {
+                rank_k::add(out, x, y.transpose(), true);
+            }
+            Spread::Thread => {
+                let (half, whole) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+                triangular::matmul(out, half, Accum::Add, x, whole, y, whole, 1.0, Par::Seq);
+            }
+            Spread::Pool => panels(out).for_each(|(j, panel)| {
+                let width = panel.ncols();
+                let (_, below) = panel.split_at_row_mut(j);
+                let (square, rest) = below.split_at_row_mut(width);
+                let columns = y.subcols(j, width);
+                Spread::Thread.add_lower(square, x.subrows(j, width), columns);
+                Spread::Thread.add_product(rest, x.subrows(j + width, n - j - width), columns);
             }),
         }
     }
@@ -68,24 +113,9 @@ pub fn product(x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> Mat<f64> {
 
 /// `x y` where that is symmetric: one triangle is computed, the other is its mirror image.
 pub fn symmetric_product(x: MatRef<'_, f64>, y: MatRef<'_, f64>, spread: Spread) -> Mat<f64> {
-    let n = x.nrows();
-    let mut out = Mat::zeros(n, n);
-    let lower = |out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>| {
-        let (half, whole) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
-        triangular::matmul(out, half, Accum::Replace, x, whole, y, whole, 1.0, Par::Seq);
-    };
-    match spread {
-        Spread::Thread => lower(out.as_mut(), x, y),
-        Spread::Pool => panels(out.as_mut()).for_each(|(j, panel)| {
-            let width = panel.ncols();
-            let (_, below) = panel.split_at_row_mut(j);
-            let (square, rest) = below.split_at_row_mut(width);
-            let columns = y.subcols(j, width);
-            lower(square, x.subrows(j, width), columns);
-            Spread::Thread.product_into(rest, x.subrows(j + width, n - j - width), columns);
-        }),
-    }
-    symmetric(out)
+    let mut out = Mat::zeros(x.nrows(), x.nrows());
+    spread.add_lower(out.as_mut(), x, y);
+    mirrored(out)
 }
 
 /// `x xᵀ`, exactly symmetric.
@@ -95,7 +125,7 @@ pub fn gram(x: MatRef<'_, f64>) -> Mat<f64> {
 
 /// `wᵀ g w` of a symmetric `g`, exactly symmetric.
 pub fn congruence(g: MatRef<'_, f64>, w: MatRef<'_, f64>) -> Mat<f64> {
-    symmetric(product(w.transpose(), product(g, w).as_ref()))
+    mirrored(product(w.transpose(), product(g, w).as_ref()))
 }
 
 /// `Σ xᵢⱼ yᵢⱼ`.
@@ -119,7 +149,7 @@ pub fn positive(u: &mut Mat<f64>, v: &mut Mat<f64>) {
 }
 
 /// The lower triangle copied to the upper one.
-fn symmetric(mut x: Mat<f64>) -> Mat<f64> {
+pub fn mirrored(mut x: Mat<f64>) -> Mat<f64> {
     for j in 1..x.ncols() {
         for i in 0..j {
             x[(i, j)] = x[(j, i)];

@@ -27,7 +27,7 @@ mod rms_norm;
 mod rope;
 mod rsvd;
 mod scatter;
-mod simd;
+pub(crate) mod simd;
 mod sum_sq;
 mod swiglu;
 mod thin;
@@ -81,6 +81,15 @@ impl Cpu {
     /// Threads of the pool.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
+    }
+
+    /// Runs work on a few modules on the pool that the caller is a thread of, if there is one: one that waited for
+    /// another pool would take up the next modules meanwhile, and hold the numbers of all.
+    fn here<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match rayon::current_thread_index() {
+            Some(_) => work(),
+            None => self.pool.install(work),
+        }
     }
 }
 
@@ -192,16 +201,16 @@ impl Backend for Cpu {
         self.pool.install(|| scatter::scatter(op))
     }
     fn gram(&self, op: Gram<'_, Host>) -> Result<()> {
-        self.pool.install(|| gram::gram(op))
+        self.here(|| gram::gram(op))
     }
     fn eigh(&self, op: Eigh<'_, Host>) -> Result<()> {
-        self.pool.install(|| eigh::eigh(op))
+        self.here(|| eigh::eigh(op))
     }
     fn gate(&self, op: Gate<'_, Host>) -> Result<()> {
-        self.pool.install(|| gate::gate(op))
+        self.here(|| gate::gate(op))
     }
     fn apply(&self, op: Apply<'_, Host>) -> Result<()> {
-        self.pool.install(|| apply::apply(op))
+        self.here(|| apply::apply(op))
     }
     fn rsvd(&self, op: Rsvd<'_, Host>) -> Result<()> {
         self.pool.install(|| rsvd::rsvd(op))

@@ -5,7 +5,7 @@
 //! Results may therefore differ between processors, never between thread counts.
 
 /// What a loop may want to know of the instructions that it is compiled for.
-pub(super) trait Isa {
+pub(crate) trait Isa {
     /// A fused multiply-add is one instruction.
     const FMA: bool;
     /// There is room for 32 registers of 16 numbers.
@@ -19,7 +19,7 @@ struct Avx512;
 #[cfg(target_arch = "x86_64")]
 struct Avx2;
 /// What every processor of the architecture has.
-pub(super) struct Baseline;
+pub(crate) struct Baseline;
 
 #[cfg(target_arch = "x86_64")]
 impl Isa for Avx512 {
@@ -37,7 +37,7 @@ impl Isa for Baseline {
 }
 
 /// A loop worth compiling for several instruction sets.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     /// What it computes.
     type Output;
     /// The loop, `#[inline(always)]`.
@@ -47,7 +47,7 @@ pub(super) trait Kernel {
 /// Runs `kernel` with the widest instructions that the processor has.
 #[inline]
 #[allow(unsafe_code)]
-pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
+pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f")

@@ -5,7 +5,7 @@
 
 use faer::{Mat, MatRef};
 
-use crate::algebra::{Whitening, product, scale_columns};
+use crate::algebra::{Spread, Whitening, product, scale_columns};
 use crate::error::{Error, Result};
 use crate::fuse::factors::Factors;
 use crate::ops::gate::SIGMA_CUT;
@@ -57,8 +57,9 @@ pub fn balanced(
 ) -> Result<Factors> {
     let b: Vec<f64> = d.iter().map(|d| d.signum() * d.abs().sqrt()).collect();
     let a: Vec<f64> = d.iter().map(|d| d.abs().sqrt()).collect();
+    let spread = if stack.is_large() { Spread::Pool } else { Spread::Thread };
     Factors::new(
-        product(scale_columns(left, &b).transpose(), stack.bt()),
-        product(scale_columns(right, &a).transpose(), stack.a()),
+        stack.rows_bt().mapped(scale_columns(left, &b).transpose(), spread),
+        stack.rows_a().mapped(scale_columns(right, &a).transpose(), spread),
     )
 }

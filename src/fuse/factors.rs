@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use faer::{Mat, MatRef, unzip, zip};
+use faer::{Mat, MatMut, MatRef};
 
 use crate::algebra::Spread;
 use crate::checkpoint::module::Module;
@@ -12,6 +12,8 @@ use crate::fuse::input_gram::BlockInputs;
 
 /// Numbers of a module's stacked factors above which it is worked on alone: 256 MiB of f64.
 const ALONE: usize = 1 << 25;
+/// Rows that are turned into columns at once: as many numbers as a line of the cache holds, and lines as one set of it.
+const TURNED: usize = 8;
 
 /// A factor: R rows of n numbers, column after column, so that the numbers lie as those of B do in its file. A copy
 /// shares them.
@@ -25,6 +27,19 @@ impl Rows {
     /// R rows of `numbers`, column after column; as many columns as there are.
     pub fn new(numbers: Vec<f64>, rank: usize) -> Rows {
         Rows { numbers: Arc::new(numbers), rank }
+    }
+
+    /// R rows of `numbers`, row after row.
+    pub fn from_rows(numbers: &[f64], rank: usize) -> Rows {
+        Rows::new(turned(numbers, numbers.len().checked_div(rank).unwrap_or(0)), rank)
+    }
+
+    /// `w` times these, `[K, n]`.
+    pub fn mapped(&self, w: MatRef<'_, f64>, spread: Spread) -> Rows {
+        let mut numbers = vec![0.0; w.nrows() * self.columns()];
+        let out = MatMut::from_column_major_slice_mut(&mut numbers, w.nrows(), self.columns());
+        spread.product_into(out, w, self.get());
+        Rows::new(numbers, w.nrows())
     }
 
     /// `[R, n]`.
@@ -66,6 +81,19 @@ impl From<Mat<f64>> for Rows {
     }
 }
 
+/// The columns, one after the other, of a matrix that lies row by row, `width` numbers each.
+fn turned(x: &[f64], width: usize) -> Vec<f64> {
+    let mut out = vec![0.0; x.len()];
+    let height = x.len().checked_div(width).unwrap_or(0);
+    for (n, rows) in x.chunks(TURNED * width.max(1)).enumerate() {
+        for k in 0..width {
+            let column = out[k * height + n * TURNED..].iter_mut();
+            rows[k..].iter().step_by(width).zip(column).for_each(|(x, out)| *out = *x);
+        }
+    }
+    out
+}
+
 /// A product `ΔW = B A` with `B[O, R]` and `A[R, I]`, the scale folded into B; B is held transposed.
 #[derive(Clone, Debug)]
 pub struct Factors {
@@ -102,8 +130,11 @@ impl Factors {
         for (column, b) in columns.zip(b.chunks_exact(r)) {
             column[at.clone()].iter_mut().zip(b).for_each(|(out, b)| *out = scale * b);
         }
-        for (x, column) in self.a.numbers_mut().chunks_exact_mut(rank).enumerate() {
-            column[at.clone()].iter_mut().enumerate().for_each(|(k, out)| *out = a[k * i + x]);
+        for (n, columns) in self.a.numbers_mut().chunks_mut(TURNED * rank).enumerate() {
+            for k in 0..r {
+                let row = &a[k * i + n * TURNED..];
+                columns[at.start + k..].iter_mut().step_by(rank).zip(row).for_each(|(out, a)| *out = *a);
+            }
         }
     }
 
@@ -114,12 +145,7 @@ impl Factors {
 
     /// `A[R, I]` row by row, as in a file.
     pub fn a_rows(&self) -> Vec<f64> {
-        let (r, i) = (self.rank(), self.a.columns());
-        let mut out = vec![0.0; r * i];
-        for (x, column) in self.a.numbers().chunks_exact(r.max(1)).enumerate() {
-            column.iter().enumerate().for_each(|(k, a)| out[k * i + x] = *a);
-        }
-        out
+        turned(self.a.numbers(), self.rank())
     }
 
     /// `Bᵀ[R, O]`, shared.
@@ -349,21 +375,24 @@ impl Batch {
     }
 
     /// `Σₑ cₑ Bₑᵀ`, `[R, O]`; the ranks must be equal.
-    pub fn sum_bt(&self, c: &[f64]) -> Mat<f64> {
-        self.sum(self.stack.bt(), c)
+    pub fn sum_bt(&self, c: &[f64]) -> Rows {
+        self.sum(self.stack.rows_bt(), c)
     }
 
     /// `Σₑ cₑ Aₑ`, `[R, I]`; the ranks must be equal.
-    pub fn sum_a(&self, c: &[f64]) -> Mat<f64> {
-        self.sum(self.stack.a(), c)
+    pub fn sum_a(&self, c: &[f64]) -> Rows {
+        self.sum(self.stack.rows_a(), c)
     }
 
-    fn sum(&self, x: MatRef<'_, f64>, c: &[f64]) -> Mat<f64> {
-        let r = self.frame.block(0).len();
-        let mut out = Mat::zeros(r, x.ncols());
-        for (e, &c) in c.iter().enumerate() {
-            zip!(&mut out, x.subrows(self.frame.block(e).start, r)).for_each(|unzip!(out, x)| *out += c * x);
+    fn sum(&self, x: &Rows, c: &[f64]) -> Rows {
+        let rank = self.frame.block(0).len();
+        let mut out = vec![0.0; rank * x.columns()];
+        for (out, column) in out.chunks_exact_mut(rank.max(1)).zip(x.numbers().chunks_exact(x.rank().max(1)))
+        {
+            for (c, own) in c.iter().zip(column.chunks_exact(rank.max(1))) {
+                out.iter_mut().zip(own).for_each(|(out, x)| *out += c * x);
+            }
         }
-        out
+        Rows::new(out, rank)
     }
 }

@@ -4,51 +4,36 @@
 //! second term, and its own summand vanishes: `B̄ Ā` takes R rows and the residual P − R. The first R rows are FedAvg's
 //! adapter, the rest is what FedEx-LoRA adds to the base.
 
-use faer::{Mat, MatRef};
-
 use crate::error::Result;
-use crate::fuse::factors::{Batch, Factors};
+use crate::fuse::factors::{Batch, Factors, Rows};
 
 /// `B = [B̄, w₁(B₁ − B_E), …]`, `A = [Ā; A₁ − Ā; …]`, rank P.
 ///
 /// Of mixed ranks the rows that all adapters have are averaged; the others are stacked, as in `mean`.
 pub fn fuse(batch: &Batch) -> Result<Factors> {
-    let (frame, bt, a) = (&batch.frame, batch.stack.bt(), batch.stack.a());
+    let frame = &batch.frame;
+    let (edges, rank) = (frame.edges(), frame.rank());
     let shared = frame.ranks().into_iter().min().unwrap_or(0);
-    let last = frame.block(frame.edges() - 1).start;
-    let mean = |x: MatRef<'_, f64>| {
-        Mat::from_fn(shared, x.ncols(), |k, j| {
-            (0..frame.edges()).map(|e| frame.weights[e] * x[(frame.block(e).start + k, j)]).sum::<f64>()
-        })
-    };
-    let (mean_b, mean_a) = (mean(bt), mean(a));
-    let mut rows: Vec<Row> = (0..shared).map(Row::Mean).collect();
-    for e in 0..frame.edges() {
-        let (start, weight) = (frame.block(e).start, frame.weights[e]);
-        if start != last {
-            rows.extend((0..shared).map(|k| Row::Residual { at: start + k, k, weight }));
+    let last = frame.block(edges - 1).start;
+    // Column by column: the mean of the rows that all have, then of each adapter how they differ, and what others lack.
+    let side = |x: &Rows, is_b: bool| -> Rows {
+        let (mut out, mut mean) = (Vec::with_capacity(x.numbers().len()), vec![0.0; shared]);
+        for column in x.numbers().chunks_exact(rank) {
+            mean.fill(0.0);
+            for (e, w) in frame.weights.iter().enumerate() {
+                mean.iter_mut().zip(&column[frame.block(e)]).for_each(|(mean, x)| *mean += w * x);
+            }
+            out.extend_from_slice(&mean);
+            let from = if is_b { &column[last..][..shared] } else { &mean[..] };
+            for (e, &w) in frame.weights.iter().enumerate() {
+                let (own, w) = (&column[frame.block(e)], if is_b { w } else { 1.0 });
+                if e + 1 < edges {
+                    out.extend(own.iter().zip(from).map(|(x, from)| w * (x - from)));
+                }
+                out.extend(own[shared..].iter().map(|x| w * x));
+            }
         }
-        rows.extend((shared..frame.block(e).len()).map(|k| Row::Own { at: start + k, weight }));
-    }
-    let b_row = |r: usize, o: usize| match rows[r] {
-        Row::Mean(k) => mean_b[(k, o)],
-        Row::Residual { at, k, weight } => weight * (bt[(at, o)] - bt[(last + k, o)]),
-        Row::Own { at, weight } => weight * bt[(at, o)],
+        Rows::new(out, rank)
     };
-    let a_row = |r: usize, i: usize| match rows[r] {
-        Row::Mean(k) => mean_a[(k, i)],
-        Row::Residual { at, k, .. } => a[(at, i)] - mean_a[(k, i)],
-        Row::Own { at, .. } => a[(at, i)],
-    };
-    Factors::new(Mat::from_fn(rows.len(), bt.ncols(), b_row), Mat::from_fn(rows.len(), a.ncols(), a_row))
-}
-
-/// A row of the result.
-enum Row {
-    /// Row k of the averaged factors.
-    Mean(usize),
-    /// `w (Bₑ − B_E)` and `Aₑ − Ā` of row k, which is row `at` of the stack.
-    Residual { at: usize, k: usize, weight: f64 },
-    /// A row that not all adapters have.
-    Own { at: usize, weight: f64 },
+    Factors::new(side(batch.stack.rows_bt(), true), side(batch.stack.rows_a(), false))
 }

@@ -21,7 +21,7 @@ pub fn fuse(batch: &Batch, raw: &Batch, choice: Fedsa) -> Result<Factors> {
                     "--fedsa client:{j}: adapter {j} (counted from 0) does not have this module"
                 ))
             })?;
-            raw.bt(at).to_owned()
+            raw.bt(at).to_owned().into()
         }
     };
     Factors::new(bt, a)

@@ -1,10 +1,8 @@
 //! `ffa-lsq`: `ΔW = (Σ wᵢBᵢAᵢ) A₀⁺ A₀`, the B that, times a given A, is closest to the exact mean.
 
-use faer::Mat;
-
 use crate::algebra::{gram, product, pseudo_inverse, scale_columns};
 use crate::error::Result;
-use crate::fuse::factors::{Batch, Factors};
+use crate::fuse::factors::{Batch, Factors, Rows};
 
 /// The least-squares B beside the frozen A, or beside the first adapter's where none is declared.
 ///
@@ -23,9 +21,10 @@ pub fn fuse(batch: &Batch, raw: &Batch) -> Result<Factors> {
 }
 
 /// `B = Σ wᵢBᵢ (Aᵢ Aᵀ)(A Aᵀ)⁺` beside `a`.
-pub fn project(batch: &Batch, a: Mat<f64>) -> Result<Factors> {
-    let inverse = pseudo_inverse(gram(a.as_ref()).as_ref())?;
-    let onto = product(product(batch.stack.a(), a.transpose()).as_ref(), inverse.as_ref());
+pub fn project(batch: &Batch, a: impl Into<Rows>) -> Result<Factors> {
+    let a: Rows = a.into();
+    let inverse = pseudo_inverse(gram(a.get()).as_ref())?;
+    let onto = product(product(batch.stack.a(), a.get().transpose()).as_ref(), inverse.as_ref());
     let weighted = scale_columns(onto.transpose(), &batch.frame.along_rank(&batch.frame.weights));
     Factors::new(product(weighted.as_ref(), batch.stack.bt()), a)
 }

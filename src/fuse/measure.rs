@@ -2,10 +2,13 @@
 
 use faer::{Mat, MatRef};
 
-use crate::algebra::{Spread, gram, inner, product, pseudo_inverse, symmetric_product};
+use crate::algebra::{Spread, gram, inner, mirrored, product, pseudo_inverse};
 use crate::error::Result;
 use crate::fuse::compare::Compared;
 use crate::fuse::factors::{Batch, Factors};
+
+/// Columns of a factor that are compared at once.
+const PANEL: usize = 1024;
 
 /// How a written update compares with what it should be.
 #[derive(Clone, Debug)]
@@ -108,13 +111,22 @@ impl Change {
             };
             return Change::new(padded(got).as_ref(), padded(expected).as_ref(), spread);
         }
-        let was = symmetric_product(expected, expected.transpose(), spread);
-        let by = (got != expected).then(|| {
-            let delta = got - expected;
-            let cross = spread.product(delta.as_ref(), expected.transpose());
-            (cross, symmetric_product(delta.as_ref(), delta.transpose(), spread))
-        });
-        Change { was, by }
+        let rank = got.nrows();
+        let zeros = || Mat::<f64>::zeros(rank, rank);
+        let (mut was, mut by) = (zeros(), None);
+        // A few columns at a time: of the change no more is ever held.
+        for first in (0..got.ncols()).step_by(PANEL) {
+            let width = PANEL.min(got.ncols() - first);
+            let (got, expected) = (got.subcols(first, width), expected.subcols(first, width));
+            spread.add_gram(was.as_mut(), expected);
+            if got != expected {
+                let (cross, square) = by.get_or_insert_with(|| (zeros(), zeros()));
+                let delta = got - expected;
+                spread.add_product(cross.as_mut(), delta.as_ref(), expected.transpose());
+                spread.add_gram(square.as_mut(), delta.as_ref());
+            }
+        }
+        Change { was: mirrored(was), by: by.map(|(cross, square)| (cross, mirrored(square))) }
     }
 
     /// `(x + δ)(x + δ)ᵀ`.

@@ -32,7 +32,7 @@ use crate::fuse::inputs::Inputs;
 use crate::fuse::options::Method;
 use crate::fuse::ties;
 use crate::fuse::weights::{Weights, renormalised};
-use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe, low_rank, spd};
+use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe, Rows, low_rank, spd};
 use crate::model::adapters::Layout;
 use crate::model::memory::{Part, Plan};
 use crate::tensor::DType;
@@ -550,7 +550,7 @@ impl FusePlan {
                 frame.module
             )));
         }
-        let got = read_back(fused, &a, &b, dtype);
+        let got = read_back(fused, &a, &b, dtype)?;
         let certificate = ModuleCertificate::new(batch, &outcome, &got)?;
         let (rank, file_rank) = (fused.rank() * dtype.size(), self.file_rank(frame));
         a.resize(file_rank * frame.size.1 * dtype.size(), 0);
@@ -610,12 +610,12 @@ impl FusePlan {
 }
 
 /// The factors as the bytes of a file say.
-fn read_back(shape: &Factors, a: &[u8], b: &[u8], dtype: DType) -> Factors {
-    let (o, i) = shape.size();
-    let (mut wide_a, mut wide_b) = (vec![0.0; shape.rank() * i], vec![0.0; o * shape.rank()]);
-    convert::widen_f64(&mut wide_a, a, dtype);
-    convert::widen_f64(&mut wide_b, b, dtype);
-    let mut out = Factors::zeros(shape.rank(), shape.size());
-    out.place(0..shape.rank(), &wide_b, &wide_a, 1.0);
-    out
+fn read_back(shape: &Factors, a: &[u8], b: &[u8], dtype: DType) -> Result<Factors> {
+    let (rank, (o, i)) = (shape.rank(), shape.size());
+    let wide = |bytes: &[u8], columns: usize| {
+        let mut out = vec![0.0; rank * columns];
+        convert::widen_f64(&mut out, bytes, dtype);
+        out
+    };
+    Factors::new(Rows::new(wide(b, o), rank), Rows::from_rows(&wide(a, i), rank))
 }
