@@ -179,14 +179,14 @@ impl<T: Real> Kernel for Keys<'_, T> {
                     p[seen..].fill(f32::NEG_INFINITY);
                     for j in (0..columns).step_by(LANES) {
                         let (p, ds) = (lanes_mut(p, j), lanes_mut(ds, j));
-                        for c in 0..LANES {
-                            p[c] = exp::<I>(fma::<I>(p[c], heads.scale, -lse));
+                        for p in p.iter_mut() {
+                            *p = exp::<I>(fma::<I>(*p, heads.scale, -lse));
                         }
                         for c in 0..LANES {
                             ds[c] = T::round(p[c] * (ds[c] - delta));
                         }
-                        for c in 0..LANES {
-                            p[c] = T::round(p[c]);
+                        for p in p.iter_mut() {
+                            *p = T::round(*p);
                         }
                     }
                 }

@@ -48,9 +48,7 @@ impl Left for ByColumn<'_> {
         move |k| {
             let column = &a[k * stride..][..M];
             let mut a = [0f32; M];
-            for m in 0..M {
-                a[m] = column[m];
-            }
+            a.copy_from_slice(column);
             a
         }
     }
