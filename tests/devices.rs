@@ -2,7 +2,7 @@
 //!
 //! The device may be a real one or the emulator (feature `emulator`); without any the test says that it is skipped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -36,6 +36,16 @@ fn device() -> bool {
         eprintln!("skipped: {}", String::from_utf8_lossy(&out.stderr).trim());
     }
     out.status.success()
+}
+
+/// The key/value heads and MLP channels that pruning kept, layer by layer.
+fn kept(dir: &Path) -> Vec<(Vec<u64>, BTreeSet<u64>)> {
+    let file = std::fs::read(dir.join("pruning.json")).unwrap();
+    let pruning: Value = serde_json::from_slice(&file).unwrap();
+    let numbers =
+        |x: &Value| -> Vec<u64> { x.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect() };
+    let layer = |l: &Value| (numbers(&l["kv_heads"]), numbers(&l["mlp"]).into_iter().collect());
+    pruning["layers"].as_array().unwrap().iter().map(layer).collect()
 }
 
 /// `s B A` of every module, row-major.
@@ -81,18 +91,26 @@ fn the_flow_is_the_same_on_both_devices() {
     let text = |path: PathBuf| path.display().to_string();
     let (base, calibration) = (text(asset("base")), text(asset("calibration.jsonl")));
 
-    // The same heads and channels; their number of channels is no multiple of 8.
-    for d in DEVICES {
-        let out = at(&format!("small-{d}"));
-        let prune = ["prune", "--model", &base, "--ratio", "0.3", "--samples", "4", "--sample-tokens", "32"];
-        done(d, &[&prune[..], &["--calibration", &calibration, "--out", &out]].concat());
-    }
-    let kept = |d: &str| -> Value {
-        let file = dir.path().join(format!("small-{d}")).join("pruning.json");
-        serde_json::from_slice::<Value>(&std::fs::read(file).unwrap()).unwrap()["layers"].clone()
+    // The same heads, and the same channels but for such as tie: bf16 alone moves two or three of 358 a layer across the
+    // cut, whoever adds up first. Their number is no multiple of 8.
+    let prune = |d: &str, name: &str, ratio: &str| {
+        let out = at(name);
+        let how = ["prune", "--model", &base, "--ratio", ratio, "--samples", "4", "--sample-tokens", "32"];
+        done(d, &[&how[..], &["--calibration", &calibration, "--out", &out]].concat());
+        kept(&dir.path().join(name))
     };
-    assert!(kept("cpu").as_array().is_some_and(|layers| !layers.is_empty()));
-    assert_eq!(kept("cpu"), kept("cuda"), "the kept groups");
+    let [cpu, cuda] = DEVICES.map(|d| prune(d, &format!("small-{d}"), "0.3"));
+    let (more, fewer) = (prune("cpu", "larger", "0.28"), prune("cpu", "smaller", "0.32"));
+    assert!(!cpu.is_empty() && cpu.len() == cuda.len());
+    for (l, ((heads, channels), (cuda_heads, cuda_channels))) in cpu.iter().zip(&cuda).enumerate() {
+        assert_eq!(heads, cuda_heads, "the kept groups of layer {l}");
+        assert_eq!(channels.len(), cuda_channels.len());
+        let apart: Vec<_> = channels.symmetric_difference(cuda_channels).collect();
+        eprintln!("layer {l}: kept by one device alone: {apart:?}");
+        // A channel near the cut is kept at a lower ratio and lost at a higher one.
+        let near = |c: &&u64| more[l].1.contains(c) && !fewer[l].1.contains(c);
+        assert!(apart.len() <= 4 && apart.iter().all(near), "layer {l}: kept by one device alone: {apart:?}");
+    }
 
     // Twenty steps of packed documents on all seven linears.
     let small = at("small-cpu");
