@@ -24,7 +24,11 @@ fn anabranch(args: &[&str]) -> Output {
 
 /// Runs a command that must succeed on `device` in bf16; gives its JSON.
 fn done(device: &str, args: &[&str]) -> Value {
-    let out = anabranch(&[args, &["--device", device, "--precision", "bf16", "--json", "-q"]].concat());
+    done_in("bf16", device, args)
+}
+
+fn done_in(precision: &str, device: &str, args: &[&str]) -> Value {
+    let out = anabranch(&[args, &["--device", device, "--precision", precision, "--json", "-q"]].concat());
     assert!(out.status.success(), "{device} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     serde_json::from_slice(&out.stdout).expect("one JSON document")
 }
@@ -116,16 +120,17 @@ fn the_flow_is_the_same_on_both_devices() {
     let small = at("small-cpu");
     for edge in ["harbour", "orchard"] {
         let data = text(asset(&format!("{edge}.train.jsonl")));
-        let train = |d: &str, out: &str| {
+        let train = |precision: &str, d: &str, out: &str| {
             let how = ["--steps", "20", "--batch", "2", "--seq", "64", "--lr", "5e-4", "--warmup", "2"];
             let files = ["train", "--model", &small, "--data", &data, "--out", out];
-            done(d, &[&files[..], &how].concat());
+            done_in(precision, d, &[&files[..], &how].concat());
         };
         for d in DEVICES {
-            train(d, &at(&format!("{edge}-{d}")));
+            train("bf16", d, &at(&format!("{edge}-{d}")));
         }
+        train("f32", "cpu", &at(&format!("{edge}-f32")));
         if edge == "harbour" {
-            train("cuda", &at("again"));
+            train("bf16", "cuda", &at("again"));
             let bytes = |name: &str| std::fs::read(dir.path().join(name).join("adapter_model.safetensors"));
             assert_eq!(bytes("again").unwrap(), bytes("harbour-cuda").unwrap(), "the same command twice");
         }
@@ -137,9 +142,15 @@ fn the_flow_is_the_same_on_both_devices() {
             // tests/cuda.rs compares more closely where more tokens make a loss.
             assert!((c - g).abs() <= 1e-2 * c, "step {step} of {edge}: cpu {c}, cuda {g}");
         }
+        // AdamW makes steps of one size of gradients of any, so that what bf16 rounds away grows; with so few tokens the
+        // devices may be as far from one another as bf16 is from f32.
+        let exact = updates(&of("f32"));
         let apart = distance(&updates(&of("cuda")), &updates(&of("cpu")));
-        eprintln!("{edge}: the learned changes are {apart:.2e} apart");
-        assert!(apart <= 2e-2, "{edge}: the learned changes are {apart:e} apart");
+        let [cpu, cuda] = DEVICES.map(|d| distance(&updates(&of(d)), &exact));
+        eprintln!(
+            "{edge}: learned changes {apart:.2e} apart, {cpu:.2e} (cpu) and {cuda:.2e} (cuda) from f32"
+        );
+        assert!(apart <= cpu && cuda <= 1.5 * cpu && cpu <= 0.1, "{edge}: {apart:e}, {cpu:e}, {cuda:e}");
     }
 
     // Recovery moves bits; resolution and evaluation agree within their precisions.
