@@ -34,23 +34,14 @@ impl Spread {
     /// `x y`.
     pub fn product(self, x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> Mat<f64> {
         let mut out = Mat::zeros(x.nrows(), y.ncols());
-        self.product_into(out.as_mut(), x, y);
+        self.add_product(out.as_mut(), x, y);
         out
     }
 
     /// `out = x y`.
     pub fn product_into(self, mut out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>) {
-        match self {
-            Spread::Thread if rank_k::fits(out.as_ref(), x, y.transpose()) => {
-                out.fill(0.0);
-                rank_k::add(out, x, y.transpose(), false);
-            }
-            Spread::Thread => matmul(out, Accum::Replace, x, y, 1.0, Par::Seq),
-            Spread::Pool => panels(out).for_each(|(j, panel)| {
-                let columns = y.subcols(j, panel.ncols());
-                Spread::Thread.product_into(panel, x, columns);
-            }),
-        }
+        out.fill(0.0);
+        self.add_product(out, x, y);
     }
 
     /// `out += x y`.
