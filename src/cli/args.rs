@@ -834,7 +834,7 @@ pub struct PromptArgs {
     /// Where they come from
     #[arg(long, value_name = "DIR", requires = "shots")]
     pub shots_from: Option<PathBuf>,
-    /// The most tokens that go through the model together
+    /// The most tokens that go through the model together; of several adapters, up to four have as many each
     #[arg(long, default_value_t = 2048, value_name = "N")]
     pub batch_tokens: usize,
 }

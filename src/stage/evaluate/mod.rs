@@ -57,7 +57,7 @@ pub struct EvalOptions {
     pub shots: usize,
     /// The folder of their `<subject>_dev.csv`.
     pub shots_from: Option<PathBuf>,
-    /// The most tokens that go through the model together, all columns counted.
+    /// The most tokens of each column that go through the model together; more than four columns share the room of four.
     pub batch_tokens: usize,
     /// An item to show with its prompt and tokens.
     pub show: Option<String>,
@@ -330,7 +330,8 @@ pub(super) fn check_prompts(shots: usize, shots_from: Option<&Path>, batch_token
     if (shots > 0) != shots_from.is_some() {
         return usage("--shots N and --shots-from DIR go together".into());
     }
-    let most = u32::MAX as usize / 2;
+    // Rows of all columns are counted in 32 bits.
+    let most = u32::MAX as usize / 8;
     if !(1..=most).contains(&batch_tokens) {
         return usage(format!("--batch-tokens is {batch_tokens}, expected 1 to {most}"));
     }

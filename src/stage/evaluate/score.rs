@@ -14,6 +14,9 @@ use crate::model::weights::Model;
 use crate::stage::common::Common;
 use crate::tensor::Real;
 
+/// Columns that have a whole batch's tokens each.
+const WHOLE: usize = 4;
+
 /// What the largest batch of an evaluation needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -84,8 +87,7 @@ impl<'a, B: Backend> Columns<'a, B> {
 
     /// Log-probabilities of the options of each of `trees`: by tree, column and option.
     ///
-    /// At most `batch_tokens` stacked tokens go through the model together, one tree at the least. The sum along a
-    /// path is in f64. An error if a log-probability is no number.
+    /// Batches are those of [`batches`]. The sum along a path is in f64. An error if a log-probability is no number.
     pub fn score<T: Real>(
         &self,
         trees: &[PrefixTree],
@@ -154,7 +156,13 @@ impl<'a, B: Backend> Columns<'a, B> {
     }
 }
 
-/// `trees` in their order, as many together as stay within `batch_tokens` for `copies` columns, at least one.
+/// Tokens of a batch for `copies` columns: `batch_tokens` of each, as with fewer trees in a batch fewer share what they
+/// begin with; more columns than [`WHOLE`] share the room of so many.
+pub fn tokens_of_each(batch_tokens: usize, copies: usize) -> usize {
+    (batch_tokens.saturating_mul(copies.min(WHOLE)) / copies.max(1)).max(1)
+}
+
+/// `trees` in their order, as many together as stay within [`tokens_of_each`] for `copies` columns, at least one.
 pub fn batches(trees: &[PrefixTree], copies: usize, batch_tokens: usize, config: &ModelConfig) -> Vec<Grove> {
-    groves(trees, (batch_tokens / copies).max(1), config.longest_of_fixed_rope())
+    groves(trees, tokens_of_each(batch_tokens, copies), config.longest_of_fixed_rope())
 }

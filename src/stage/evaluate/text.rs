@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::score::{Columns, Extent};
+use super::score::{Columns, Extent, tokens_of_each};
 use crate::backend::Backend;
 use crate::data::batch::Batch;
 use crate::data::documents::Document;
@@ -69,12 +69,13 @@ pub fn windows(path: &Path, tokenizer: &Tokenizer, seq: usize) -> Result<Vec<Doc
     Ok(windows)
 }
 
-/// Windows in their order, as many together as stay within `batch_tokens` for `copies` columns, at least one.
+/// Windows in their order, as many together as stay within [`tokens_of_each`] for `copies` columns, at least one.
 pub fn batches(windows: &[Document], copies: usize, batch_tokens: usize) -> Vec<Batch> {
+    let most = tokens_of_each(batch_tokens, copies);
     let (mut start, mut filled) = (0, 0);
     let mut batches: Vec<Batch> = Vec::new();
     for (i, window) in windows.iter().enumerate() {
-        if i > start && (filled + window.ids.len()) * copies > batch_tokens {
+        if i > start && filled + window.ids.len() > most {
             batches.push(Batch::of(&windows[start..i]));
             (start, filled) = (i, 0);
         }
