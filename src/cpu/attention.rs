@@ -6,7 +6,6 @@
 
 mod backward;
 mod blocks;
-mod product;
 #[cfg(test)]
 mod tests;
 
@@ -16,8 +15,8 @@ use self::blocks::{
     KEYS, LANES, Pairs, PerPair, Room, Rows, before, each_run, gather_keys, head_runs, per_pair, queries,
     transpose, with_room,
 };
-use self::product::{ByColumn, ByRow, Size, padded, product};
 use super::exp::exp;
+use super::product::block::{Left, Size, padded, product};
 use super::simd::{self, Isa, Kernel, fma};
 use crate::error::Result;
 use crate::host::Host;
@@ -91,7 +90,7 @@ impl<T: Real> Kernel for Forward<'_, T> {
             let block = start..end.min(start + KEYS);
             gather_keys(keys, k, segment, block.clone(), kv, heads);
             let size = Size { rows: block.len(), columns, depth: dim };
-            product(scores, false, ByRow(keys, width), q_t, size);
+            product(scores, false, Left::by_row(keys, width), q_t, size);
             let scores = &mut scores[..block.len() * columns];
             hide(scores, columns, &pairs, first, block.start);
             state.take::<I, T>(scores, columns, heads.scale);
@@ -100,7 +99,7 @@ impl<T: Real> Kernel for Forward<'_, T> {
             }
             gather_keys(keys, v, segment, block.clone(), kv, heads);
             let size = Size { rows: n, columns: width, depth: block.len() };
-            product(sums, start > 0, ByColumn(scores, columns), keys, size);
+            product(sums, start > 0, Left::by_column(scores, columns), keys, size);
         }
         for (r, sums) in sums.chunks_exact(width).enumerate().take(n) {
             let (t, h) = (r / pairs.heads.len(), r % pairs.heads.len());

@@ -28,12 +28,8 @@ pub(super) fn exp<I: Isa>(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::simd::tests::Fused;
 
-    struct Fused;
-    impl Isa for Fused {
-        const FMA: bool = true;
-        const WIDE: bool = false;
-    }
     struct Plain;
     impl Isa for Plain {
         const FMA: bool = false;

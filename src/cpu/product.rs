@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code)]
 
+pub(super) mod block;
 mod micro;
 mod pack;
 
@@ -295,12 +296,14 @@ unsafe fn strip<V: Vector, const M: usize, const C: usize, const N: usize>(
             // The next rows may come from afar: a share of them with each panel.
             for k in (p * share..((p + 1) * share).min(depth)).step_by(LINE) {
                 for row in &next {
-                    micro::prefetch(&row[k]);
+                    simd::prefetch(&row[k]);
                 }
             }
             let mut out = dst.block(r..(r + M).min(rows), p * N..(p * N + N).min(columns));
+            let a = micro::Rows { starts: of_a.map(<[f32]>::as_ptr), step: 1 };
+            let b = micro::Panel { start: panel.as_ptr().cast(), stride: N, depth };
             // SAFETY: the caller has `V`; rows of a have `depth` numbers, and panels `depth` rows.
-            unsafe { micro::tile::<V, M, C, N>(&mut out, keep, alpha, of_a, panel) };
+            unsafe { micro::tile::<V, M, C, N>(&mut out, keep, alpha, a, b) };
         }
         of_a = next;
     }
@@ -323,18 +326,9 @@ mod tests {
 
     use super::*;
     use crate::cpu::simd::Baseline;
+    #[cfg(target_arch = "x86_64")]
+    use crate::cpu::simd::tests::{Fused, Wide};
     use crate::ops::cases::normal;
-
-    struct Fused;
-    impl Isa for Fused {
-        const FMA: bool = true;
-        const WIDE: bool = false;
-    }
-    struct Wide;
-    impl Isa for Wide {
-        const FMA: bool = true;
-        const WIDE: bool = true;
-    }
 
     type Run = fn(Product<'_, '_>);
 

@@ -78,6 +78,19 @@ fn avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
 }
 
+/// Asks for the line of the caches that `x` is in, wherever that is.
+#[inline(always)]
+#[allow(unsafe_code)]
+pub(crate) fn prefetch<T>(x: *const T) {
+    // SAFETY: SSE is part of x86-64, and a prefetch reads nothing.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(x.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = x;
+}
+
 /// `a · b + c`, rounded once where that is one instruction.
 #[inline(always)]
 pub(super) fn fma<I: Isa>(a: f32, b: f32, c: f32) -> f32 {
@@ -114,4 +127,23 @@ pub(super) fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
         *lane = fma::<I>(a, b, *lane);
     }
     total(lanes)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::Isa;
+
+    /// Fused multiply-adds, which a processor without them makes slowly.
+    pub(crate) struct Fused;
+    impl Isa for Fused {
+        const FMA: bool = true;
+        const WIDE: bool = false;
+    }
+
+    /// With wide registers too.
+    pub(crate) struct Wide;
+    impl Isa for Wide {
+        const FMA: bool = true;
+        const WIDE: bool = true;
+    }
 }

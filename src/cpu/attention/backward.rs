@@ -5,9 +5,9 @@ use super::blocks::{
     KEYS, LANES, Pairs, PerPair, Room, Rows, each_run, gather_keys, gather_pairs, head_runs, per_pair,
     queries, transpose, with_room,
 };
-use super::product::{ByColumn, ByRow, Size, padded, product};
 use super::{hide, lanes_mut};
 use crate::cpu::exp::exp;
+use crate::cpu::product::block::{Left, Size, padded, product};
 use crate::cpu::simd::{self, Isa, Kernel, fma, total};
 use crate::error::Result;
 use crate::host::Host;
@@ -106,8 +106,8 @@ impl<T: Real> Kernel for Queries<'_, T> {
             gather_keys(k, inputs.k, segment, block.clone(), kv, heads);
             gather_keys(v, inputs.v, segment, block.clone(), kv, heads);
             let size = Size { rows: block.len(), columns, depth: dim };
-            product(p, false, ByRow(k, width), q_t, size);
-            product(dp, false, ByRow(v, width), do_t, size);
+            product(p, false, Left::by_row(k, width), q_t, size);
+            product(dp, false, Left::by_row(v, width), do_t, size);
             let (p, dp) = (&mut p[..block.len() * columns], &dp[..block.len() * columns]);
             hide(p, columns, &pairs, first, block.start);
             for (p, dp) in p.chunks_exact_mut(columns).zip(dp.chunks_exact(columns)) {
@@ -123,7 +123,7 @@ impl<T: Real> Kernel for Queries<'_, T> {
                 }
             }
             let size = Size { rows: n, columns: width, depth: block.len() };
-            product(sums, start > 0, ByColumn(p, columns), k, size);
+            product(sums, start > 0, Left::by_column(p, columns), k, size);
         }
         for (r, sums) in sums.chunks_exact(width).enumerate().take(n) {
             let (t, h) = (r / pairs.heads.len(), r % pairs.heads.len());
@@ -169,8 +169,8 @@ impl<T: Real> Kernel for Keys<'_, T> {
                 gather_pairs(q, inputs.q, &pairs, heads);
                 gather_pairs(do_, inputs.do_, &pairs, heads);
                 let size = Size { rows: pairs.len(), columns, depth: dim };
-                product(p, false, ByRow(q, width), k_t, size);
-                product(ds, false, ByRow(do_, width), v_t, size);
+                product(p, false, Left::by_row(q, width), k_t, size);
+                product(ds, false, Left::by_row(do_, width), v_t, size);
                 let (lse, delta) = inputs.numbers::<I>(&pairs);
                 let rows = p.chunks_exact_mut(columns).zip(ds.chunks_exact_mut(columns));
                 for (r, (p, ds)) in rows.enumerate().take(pairs.len()) {
@@ -191,8 +191,8 @@ impl<T: Real> Kernel for Keys<'_, T> {
                     }
                 }
                 let size = Size { rows: n, columns: width, depth: pairs.len() };
-                product(dv_sums, added, ByColumn(p, columns), do_, size);
-                product(dk_sums, added, ByColumn(ds, columns), q, size);
+                product(dv_sums, added, Left::by_column(p, columns), do_, size);
+                product(dk_sums, added, Left::by_column(ds, columns), q, size);
                 added = true;
             }
         }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::product::padded;
+use crate::cpu::product::block::padded;
 use crate::ops::attention::{Heads, Segment};
 use crate::tensor::Real;
 

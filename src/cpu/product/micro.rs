@@ -7,6 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::TileMut;
+use crate::cpu::simd::prefetch;
 #[cfg(any(test, not(target_arch = "x86_64")))]
 use crate::cpu::simd::{Baseline, fma};
 
@@ -113,52 +114,55 @@ unsafe impl Vector for Lanes {
     }
 }
 
-/// Asks for the line of the caches that `x` is in.
-#[inline(always)]
-pub(super) fn prefetch(x: *const f32) {
-    // SAFETY: SSE is part of x86-64, and a prefetch reads nothing.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(x.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = x;
+/// M rows of a.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<const M: usize> {
+    /// Where each begins.
+    pub starts: [*const f32; M],
+    /// From number to number of a row.
+    pub step: usize,
+}
+
+/// Columns of b.
+#[derive(Clone, Copy)]
+pub(super) struct Panel {
+    /// Where they begin.
+    pub start: *const f32,
+    /// From row to row.
+    pub stride: usize,
+    /// Rows.
+    pub depth: usize,
 }
 
 /// `out = alpha a b`, added if `keep`: the first of M rows and N columns, N = C · LANES; k ascends.
 ///
 /// # Safety
-/// The processor has `V`; a's rows have as many numbers as b has rows.
+/// The processor has `V`; a's rows have as many numbers as b has rows, and b's rows N numbers.
 #[inline(always)]
 pub(super) unsafe fn tile<V: Vector, const M: usize, const C: usize, const N: usize>(
     out: &mut TileMut<'_, f32>,
     keep: bool,
     alpha: f32,
-    a: [&[f32]; M],
-    b: &[[f32; N]],
+    a: Rows<M>,
+    b: Panel,
 ) {
     const { assert!(N == C * V::LANES) };
-    let mut rows = [std::ptr::null(); M];
-    for m in 0..M {
-        rows[m] = a[m].as_ptr();
-    }
     // What the sums are added to is wanted when they are done.
     for m in 0..out.size().0 {
         prefetch(out.start.wrapping_add(m * out.stride));
     }
-    let (start, depth) = (b.as_ptr().cast(), b.len());
     let (some_rows, some_columns) = out.size();
-    // SAFETY: k stays below `depth`; a whole tile has M rows of N numbers, and so has `part`.
+    // SAFETY: k stays below the depth; a whole tile has M rows of N numbers, and so has `part`.
     unsafe {
         let mut sums = [[V::splat(0.0); C]; M];
-        let steps = depth - depth % STEP;
+        let steps = b.depth - b.depth % STEP;
         for k in (0..steps).step_by(STEP) {
             for i in 0..STEP {
-                add(&mut sums, rows, start, k + i);
+                add(&mut sums, a, b, k + i);
             }
         }
-        for k in steps..depth {
-            add(&mut sums, rows, start, k);
+        for k in steps..b.depth {
+            add(&mut sums, a, b, k);
         }
         if (some_rows, some_columns) == (M, N) {
             return finish(out.start, out.stride, keep, alpha, &sums);
@@ -186,18 +190,19 @@ const STEP: usize = 4;
 #[inline(always)]
 unsafe fn add<V: Vector, const M: usize, const C: usize>(
     sums: &mut [[V; C]; M],
-    a: [*const f32; M],
-    b: *const f32,
+    a: Rows<M>,
+    b: Panel,
     k: usize,
 ) {
     // SAFETY: as the caller says.
     unsafe {
         let mut of_b = [V::splat(0.0); C];
         for (c, of_b) in of_b.iter_mut().enumerate() {
-            *of_b = V::load(b.add((k * C + c) * V::LANES));
+            *of_b = V::load(b.start.add(k * b.stride + c * V::LANES));
         }
+        let starts = a.starts;
         for m in 0..M {
-            let x = V::splat(*a[m].add(k));
+            let x = V::splat(*starts[m].add(k * a.step));
             for c in 0..C {
                 sums[m][c] = x.mul_add(of_b[c], sums[m][c]);
             }

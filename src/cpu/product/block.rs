@@ -1,0 +1,226 @@
+//! Products of blocks that lie in the nearest caches, such as attention's: nothing is packed.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m128, __m256, __m512};
+
+use super::TileMut;
+use super::micro::{self, Vector};
+use crate::cpu::simd::{self, Isa, Kernel};
+
+/// Columns of a right factor and of a result come in multiples of this; the rest is padding.
+pub(in crate::cpu) const COLUMNS: usize = 8;
+
+/// `n` rounded up to whole columns.
+pub(in crate::cpu) fn padded(n: usize) -> usize {
+    n.next_multiple_of(COLUMNS)
+}
+
+/// A left factor: where `a[i, k]` lies.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Left<'a> {
+    data: &'a [f32],
+    by_row: usize,
+    by_depth: usize,
+}
+
+impl<'a> Left<'a> {
+    /// `a[i, k]` at `i · stride + k`.
+    pub(in crate::cpu) fn by_row(data: &'a [f32], stride: usize) -> Left<'a> {
+        Left { data, by_row: stride, by_depth: 1 }
+    }
+
+    /// `a[i, k]` at `k · stride + i`.
+    pub(in crate::cpu) fn by_column(data: &'a [f32], stride: usize) -> Left<'a> {
+        Left { data, by_row: 1, by_depth: stride }
+    }
+}
+
+/// Sizes of a product.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct Size {
+    /// Rows of a and c.
+    pub rows: usize,
+    /// Columns of b and c, a multiple of [`COLUMNS`]; rows of both follow one another.
+    pub columns: usize,
+    /// Columns of a, rows of b.
+    pub depth: usize,
+}
+
+/// `c[i, j] = Σ_k a[i, k] b[k, j]`, or added to c; k ascends.
+pub(in crate::cpu) fn product(c: &mut [f32], add: bool, a: Left<'_>, b: &[f32], size: Size) {
+    simd::run(Product { c, add, a, b, size });
+}
+
+struct Product<'a> {
+    c: &'a mut [f32],
+    add: bool,
+    a: Left<'a>,
+    b: &'a [f32],
+    size: Size,
+}
+
+impl Kernel for Product<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let Product { c, add, a, b, size } = self;
+        let Size { rows, columns, depth } = size;
+        if rows == 0 || columns == 0 {
+            return;
+        }
+        assert!(columns.is_multiple_of(COLUMNS));
+        assert!(depth.checked_mul(columns).is_some_and(|n| n <= b.len()));
+        let last = |n: usize, by: usize| n.saturating_sub(1).checked_mul(by);
+        let last = last(rows, a.by_row).zip(last(depth, a.by_depth)).and_then(|(i, k)| i.checked_add(k));
+        assert!(depth == 0 || last.is_some_and(|n| n < a.data.len()));
+        let mut c = TileMut::new(c, rows, columns);
+        let mut j = 0;
+        // SAFETY: kernels run with instructions that the processor has (`simd::run`), and these are I's; b has N columns
+        // from j on.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            if I::WIDE {
+                while j + 32 <= columns {
+                    strip::<__m512, 8, 2, 32>(&mut c, j, add, a, b, size);
+                    j += 32;
+                }
+                if j + 16 <= columns {
+                    strip::<__m512, 8, 1, 16>(&mut c, j, add, a, b, size);
+                    j += 16;
+                }
+            }
+            if I::FMA {
+                while j + 16 <= columns {
+                    strip::<__m256, 6, 2, 16>(&mut c, j, add, a, b, size);
+                    j += 16;
+                }
+                if j < columns {
+                    strip::<__m256, 8, 1, 8>(&mut c, j, add, a, b, size);
+                }
+            } else {
+                while j < columns {
+                    strip::<__m128, 6, 2, 8>(&mut c, j, add, a, b, size);
+                    j += 8;
+                }
+            }
+        }
+        // SAFETY: these are plain numbers; b has as many columns from j on.
+        #[cfg(not(target_arch = "x86_64"))]
+        unsafe {
+            while j < columns {
+                strip::<micro::Lanes, 6, 2, 8>(&mut c, j, add, a, b, size);
+                j += 8;
+            }
+        }
+    }
+}
+
+/// N columns from `j` on, which are C vectors; M rows at a time, or 4, 2 or 1 where no more are left.
+///
+/// # Safety
+/// The processor has `V`; a has the size's rows and depth, b its depth and N columns from `j` on.
+#[inline(always)]
+unsafe fn strip<V: Vector, const M: usize, const C: usize, const N: usize>(
+    c: &mut TileMut<'_, f32>,
+    j: usize,
+    add: bool,
+    a: Left<'_>,
+    b: &[f32],
+    size: Size,
+) {
+    let mut i = 0;
+    while i < size.rows {
+        let left = size.rows - i;
+        // SAFETY: as the caller says.
+        unsafe {
+            match left {
+                1 => tile::<V, 1, C, N>(c, (i, j), add, a, b, size),
+                2 => tile::<V, 2, C, N>(c, (i, j), add, a, b, size),
+                3 | 4 => tile::<V, 4, C, N>(c, (i, j), add, a, b, size),
+                _ => tile::<V, M, C, N>(c, (i, j), add, a, b, size),
+            }
+        }
+        i += match left {
+            1..=4 => left,
+            _ => M.min(left),
+        };
+    }
+}
+
+/// At most M rows from `i` on and N columns from `j` on, in registers; the last row again for those that there are not.
+///
+/// # Safety
+/// As for [`strip`].
+#[inline(always)]
+unsafe fn tile<V: Vector, const M: usize, const C: usize, const N: usize>(
+    c: &mut TileMut<'_, f32>,
+    (i, j): (usize, usize),
+    add: bool,
+    a: Left<'_>,
+    b: &[f32],
+    size: Size,
+) {
+    let some = M.min(size.rows - i);
+    let mut rows = [a.data.as_ptr(); M];
+    for (m, row) in rows.iter_mut().enumerate() {
+        *row = row.wrapping_add((i + m.min(some - 1)) * a.by_row);
+    }
+    let a = micro::Rows { starts: rows, step: a.by_depth };
+    let b = micro::Panel { start: b.as_ptr().wrapping_add(j), stride: size.columns, depth: size.depth };
+    let mut c = c.block(i..i + some, j..j + N);
+    // SAFETY: as the caller says; rows past the last are the last one.
+    unsafe { micro::tile::<V, M, C, N>(&mut c, add, 1.0, a, b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::Baseline;
+    #[cfg(target_arch = "x86_64")]
+    use crate::cpu::simd::tests::{Fused, Wide};
+    use crate::ops::cases::normal;
+
+    fn check<I: Isa>(rows: usize, columns: usize, depth: usize, add: bool) {
+        // Strides are larger than what they hold.
+        let (a, b) =
+            (normal::<f32>(1, (rows + 3) * (depth + 3), 1.0), normal::<f32>(2, depth * columns, 1.0));
+        let old = normal::<f32>(3, rows * columns, 1.0);
+        let size = Size { rows, columns, depth };
+        let (mut by_row, mut by_column) = (old.clone(), old.clone());
+        let left = Left::by_row(&a, depth + 3);
+        Product { c: &mut by_row, add, a: left, b: &b, size }.run::<I>();
+        let left = Left::by_column(&a, rows + 3);
+        Product { c: &mut by_column, add, a: left, b: &b, size }.run::<I>();
+        for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+            let sum = |at: &dyn Fn(usize) -> usize| -> f64 {
+                (0..depth).map(|k| f64::from(a[at(k)]) * f64::from(b[k * columns + j])).sum()
+            };
+            let at = i * columns + j;
+            let old = if add { f64::from(old[at]) } else { 0.0 };
+            let want = [sum(&|k| i * (depth + 3) + k) + old, sum(&|k| k * (rows + 3) + i) + old];
+            for (got, want) in [by_row[at], by_column[at]].into_iter().zip(want) {
+                let tol = 1.5e-7 * depth as f64 + 2e-7 * want.abs() + 5e-7;
+                assert!((f64::from(got) - want).abs() <= tol, "{size:?} [{i}, {j}] = {got}, expected {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn as_the_sums() {
+        let sizes = |n: usize| [8, 16, 24, 32, 48, 80].map(|columns| (n, columns));
+        for (rows, columns) in (1..20).flat_map(sizes) {
+            for (depth, add) in [0, 1, 5, 64].into_iter().flat_map(|n| [(n, false), (n, true)]) {
+                check::<Baseline>(rows, columns, depth, add);
+                #[cfg(target_arch = "x86_64")]
+                {
+                    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                        check::<Fused>(rows, columns, depth, add);
+                    }
+                    if is_x86_feature_detected!("avx512f") {
+                        check::<Wide>(rows, columns, depth, add);
+                    }
+                }
+            }
+        }
+    }
+}
