@@ -19,7 +19,7 @@ use anabranch::checkpoint::weights::{OpenOptions, Weights as Tensors};
 use anabranch::checkpoint::writer::{SafetensorsWriter, TensorSpec};
 use anabranch::cpu::Cpu;
 use anabranch::fuse::certificate::ModuleCertificate;
-use anabranch::fuse::compare::compare;
+use anabranch::fuse::compare::{Wanted, compare};
 use anabranch::fuse::elementwise::Elementwise;
 use anabranch::fuse::measure::measure;
 use anabranch::fuse::merge::merge_rows;
@@ -109,7 +109,7 @@ fn steps(c: &mut Criterion) {
         let grams = stacks.grams().expect("room");
         let modules = [(&grams[0], &batch.frame.weights[..])];
         let resolutions = LoraCr::default().resolve(&one, &modules).expect("finite");
-        let compared = compare(&one, std::slice::from_ref(&batch), Some(&LoraCr::default()), true)
+        let compared = compare(&one, std::slice::from_ref(&batch), Some(&LoraCr::default()), Wanted::Factors)
             .expect("finite")
             .remove(0);
         let resolved = compared.resolved.as_ref().and_then(|r| r.batch.clone()).expect("was asked for");
@@ -127,7 +127,7 @@ fn steps(c: &mut Criterion) {
             drop(black_box(stacks.resolved(&resolutions)))
         });
         share(&named("certify"), 2.0 * rank * RANK as f64 * n, roof, || {
-            drop(black_box(measure(&fused, &fused, &batch, &compared)));
+            drop(black_box(measure(&fused, &fused, None, &batch, &compared)));
         });
         if edges > 8 {
             continue;
@@ -139,7 +139,9 @@ fn steps(c: &mut Criterion) {
         group.bench_function("resolve", |b| b.iter(|| LoraCr::default().resolve(&one, black_box(&modules))));
         group.bench_function("apply", |b| b.iter(|| stacks.resolved(black_box(&resolutions))));
         group.bench_function("fedavg", |b| b.iter(|| fusion.fuse(black_box(&resolved), true)));
-        group.bench_function("certify", |b| b.iter(|| measure(black_box(&fused), &fused, &batch, &compared)));
+        group.bench_function("certify", |b| {
+            b.iter(|| measure(black_box(&fused), &fused, None, &batch, &compared))
+        });
     }
 }
 

@@ -3,6 +3,8 @@
 //! Modules are worked on in parallel, so nothing here starts a thread unless it is told to, and every sum has one order.
 //! [`rsvd`] is the exception: it reads large matrices, on the threads of the pool that it is called in.
 
+mod ahead;
+mod few_rows;
 mod rank_k;
 pub mod root;
 pub mod rsvd;
@@ -39,21 +41,31 @@ impl Spread {
     }
 
     /// `out = x y`.
-    pub fn product_into(self, mut out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>) {
-        out.fill(0.0);
-        self.add_product(out, x, y);
+    pub fn product_into(self, out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>) {
+        self.multiply(out, false, x, y);
     }
 
     /// `out += x y`.
     pub fn add_product(self, out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>) {
+        self.multiply(out, true, x, y);
+    }
+
+    fn multiply(self, mut out: MatMut<'_, f64>, keep: bool, x: MatRef<'_, f64>, y: MatRef<'_, f64>) {
         match self {
             Spread::Thread if rank_k::fits(out.as_ref(), x, y.transpose()) => {
+                if !keep {
+                    out.fill(0.0);
+                }
                 rank_k::add(out, x, y.transpose(), false);
             }
-            Spread::Thread => matmul(out, Accum::Add, x, y, 1.0, Par::Seq),
+            Spread::Thread if few_rows::fits(out.as_ref(), x, y) => few_rows::multiply(out, keep, x, y),
+            Spread::Thread => {
+                let accum = if keep { Accum::Add } else { Accum::Replace };
+                matmul(out, accum, x, y, 1.0, Par::Seq);
+            }
             Spread::Pool => panels(out).for_each(|(j, panel)| {
                 let columns = y.subcols(j, panel.ncols());
-                Spread::Thread.add_product(panel, x, columns);
+                Spread::Thread.multiply(panel, keep, x, columns);
             }),
         }
     }
@@ -224,5 +236,23 @@ impl Whitening {
             to: Mat::from_fn(r, p, |k, j| root[k] * v[(j, k)] * norm[j]),
             from: Mat::from_fn(p, r, |i, k| inverse[i] * v[(i, k)] / root[k]),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_threads_make_what_one_makes() {
+        for (rows, columns) in [(1, 20), (PANEL, 600), (PANEL + 44, 40), (2 * PANEL + 1, 9)] {
+            let x = Mat::from_fn(rows, columns, |i, j| ((i * 31 + j * 17 + i * j) % 101) as f64 / 7.0 - 6.0);
+            let [one, all] =
+                [Spread::Thread, Spread::Pool].map(|s| symmetric_product(x.as_ref(), x.transpose(), s));
+            assert!((&one - &all).norm_max() <= 1e-12 * one.norm_max(), "{rows} {columns}");
+            let y = Mat::from_fn(columns, rows, |i, j| x[(j, i)] + 0.5);
+            let [one, all] = [Spread::Thread, Spread::Pool].map(|s| s.product(x.as_ref(), y.as_ref()));
+            assert!((&one - &all).norm_max() <= 1e-12 * one.norm_max(), "{rows} {columns}");
+        }
     }
 }

@@ -358,7 +358,8 @@ fn every_methods_certificate_is_exact_and_sees_a_wrong_scale() {
             let outcome = recipe.run(&cpu(), std::slice::from_ref(&x), true).unwrap().remove(0);
             let expected = &outcome.fused.factors;
             let got = Factors::new(expected.bt().map(round), expected.a().map(round)).unwrap();
-            let of = |got: &Factors| measure(got, expected, &x, &outcome.compared).unwrap();
+            let maps = outcome.fused.maps.as_ref();
+            let of = |got: &Factors| measure(got, expected, maps, &x, &outcome.compared).unwrap();
             let m = of(&got);
             let want = distance(product(&got).as_ref(), product(expected).as_ref());
             assert!(
@@ -419,9 +420,10 @@ fn a_layer_of_llama_3_8b() {
             let seconds = start.elapsed().as_secs_f64();
             let mut worst = 0.0_f64;
             for (x, outcome) in batches.iter().zip(&outcomes) {
-                let (expected, round) = (&outcome.fused.factors, |x: &f64| f64::from(*x as f32));
+                let (expected, maps) = (&outcome.fused.factors, outcome.fused.maps.as_ref());
+                let round = |x: &f64| f64::from(*x as f32);
                 let got = Factors::new(expected.bt().map(round), expected.a().map(round)).unwrap();
-                let m = measure(&got, expected, x, &outcome.compared).unwrap();
+                let m = measure(&got, expected, maps, x, &outcome.compared).unwrap();
                 assert!(m.error <= 1e-6, "{method}: {}", m.error);
                 worst = worst.max(m.error);
             }

@@ -6,9 +6,9 @@ use anabranch::checkpoint::module::{Module, Target};
 use anabranch::fuse::conflict::{ConflictReport, module_conflicts};
 use anabranch::fuse::ffa::check_frozen;
 use anabranch::fuse::measure::measure;
-use anabranch::fuse::options::{Coverage, Fedsa, Gate, Method, SharedRank};
+use anabranch::fuse::options::{Coverage, Fedsa, Gate, Method, Restore, SharedRank, Side};
 use anabranch::fuse::truncate::truncate;
-use anabranch::fuse::{Batch, Factors, Fusion, Kept, LoraCr};
+use anabranch::fuse::{Batch, Factors, Fusion, Kept, LoraCr, Recipe};
 use dense::{Pair, adapters, batch, compared, cpu, dense as product, distance, updates, weighted};
 use faer::Mat;
 use proptest::prelude::*;
@@ -225,7 +225,7 @@ fn the_certificate_measures_what_dense_norms_measure() {
     for method in [Method::Fedavg, Method::Mean, Method::MeanSvd, Method::Ffa] {
         let expected = fuse(plain(method), &x);
         let got = rounded(&expected);
-        let m = measure(&got, &expected, &x, &known).unwrap();
+        let m = measure(&got, &expected, None, &x, &known).unwrap();
         let want = distance(product(&got).as_ref(), product(&expected).as_ref());
         assert!(want > 1e-9 && (m.error / want - 1.0).abs() <= 1e-6, "{method}: {} {want}", m.error);
         let want = distance(product(&got).as_ref(), mean.as_ref());
@@ -237,7 +237,8 @@ fn the_certificate_measures_what_dense_norms_measure() {
             assert!(dot.abs() <= 1e-9 * d.squared_norm_l2(), "{method}: not the least-squares shares");
         }
     }
-    let m = measure(&fuse(plain(Method::Mean), &x), &fuse(plain(Method::Mean), &x), &x, &known).unwrap();
+    let m =
+        measure(&fuse(plain(Method::Mean), &x), &fuse(plain(Method::Mean), &x), None, &x, &known).unwrap();
     assert_eq!(m.error, 0.0);
     for (got, want) in m.effective_scale.iter().zip(WEIGHTS) {
         assert!((got - want).abs() <= 1e-10);
@@ -245,10 +246,53 @@ fn the_certificate_measures_what_dense_norms_measure() {
     // A wrong scale is seen, and so are rows beyond the expected rank.
     let expected = fuse(plain(Method::Fedavg), &x);
     let double = expected.scaled(Some(&[2.0; 24]), None);
-    assert!((measure(&double, &expected, &x, &known).unwrap().error - 1.0).abs() <= 1e-12);
+    assert!((measure(&double, &expected, None, &x, &known).unwrap().error - 1.0).abs() <= 1e-12);
     let more = fuse(plain(Method::Mean), &x);
     let want = distance(product(&more).as_ref(), product(&expected).as_ref());
-    assert!((measure(&more, &expected, &x, &known).unwrap().error - want).abs() <= 1e-10);
+    assert!((measure(&more, &expected, None, &x, &known).unwrap().error - want).abs() <= 1e-10);
+}
+
+#[test]
+fn the_certificate_measures_the_same_by_maps_and_without() {
+    let mixed = weigh(batch(&adapters(2, 24, 18, &[4, 2, 5])), &WEIGHTS);
+    let both = LoraCr { side: Side::Both, restore: Restore::Client, ..LoraCr::default() };
+    for (x, resolve) in
+        [three(), mixed].iter().flat_map(|x| [None, Some(LoraCr::default()), Some(both)].map(|r| (x, r)))
+    {
+        for method in [Method::Mean, Method::TaskArithmetic, Method::Fedex, Method::Tsv, Method::IsoC] {
+            let recipe = Recipe { resolve, fusion: plain(method) };
+            let outcome = recipe.run(&cpu(), std::slice::from_ref(x), true).unwrap().remove(0);
+            let (expected, maps) = (&outcome.fused.factors, outcome.fused.maps.as_ref());
+            assert!(maps.is_some(), "{method}");
+            // Whether or not the resolved factors are formed on the way.
+            let resolved = resolve.map_or_else(|| x.clone(), |r| dense::resolve(&cpu(), x, &r).0);
+            same(expected, &product(&fuse(plain(method), &resolved)), 1e-10);
+            let longer = expected.scaled(None, Some(&[1.5; 18]));
+            for (got, error) in [(rounded(expected), 1e-7), (expected.clone(), 0.0), (longer, 0.5)] {
+                let [by_maps, without] =
+                    [maps, None].map(|m| measure(&got, expected, m, x, &outcome.compared).unwrap());
+                assert!(without.error <= error + 1e-12, "{method}: {}", without.error);
+                assert!((by_maps.error - without.error).abs() <= 1e-6 * without.error, "{method}");
+                assert!((by_maps.distance_to_mean - without.distance_to_mean).abs() <= 2e-7, "{method}");
+                for (a, b) in by_maps.effective_scale.iter().zip(&without.effective_scale) {
+                    assert!((a - b).abs() <= 1e-10, "{method}: {a} {b}");
+                }
+            }
+        }
+    }
+    // More ranks than rows: no Grams, no maps, and the resolved factors themselves.
+    let tall = batch(&adapters(3, 10, 30, &[5, 5, 4]));
+    for method in [Method::Mean, Method::Tsv, Method::IsoC] {
+        let recipe = Recipe { resolve: Some(LoraCr::default()), fusion: plain(method) };
+        let outcome = recipe.run(&cpu(), std::slice::from_ref(&tall), false).unwrap().remove(0);
+        let resolved = dense::resolve(&cpu(), &tall, &LoraCr::default()).0;
+        let want = plain(method).fuse(&resolved, false).unwrap().factors;
+        same(&outcome.fused.factors, &product(&want), 1e-10);
+        assert!(outcome.fused.maps.is_none(), "{method}");
+    }
+    // Maps are of the method's own result: a truncated one has none.
+    let cut = Recipe { resolve: None, fusion: Fusion { rank: Some(2), ..plain(Method::Mean) } };
+    assert!(cut.run(&cpu(), &[three()], true).unwrap()[0].fused.maps.is_none());
 }
 
 #[test]
@@ -256,7 +300,7 @@ fn the_certificate_after_resolution_compares_with_the_resolved_mean() {
     let x = three();
     let (resolved, known) = dense::resolve(&cpu(), &x, &LoraCr::default());
     let expected = fuse(plain(Method::Fedavg), &resolved);
-    let m = measure(&expected, &expected, &x, &known).unwrap();
+    let m = measure(&expected, &expected, None, &x, &known).unwrap();
     let mean = weighted(&updates(&resolved), &WEIGHTS);
     let want = distance(product(&expected).as_ref(), mean.as_ref());
     assert!((m.distance_to_mean - want).abs() <= 1e-10);

@@ -1,9 +1,9 @@
 //! See [`crate::ops::apply`].
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{MatMut, MatRef};
 use rayon::prelude::*;
 
+use crate::algebra::Spread;
 use crate::error::Result;
 use crate::host::Host;
 use crate::ops::apply::Apply;
@@ -22,13 +22,10 @@ pub fn apply(op: Apply<'_, Host>) -> Result<()> {
     work.into_par_iter().for_each(|(out, x, w, stack)| {
         let (p, n) = (stack.rank, stack.rows);
         // Rows of P numbers are the columns of a [P, n] matrix.
-        matmul(
+        Spread::Thread.product_into(
             MatMut::from_column_major_slice_mut(out, p, n),
-            Accum::Replace,
             MatRef::from_column_major_slice(w, p, p),
             MatRef::from_column_major_slice(x, p, n),
-            1.0,
-            Par::Seq,
         );
     });
     Ok(())

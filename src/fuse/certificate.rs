@@ -103,7 +103,7 @@ impl ModuleCertificate {
     /// miss: what truncation left out, and what the search and the rounding did.
     pub fn new(batch: &Batch, outcome: &Outcome, got: &Factors) -> Result<ModuleCertificate> {
         let (compared, fused) = (&outcome.compared, &outcome.fused);
-        let measured = measure(got, &fused.factors, batch, compared)?;
+        let measured = measure(got, &fused.factors, fused.maps.as_ref(), batch, compared)?;
         let rank = fused.factors.rank();
         let mut out = ModuleCertificate::of(&batch.frame, compared, &fused.variant, rank, measured);
         out.energy_kept = fused.energy_kept;

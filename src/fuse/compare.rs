@@ -3,12 +3,12 @@
 
 use faer::{Mat, MatRef};
 
-use crate::algebra::product;
+use crate::algebra::{Spread, product};
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::fuse::conflict::{Score, scores};
 use crate::fuse::direction::Direction;
-use crate::fuse::factors::Batch;
+use crate::fuse::factors::{Batch, Factors};
 use crate::fuse::grams::Grams;
 use crate::fuse::lora_cr::{LoraCr, Resolution};
 use crate::fuse::measure::along;
@@ -24,8 +24,7 @@ pub struct Compared {
     pub score: Score,
     /// What LoRA-CR made of them, where it was asked for.
     pub resolved: Option<Resolved>,
-    /// The Grams of the updates that are to be fused, resolved or as read; none where no update is to be fused, or where
-    /// they were not formed.
+    /// The Grams of the updates as read; none where no update is to be fused, or where they were not formed.
     pub grams: Option<Grams>,
 }
 
@@ -40,20 +39,63 @@ pub struct Resolved {
     pub products: Mat<f64>,
     /// c̄ of the resolved updates, their subspace computed anew.
     pub score: Score,
-    /// The factors as LoRA-CR left them; none where only scores were asked for.
+    /// The factors as LoRA-CR left them; none where they were not asked for.
     pub batch: Option<Batch>,
+    /// Their Grams; none where no update is to be fused, or where they were not formed.
+    pub grams: Option<Grams>,
     /// The resolved factors as maps of those before; none where they are no maps.
     pub(super) maps: Option<Maps>,
 }
 
-/// `[B₁ … B_E] left` and `right [A₁; …; A_E]` are the resolved factors; none where they are the old ones.
+/// New factors `[B₁ … B_E] left` and `right [A₁; …; A_E]`; a factor without a map is the old one.
 #[derive(Clone, Debug)]
-pub(super) struct Maps {
+pub struct Maps {
+    /// `[P, K]`.
     pub left: Option<Mat<f64>>,
+    /// `[K, P]`.
     pub right: Option<Mat<f64>>,
 }
 
+impl Maps {
+    /// What they make of `stack`.
+    pub(super) fn of(&self, stack: &Factors) -> Result<Factors> {
+        let spread = if stack.is_large() { Spread::Pool } else { Spread::Thread };
+        let (bt, a) = (stack.rows_bt(), stack.rows_a());
+        Factors::new(
+            self.left.as_ref().map_or_else(|| bt.clone(), |w| bt.mapped(w.transpose(), spread)),
+            self.right.as_ref().map_or_else(|| a.clone(), |w| a.mapped(w.as_ref(), spread)),
+        )
+    }
+
+    /// These, then `next`.
+    pub(super) fn then(&self, next: &Maps) -> Maps {
+        let both = |first: &Option<Mat<f64>>, second: &Option<Mat<f64>>| match (first, second) {
+            (Some(x), Some(y)) => Some(product(x.as_ref(), y.as_ref())),
+            (one, None) | (None, one) => one.clone(),
+        };
+        Maps { left: both(&self.left, &next.left), right: both(&next.right, &self.right) }
+    }
+}
+
 impl Compared {
+    /// The Grams of the updates that are fused, where they were formed.
+    pub fn fused_grams(&self) -> Option<&Grams> {
+        self.resolved.as_ref().map_or(self.grams.as_ref(), |r| r.grams.as_ref())
+    }
+
+    /// What resolution did to the factors, where it is a map of them.
+    pub(super) fn resolution(&self) -> Option<&Maps> {
+        self.resolved.as_ref()?.maps.as_ref()
+    }
+
+    /// `maps` of the updates that are fused as maps of those read; none where resolution is no map.
+    pub(super) fn composed(&self, maps: &Maps) -> Option<Maps> {
+        match &self.resolved {
+            None => Some(maps.clone()),
+            Some(_) => Some(self.resolution()?.then(maps)),
+        }
+    }
+
     /// The updates that are fused: the resolved ones, or those `read`.
     pub fn updates<'a>(&'a self, read: &'a Batch) -> &'a Batch {
         self.resolved.as_ref().and_then(|r| r.batch.as_ref()).unwrap_or(read)
@@ -85,22 +127,32 @@ impl Compared {
     }
 }
 
-/// Compares the updates of each module and, where `resolve` is given, resolves their conflicts; `factors` asks for the
-/// resolved ones too.
+/// What a comparison leaves beside scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing.
+    Scores,
+    /// The Grams of the updates as read and as they are fused, where they are formed, and else the factors.
+    Grams,
+    /// The factors of the updates that are fused too.
+    Factors,
+}
+
+/// Compares the updates of each module and, where `resolve` is given, resolves their conflicts.
 pub fn compare<B: Backend>(
     backend: &B,
     batches: &[Batch],
     resolve: Option<&LoraCr>,
-    factors: bool,
+    wanted: Wanted,
 ) -> Result<Vec<Compared>> {
     let options = resolve.copied().unwrap_or_default();
     let (large, small): (Vec<&Batch>, Vec<&Batch>) =
         batches.iter().partition(|batch| wide::is_wide(&batch.frame, options.side));
     let mut large = large.into_iter().map(|batch| match resolve {
         None => wide::compare(batch, &options),
-        Some(options) => wide::resolve(batch, options, factors),
+        Some(options) => wide::resolve(batch, options, wanted != Wanted::Scores),
     });
-    let mut small = device(backend, small, resolve, factors)?.into_iter();
+    let mut small = device(backend, small, resolve, wanted)?.into_iter();
     let next = |batch: &Batch| match wide::is_wide(&batch.frame, options.side) {
         true => large.next().transpose(),
         false => Ok(small.next()),
@@ -113,8 +165,9 @@ fn device<B: Backend>(
     backend: &B,
     batches: Vec<&Batch>,
     resolve: Option<&LoraCr>,
-    factors: bool,
+    wanted: Wanted,
 ) -> Result<Vec<Compared>> {
+    let with_grams = wanted != Wanted::Scores;
     if batches.is_empty() {
         return Ok(Vec::new());
     }
@@ -126,7 +179,7 @@ fn device<B: Backend>(
             products: grams.products(),
             score,
             resolved: None,
-            grams: factors.then_some(grams),
+            grams: with_grams.then_some(grams),
         };
         return Ok(grams.into_iter().zip(scores).map(one).collect());
     };
@@ -135,7 +188,7 @@ fn device<B: Backend>(
     let resolutions = options.resolve(backend, &modules)?;
     let resolved: Vec<Grams> = resolutions.iter().zip(&grams).map(|(r, g)| r.grams(g)).collect();
     let after = scores(backend, &resolved, options)?;
-    let changed = match factors {
+    let changed = match wanted == Wanted::Factors {
         true => stacks.resolved(&resolutions)?.into_iter().map(Some).collect(),
         false => vec![None; batches.len()],
     };
@@ -153,9 +206,10 @@ fn device<B: Backend>(
                     products: after.products(),
                     score,
                     batch,
+                    grams: with_grams.then_some(after),
                     maps: Some(Maps { left, right }),
                 }),
-                grams: factors.then_some(after),
+                grams: with_grams.then_some(before),
             }
         };
     Ok(both.zip(found).map(one).collect())

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::fuse::compare::{Compared, Resolved, compare};
+use crate::fuse::compare::{Compared, Resolved, Wanted, compare};
 use crate::fuse::direction::Direction;
 use crate::fuse::factors::Batch;
 use crate::fuse::grams::Grams;
@@ -148,7 +148,7 @@ pub fn module_conflicts<B: Backend>(
     batches: &[Batch],
     options: &LoraCr,
 ) -> Result<Vec<ModuleConflict>> {
-    let compared = compare(backend, batches, Some(options), false)?;
+    let compared = compare(backend, batches, Some(options), Wanted::Scores)?;
     let both = batches.iter().zip(&compared);
     Ok(both.filter_map(|(b, c)| Some(module_conflict(b, c, c.resolved.as_ref()?))).collect())
 }

@@ -5,9 +5,9 @@
 
 use faer::{Mat, MatRef};
 
-use crate::algebra::{Spread, Whitening, product, scale_columns};
+use crate::algebra::{Whitening, product, scale_columns};
 use crate::error::{Error, Result};
-use crate::fuse::factors::Factors;
+use crate::fuse::compare::Maps;
 use crate::ops::gate::SIGMA_CUT;
 
 /// `D = U diag(σ) Vᵀ` with `U = B left` and `V = Aᵀ right`.
@@ -47,19 +47,12 @@ impl Core {
     }
 }
 
-/// `(B left) diag(d) (Aᵀ right)ᵀ` of a stack, `√|d|` on each factor, the sign on B: where both maps make orthonormal
-/// columns, rounding the factors loses no more than rounding the product.
-pub fn balanced(
-    stack: &Factors,
-    left: MatRef<'_, f64>,
-    d: &[f64],
-    right: MatRef<'_, f64>,
-) -> Result<Factors> {
-    let b: Vec<f64> = d.iter().map(|d| d.signum() * d.abs().sqrt()).collect();
-    let a: Vec<f64> = d.iter().map(|d| d.abs().sqrt()).collect();
-    let spread = if stack.is_large() { Spread::Pool } else { Spread::Thread };
-    Factors::new(
-        stack.rows_bt().mapped(scale_columns(left, &b).transpose(), spread),
-        stack.rows_a().mapped(scale_columns(right, &a).transpose(), spread),
-    )
+/// What makes `(B left) diag(d) (Aᵀ right)ᵀ` of factors, `√|d|` on each, the sign on B: where both `left` and `right`
+/// make orthonormal columns, rounding the factors loses no more than rounding the product.
+pub fn balanced(mut left: Mat<f64>, d: &[f64], right: Mat<f64>) -> Maps {
+    for (j, d) in d.iter().enumerate() {
+        left.col_as_slice_mut(j).iter_mut().for_each(|x| *x *= d.signum() * d.abs().sqrt());
+    }
+    let right = Mat::from_fn(d.len(), right.nrows(), |k, p| right[(p, k)] * d[k].abs().sqrt());
+    Maps { left: Some(left), right: Some(right) }
 }

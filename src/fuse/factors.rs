@@ -38,7 +38,7 @@ impl Rows {
     pub fn mapped(&self, w: MatRef<'_, f64>, spread: Spread) -> Rows {
         let mut numbers = vec![0.0; w.nrows() * self.columns()];
         let out = MatMut::from_column_major_slice_mut(&mut numbers, w.nrows(), self.columns());
-        spread.add_product(out, w, self.get());
+        spread.product_into(out, w, self.get());
         Rows::new(numbers, w.nrows())
     }
 

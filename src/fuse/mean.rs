@@ -1,11 +1,22 @@
 //! `mean`: `ΔW = Σ wᵢBᵢAᵢ`, exact: the factors are stacked, the rank is their sum.
 
+use faer::Mat;
+
 use crate::error::Result;
-use crate::fuse::factors::{Batch, Factors, Rows};
+use crate::fuse::compare::Maps;
+use crate::fuse::factors::{Batch, Factors, Frame, Rows};
 
 /// `B = [w₁B₁ … w_EB_E]`, `A = [A₁; …; A_E]`, rank P.
 pub fn fuse(batch: &Batch) -> Result<Factors> {
     stack(batch, &batch.frame.weights)
+}
+
+/// What [`stack`] does to the factors, as maps.
+pub fn maps(frame: &Frame, c: &[f64]) -> Maps {
+    let along = frame.along_rank(c);
+    let mut left = Mat::zeros(along.len(), along.len());
+    along.iter().enumerate().for_each(|(k, c)| left[(k, k)] = *c);
+    Maps { left: Some(left), right: None }
 }
 
 /// `B = [c₁B₁ … c_EB_E]`, `A = [A₁; …; A_E]`, rank P.

@@ -2,13 +2,15 @@
 
 use faer::{Mat, MatRef};
 
-use crate::algebra::{Spread, gram, inner, mirrored, product, pseudo_inverse};
+use crate::algebra::{Spread, gram, inner, mirrored, product, pseudo_inverse, symmetric_product};
 use crate::error::Result;
-use crate::fuse::compare::Compared;
+use crate::fuse::compare::{Compared, Maps};
 use crate::fuse::factors::{Batch, Factors};
 
 /// Columns of a factor that are compared at once.
-const PANEL: usize = 1024;
+const PANEL: usize = 512;
+/// How far a factor's squared norm may be from what its map says of it.
+const TRUST: f64 = 1e-6;
 
 /// How a written update compares with what it should be.
 #[derive(Clone, Debug)]
@@ -22,23 +24,43 @@ pub struct Measured {
 }
 
 /// Measures `got`, the factors as written, against the `expected` ones and the updates `inputs`, of which `compared` is
-/// known.
+/// known; `maps` are what made the expected ones of those that are fused, where there are such.
 ///
 /// The difference to `expected` is taken factor by factor, `δB A + B δA`, so that it is exact however small; the distance
-/// to the mean comes from Grams and cannot tell less than about 1e-8 from 0.
-pub fn measure(got: &Factors, expected: &Factors, inputs: &Batch, compared: &Compared) -> Result<Measured> {
+/// to the mean comes from Grams and cannot tell less than a few 1e-8 from 0.
+pub fn measure(
+    got: &Factors,
+    expected: &Factors,
+    maps: Option<&Maps>,
+    inputs: &Batch,
+    compared: &Compared,
+) -> Result<Measured> {
     let spread = inputs.frame.spread();
-    let b = Change::new(got.bt(), expected.bt(), spread);
-    let a = Change::new(got.a(), expected.a(), spread);
+    let maps = maps.filter(|_| got.rank() == expected.rank()).and_then(|maps| compared.composed(maps));
+    let known = maps.zip(compared.grams.as_ref()).and_then(|(maps, grams)| {
+        let left = maps.left.as_ref().map(|w| w.as_ref().transpose());
+        let right = maps.right.as_ref().map(Mat::as_ref);
+        let b = Known { stack: inputs.stack.bt(), gram: grams.b.as_ref(), map: left };
+        let a = Known { stack: inputs.stack.a(), gram: grams.a.as_ref(), map: right };
+        b.change(got.bt(), expected.bt(), spread).zip(a.change(got.a(), expected.a(), spread))
+    });
+    let (b, a) = match known {
+        Some(known) => known,
+        None => {
+            let with = |got: MatRef<'_, f64>, stack: MatRef<'_, f64>| spread.product(got, stack.transpose());
+            let b = Change::new(got.bt(), expected.bt(), spread);
+            let a = Change::new(got.a(), expected.a(), spread);
+            // The stacked A of a mean is the inputs' own.
+            let ga = match expected.rows_a().is(inputs.stack.rows_a()) && a.by.is_none() {
+                true => a.was.clone(),
+                false => with(got.a(), inputs.stack.a()),
+            };
+            ((b, with(got.bt(), inputs.stack.bt())), (a, ga))
+        }
+    };
+    let ((b, gb), (a, ga)) = (b, a);
     let size = inner(b.got().as_ref(), a.got().as_ref()).max(0.0);
     let error = ratio(difference_squared(&b, &a), inner(b.was.as_ref(), a.was.as_ref()).max(0.0), size);
-
-    let gb = spread.product(got.bt(), inputs.stack.b());
-    // The stacked A of a mean is the inputs' own.
-    let ga = match expected.rows_a().is(inputs.stack.rows_a()) && a.by.is_none() {
-        true => a.was,
-        false => spread.product(got.a(), inputs.stack.a().transpose()),
-    };
     let read = along(inputs, gb.as_ref(), ga.as_ref());
     let fused = compared.along_resolved(inputs, (got.bt(), got.a()), &gb, &ga);
     Measured::new(error, size, &read, fused.as_deref().unwrap_or(&read), &inputs.frame.weights, compared)
@@ -135,6 +157,56 @@ impl Change {
             None => self.was.clone(),
             Some((cross, square)) => &self.was + cross + cross.transpose() + square,
         }
+    }
+}
+
+/// The factor of a module as read, and what makes the expected one of it.
+struct Known<'a> {
+    /// `[P, n]`.
+    stack: MatRef<'a, f64>,
+    /// `stack stackᵀ`.
+    gram: MatRef<'a, f64>,
+    /// `[K, P]`: the expected factor is this times the stack; without one it is the stack.
+    map: Option<MatRef<'a, f64>>,
+}
+
+impl Known<'_> {
+    /// [`Change::new`] and `got stackᵀ`, `[K, P]`: what the map says of the expected factor is not summed again. None
+    /// where the factor's own norm is not what the map says, be it for rounding.
+    fn change(
+        &self,
+        got: MatRef<'_, f64>,
+        expected: MatRef<'_, f64>,
+        spread: Spread,
+    ) -> Option<(Change, Mat<f64>)> {
+        let (mut with, was) = match self.map {
+            Some(map) => (product(map, self.gram), symmetric_product(expected, expected.transpose(), spread)),
+            None => (self.gram.to_owned(), self.gram.to_owned()),
+        };
+        if let Some(map) = self.map {
+            let (own, said) = (was.diagonal().column_vector().sum(), inner(with.as_ref(), map));
+            if (own - said).abs() > TRUST * own {
+                return None;
+            }
+        }
+        if got == expected {
+            return Some((Change { was, by: None }, with));
+        }
+        let rank = got.nrows();
+        let (mut along, mut square) = (Mat::zeros(rank, self.stack.nrows()), Mat::zeros(rank, rank));
+        for first in (0..got.ncols()).step_by(PANEL) {
+            let some = PANEL.min(got.ncols() - first);
+            let delta = got.subcols(first, some) - expected.subcols(first, some);
+            let stack = self.stack.subcols(first, some);
+            spread.add_product(along.as_mut(), delta.as_ref(), stack.transpose());
+            spread.add_gram(square.as_mut(), delta.as_ref());
+        }
+        let cross = match self.map {
+            Some(map) => product(along.as_ref(), map.transpose()),
+            None => along.clone(),
+        };
+        with += along;
+        Some((Change { was, by: Some((cross, mirrored(square))) }, with))
     }
 }
 

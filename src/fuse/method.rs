@@ -6,6 +6,7 @@ use std::mem::discriminant;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::fuse::compare::Maps;
 use crate::fuse::coverage::covered;
 use crate::fuse::elementwise::{Elementwise, Sparse};
 use crate::fuse::factors::{Batch, Factors, Frame};
@@ -201,11 +202,24 @@ impl Fusion {
 
     /// Fuses one module; refuses what [`Fusion::rank_of`] does.
     pub fn fuse(&self, batch: &Batch, as_adapter: bool) -> Result<Fused> {
-        self.fuse_with(batch, None, as_adapter)
+        self.fuse_with(batch, None, None, as_adapter)
     }
 
-    /// [`Fusion::fuse`] with the batch's Grams where they are known already.
-    pub fn fuse_with(&self, batch: &Batch, grams: Option<&Grams>, as_adapter: bool) -> Result<Fused> {
+    /// Whether the result is a map of the factors that follows from their Grams.
+    pub(super) fn by_maps(&self) -> bool {
+        matches!(self.method, Method::Tsv | Method::IsoC) && self.coverage == Coverage::Zero
+    }
+
+    /// [`Fusion::fuse`] with the Grams of the updates where they are known already; if `resolution` is given, to a method
+    /// [`Fusion::by_maps`], the updates are what it makes of the batch.
+    pub(super) fn fuse_with(
+        &self,
+        batch: &Batch,
+        grams: Option<&Grams>,
+        resolution: Option<&Maps>,
+        as_adapter: bool,
+    ) -> Result<Fused> {
+        debug_assert!(resolution.is_none() || self.by_maps() && grams.is_some());
         let rank = self.rank_of(&batch.frame, as_adapter)?;
         let cover: Cow<'_, Batch> = match self.coverage {
             Coverage::Zero => Cow::Borrowed(batch),
@@ -215,7 +229,11 @@ impl Fusion {
         let cover = cover.as_ref();
         let grams = || known.map_or_else(|| Cow::Owned(Grams::of(cover)), Cow::Borrowed);
         let mut variant = self.method.word().to_owned();
-        let (mut energy_kept, mut entries) = (1.0, None);
+        let (mut energy_kept, mut entries, mut maps) = (1.0, None, None);
+        let of = |own: &Maps| match resolution {
+            Some(before) => before.then(own).of(&cover.stack),
+            None => own.of(&cover.stack),
+        };
         let factors = match self.method {
             Method::Ties | Method::Dare | Method::DareTies => {
                 self.check_factors()?;
@@ -225,7 +243,10 @@ impl Fusion {
                 factors
             }
             Method::Fedavg => fedavg::fuse(cover)?,
-            Method::Mean => mean::fuse(cover)?,
+            Method::Mean => {
+                maps = known.map(|_| mean::maps(&cover.frame, &cover.frame.weights));
+                mean::fuse(cover)?
+            }
             Method::MeanSvd => {
                 let q = self.rank.unwrap_or_else(|| mean_svd::default_rank(&batch.frame));
                 let (factors, kept) = mean_svd::fuse(cover, q)?;
@@ -237,7 +258,10 @@ impl Fusion {
                 energy_kept = kept;
                 factors
             }
-            Method::TaskArithmetic => task_arithmetic::fuse(cover, self.lambda)?,
+            Method::TaskArithmetic => {
+                maps = known.map(|_| task_arithmetic::maps(&cover.frame, self.lambda));
+                task_arithmetic::fuse(cover, self.lambda)?
+            }
             Method::FfaLsq => ffa_lsq::fuse(cover, batch)?,
             Method::Ffa => {
                 let (factors, which) = ffa::fuse(cover, batch)?;
@@ -252,9 +276,22 @@ impl Fusion {
                 variant = format!("fedsa_{choice}");
                 fedsa::fuse(cover, batch, choice)?
             }
-            Method::Fedex => fedex::fuse(cover)?,
-            Method::Tsv => tsv::fuse(cover, &grams(), self.lambda)?,
-            Method::IsoC => iso_c::fuse(cover, &grams(), self.lambda)?,
+            Method::Fedex => {
+                maps = known.map(|_| fedex::maps(&cover.frame));
+                fedex::fuse(cover)?
+            }
+            Method::Tsv => {
+                let own = tsv::maps(&cover.frame, &grams(), self.lambda)?;
+                let factors = of(&own)?;
+                maps = known.map(|_| own);
+                factors
+            }
+            Method::IsoC => {
+                let own = iso_c::maps(&cover.frame, &grams(), self.lambda)?;
+                let factors = of(&own)?;
+                maps = known.map(|_| own);
+                factors
+            }
             Method::KnotsTies => {
                 let Some(trim) = self.trim() else {
                     self.check()?;
@@ -274,9 +311,13 @@ impl Fusion {
         let (factors, energy_kept) = match (self.method, self.rank) {
             (Method::MeanSvd | Method::PeftSvd, _) | (_, None) => (factors, energy_kept),
             _ if entries.is_some() => (factors, energy_kept),
-            (_, Some(q)) => truncate(factors, q)?,
+            (_, Some(q)) => {
+                let rank = factors.rank();
+                maps = maps.filter(|_| q >= rank);
+                truncate(factors, q)?
+            }
         };
-        Ok(Fused { factors, variant, energy_kept, entries })
+        Ok(Fused { factors, maps, variant, energy_kept, entries })
     }
 }
 
@@ -332,6 +373,8 @@ impl Method {
 pub struct Fused {
     /// Its factors, B carrying every scale.
     pub factors: Factors,
+    /// Them as maps of the updates' own, where the method has such and the Grams are known.
+    pub maps: Option<Maps>,
     /// What was done, where a method has several forms: `fedavg`, `ffa_ref(0)`, `fedsa_client:1`, …
     pub variant: String,
     /// The share of the energy that truncation kept; 1 without.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::fuse::compare::{Compared, compare};
+use crate::fuse::compare::{Compared, Wanted, compare};
 use crate::fuse::factors::Batch;
 use crate::fuse::ffa::check_frozen;
 use crate::fuse::lora_cr::LoraCr;
@@ -39,16 +39,23 @@ impl Recipe {
         for batch in batches {
             self.fusion.rank_of(&batch.frame, as_adapter)?;
         }
-        let compared = self.compare(backend, batches)?;
+        let maps = self.fusion.by_maps();
+        let wanted = if maps { Wanted::Grams } else { Wanted::Factors };
+        let compared = self.compare_for(backend, batches, wanted)?;
         // Gathered before the first error is looked for, so that it is always the same one.
         let one = |(read, mut compared): (&Batch, Compared)| {
-            let grams = compared.grams.take();
-            let fused = self.fusion.fuse_with(compared.updates(read), grams.as_ref(), as_adapter)?;
+            let (updates, grams) = (compared.updates(read), compared.fused_grams());
+            let resolution = compared.resolution().filter(|_| maps);
+            let fused = self.fusion.fuse_with(updates, grams, resolution, as_adapter)?;
             if let Some(resolved) = &mut compared.resolved
                 && resolved.maps.is_some()
             {
                 // What the certificate asks of them the maps say.
                 resolved.batch = None;
+                resolved.grams = None;
+            }
+            if fused.maps.is_none() {
+                compared.grams = None;
             }
             Ok(Outcome { compared, fused })
         };
@@ -60,11 +67,20 @@ impl Recipe {
     ///
     /// Refuses, where the method would use it, a declared frozen A that is not common.
     pub fn compare<B: Backend>(&self, backend: &B, batches: &[Batch]) -> Result<Vec<Compared>> {
+        self.compare_for(backend, batches, Wanted::Factors)
+    }
+
+    fn compare_for<B: Backend>(
+        &self,
+        backend: &B,
+        batches: &[Batch],
+        wanted: Wanted,
+    ) -> Result<Vec<Compared>> {
         for batch in batches {
             if batch.frame.frozen && matches!(self.fusion.method, Method::Ffa | Method::FfaLsq) {
                 check_frozen(batch)?;
             }
         }
-        compare(backend, batches, self.resolve.as_ref(), true)
+        compare(backend, batches, self.resolve.as_ref(), wanted)
     }
 }

@@ -7,17 +7,18 @@ use faer::Mat;
 
 use crate::algebra::{congruence, inverse_root, product};
 use crate::error::Result;
+use crate::fuse::compare::Maps;
 use crate::fuse::core::{Core, balanced};
-use crate::fuse::factors::{Batch, Factors};
+use crate::fuse::factors::Frame;
 use crate::fuse::grams::Grams;
 
-/// The factors `B[O, K]`, `A[K, I]`, K the directions of all updates, at most P.
-pub fn fuse(batch: &Batch, grams: &Grams, lambda: f64) -> Result<Factors> {
+/// What makes the factors `B[O, K]`, `A[K, I]`, K the directions of all updates, at most P.
+pub fn maps(frame: &Frame, grams: &Grams, lambda: f64) -> Result<Maps> {
     let own = |x: &Mat<f64>, e: usize| {
         let at = grams.block(e);
         x.submatrix(at.start, at.start, at.len(), at.len()).to_owned()
     };
-    let weights = &batch.frame.weights;
+    let weights = &frame.weights;
     let cores = (0..grams.edges())
         .map(|e| {
             let c = vec![weights[e]; grams.block(e).len()];
@@ -31,7 +32,7 @@ pub fn fuse(batch: &Batch, grams: &Grams, lambda: f64) -> Result<Factors> {
     };
     let (left, right) = (polar(&grams.b, |c| &c.left)?, polar(&grams.a, |c| &c.right)?);
     let d: Vec<f64> = cores.iter().flat_map(|c| &c.sigma).map(|s| lambda * s).collect();
-    balanced(&batch.stack, left.as_ref(), &d, right.as_ref())
+    Ok(balanced(left, &d, right))
 }
 
 /// `blockdiag(xₑ)`, `[P, K]`, from each adapter's `[Rₑ, Kₑ]`.

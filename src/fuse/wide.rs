@@ -94,6 +94,7 @@ pub(super) fn resolve(batch: &Batch, options: &LoraCr, factors: bool) -> Result<
             products: after,
             score: score_after,
             batch: resolved,
+            grams: None,
             maps: None,
         }),
         grams: None,

@@ -10,7 +10,7 @@ use anabranch::checkpoint::input_grams::{FORMAT, INPUT_GRAMS, tensor_name};
 use anabranch::checkpoint::module::{Module, Source, Target};
 use anabranch::checkpoint::writer::{SafetensorsWriter, TensorSpec};
 use anabranch::cpu::Cpu;
-use anabranch::fuse::compare::{Compared, compare};
+use anabranch::fuse::compare::{Compared, Wanted, compare};
 use anabranch::fuse::options::{Gate, SharedRank};
 use anabranch::fuse::{Batch, Factors, Frame, LoraCr};
 use anabranch::tensor::DType;
@@ -226,11 +226,12 @@ pub fn cpu() -> Cpu {
 
 /// What is known of one batch that nothing resolved, on the CPU.
 pub fn compared(batch: &Batch) -> Compared {
-    compare(&cpu(), std::slice::from_ref(batch), None, false).unwrap().remove(0)
+    compare(&cpu(), std::slice::from_ref(batch), None, Wanted::Scores).unwrap().remove(0)
 }
 
 /// What `options` make of one batch, and the batch after it.
 pub fn resolve<B: Backend>(backend: &B, batch: &Batch, options: &LoraCr) -> (Batch, Compared) {
-    let compared = compare(backend, std::slice::from_ref(batch), Some(options), true).unwrap().remove(0);
+    let compared =
+        compare(backend, std::slice::from_ref(batch), Some(options), Wanted::Factors).unwrap().remove(0);
     (compared.resolved.as_ref().and_then(|r| r.batch.clone()).unwrap(), compared)
 }

@@ -1,0 +1,174 @@
+//! `w x` of a small w and an x of few rows and many columns: a map of factors.
+//!
+//! w is packed once, in groups of rows; x is read where it lies, a few columns at a time, each number of them multiplied
+//! with a group's column at once. The order of every sum is that of the columns of w, wherever a column of x stands.
+
+use faer::{MatMut, MatRef};
+
+use super::ahead::Ahead;
+use super::rank_k::GROUP;
+use crate::cpu::simd::{Isa, Kernel, run};
+
+/// Columns of w that are multiplied at once: a group of them, and the numbers of x that go with it, stay in the first
+/// cache.
+const DEPTH: usize = 256;
+/// Columns of x for each row or column of w from which on packing w is paid for.
+const COLUMNS: usize = 2;
+
+/// Whether [`multiply`] is the way to `w x`, by shapes and strides.
+pub(super) fn fits(out: MatRef<'_, f64>, w: MatRef<'_, f64>, x: MatRef<'_, f64>) -> bool {
+    let many = x.ncols() >= COLUMNS * w.nrows().max(w.ncols()).max(GROUP);
+    many && w.ncols() > 0 && x.row_stride() == 1 && out.row_stride() == 1
+}
+
+/// `out = w x`, added to what `out` holds if `keep`, of matrices that [`fits`].
+pub(super) fn multiply(out: MatMut<'_, f64>, keep: bool, w: MatRef<'_, f64>, x: MatRef<'_, f64>) {
+    run(Multiply { out, keep, w, x });
+}
+
+struct Multiply<'a> {
+    out: MatMut<'a, f64>,
+    keep: bool,
+    w: MatRef<'a, f64>,
+    x: MatRef<'a, f64>,
+}
+
+impl Kernel for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        if I::WIDE { sweep::<I, 8>(self) } else { sweep::<I, 4>(self) }
+    }
+}
+
+/// Tiles of GROUP rows of w and Y columns of x.
+#[inline(always)]
+fn sweep<I: Isa, const Y: usize>(Multiply { mut out, keep, w, x }: Multiply<'_>) {
+    // One more than there are, so that not all groups meet in one set of the cache.
+    let pitch = w.ncols() + 1;
+    let groups = packed(w, pitch);
+    let number = w.nrows().div_ceil(GROUP);
+    for first in (0..w.ncols()).step_by(DEPTH) {
+        let depth = DEPTH.min(w.ncols() - first);
+        let part = x.subrows(first, depth);
+        let keep = keep || first > 0;
+        for column in (0..x.ncols()).step_by(Y) {
+            let some = Y.min(x.ncols() - column);
+            let mut of_x = [&[][..]; Y];
+            for (c, of_x) in of_x.iter_mut().enumerate() {
+                *of_x = slice(part, column + c.min(some - 1));
+            }
+            let next = (column + 2 * Y).min(x.ncols());
+            let mut ahead = Ahead::of(part.subcols(next, Y.min(x.ncols() - next)), number);
+            for (i, group) in groups.chunks_exact(pitch).enumerate() {
+                ahead.ask();
+                let sums = tile::<I, Y>(&group[first..][..depth], of_x);
+                for (c, sums) in sums.iter().enumerate().take(some) {
+                    let column = out.as_mut().col_mut(column + c).try_as_col_major_mut();
+                    let column = column.map(|c| c.as_slice_mut()).unwrap_or_default();
+                    let own = column[i * GROUP..].iter_mut().zip(sums);
+                    match keep {
+                        true => own.for_each(|(out, sum)| *out += sum),
+                        false => own.for_each(|(out, sum)| *out = *sum),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Column `j` of a matrix whose columns are contiguous.
+#[inline(always)]
+fn slice(x: MatRef<'_, f64>, j: usize) -> &[f64] {
+    x.col(j).try_as_col_major().map(|c| c.as_slice()).unwrap_or_default()
+}
+
+/// Rows of `w` in groups, the columns of a group one after the other, `pitch` from group to group; zeros past the last
+/// row.
+fn packed(w: MatRef<'_, f64>, pitch: usize) -> Vec<[f64; GROUP]> {
+    let mut out = vec![[0.0; GROUP]; w.nrows().div_ceil(GROUP) * pitch];
+    for k in 0..w.ncols() {
+        for i in 0..w.nrows() {
+            out[i / GROUP * pitch + k][i % GROUP] = w[(i, k)];
+        }
+    }
+    out
+}
+
+/// A group of w times Y columns of x, a column each.
+#[inline(always)]
+fn tile<I: Isa, const Y: usize>(w: &[[f64; GROUP]], x: [&[f64]; Y]) -> [[f64; GROUP]; Y] {
+    let mut sums = [[0.0; GROUP]; Y];
+    let x = x.map(|x| &x[..w.len()]);
+    for (k, w) in w.iter().enumerate() {
+        for (sums, x) in sums.iter_mut().zip(&x) {
+            let x = x[k];
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = if I::FMA { w.mul_add(x, *sum) } else { w * x + *sum };
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use faer::Mat;
+
+    use super::*;
+    use crate::cpu::simd::Baseline;
+    use crate::cpu::simd::tests::{Fused, Wide};
+
+    #[test]
+    fn as_the_definition_on_every_instruction_set() {
+        as_the_definition(|m| m.run::<Baseline>());
+        as_the_definition(|m| m.run::<Fused>());
+        as_the_definition(|m| m.run::<Wide>());
+    }
+
+    fn as_the_definition(run: fn(Multiply<'_>)) {
+        let numbers = |m: usize, n: usize, by: usize| {
+            Mat::from_fn(m, n, |i, j| ((i * by + j * 17 + i * j) % 101) as f64 / 7.0 - 6.0)
+        };
+        for (m, k, columns) in [
+            (0, 3, 20),
+            (1, 1, 16),
+            (8, 8, 33),
+            (9, 7, 20),
+            (64, 64, 131),
+            (12, 300, 601),
+            (5, 257, 514),
+            (3, 2, 17),
+        ] {
+            let (w, x) = (numbers(m, k, 31), numbers(k + 2, columns, 13));
+            // A part of a taller one.
+            let x = x.subrows(1, k);
+            for (keep, w) in [(false, w.as_ref()), (true, w.transpose().to_owned().transpose())] {
+                let was = if keep { 1.0 } else { 0.0 };
+                let want =
+                    Mat::from_fn(m, columns, |i, j| was + (0..k).map(|k| w[(i, k)] * x[(k, j)]).sum::<f64>());
+                let mut got = Mat::from_fn(m, columns, |_, _| if keep { 1.0 } else { f64::NAN });
+                assert!(fits(got.as_ref(), w, x), "{m} {k} {columns}");
+                run(Multiply { out: got.as_mut(), keep, w, x });
+                assert!((&got - &want).norm_max() <= 1e-12 * want.norm_max(), "{m} {k} {columns}");
+                // A column's bytes do not depend on where it stands.
+                if columns > 3 + 2 * m.max(k).max(GROUP) {
+                    let mut part = Mat::from_fn(m, columns - 3, |_, _| was);
+                    run(Multiply { out: part.as_mut(), keep, w, x: x.subcols(3, columns - 3) });
+                    assert_eq!(part.as_ref(), got.subcols(3, columns - 3), "{m} {k} {columns}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_shapes_and_strides_do_not_fit() {
+        let (square, wide) = (Mat::<f64>::identity(20, 20), Mat::<f64>::identity(20, 40));
+        assert!(!fits(square.as_ref(), square.as_ref(), square.as_ref()));
+        assert!(fits(wide.as_ref(), square.as_ref(), wide.as_ref()));
+        let tall = Mat::<f64>::identity(40, 20);
+        assert!(!fits(wide.as_ref(), square.as_ref(), tall.transpose()));
+        assert!(!fits(tall.transpose(), square.as_ref(), wide.as_ref()));
+    }
+}
