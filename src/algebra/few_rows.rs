@@ -6,7 +6,7 @@
 use faer::{MatMut, MatRef};
 
 use super::ahead::Ahead;
-use super::rank_k::GROUP;
+use super::rank_k::{GROUP, slice};
 use crate::cpu::simd::{Isa, Kernel, run};
 
 /// Columns of w that are multiplied at once: a group of them, and the numbers of x that go with it, stay in the first
@@ -76,12 +76,6 @@ fn sweep<I: Isa, const Y: usize>(Multiply { mut out, keep, w, x }: Multiply<'_>)
             }
         }
     }
-}
-
-/// Column `j` of a matrix whose columns are contiguous.
-#[inline(always)]
-fn slice(x: MatRef<'_, f64>, j: usize) -> &[f64] {
-    x.col(j).try_as_col_major().map(|c| c.as_slice()).unwrap_or_default()
 }
 
 /// Rows of `w` in groups, the columns of a group one after the other, `pitch` from group to group; zeros past the last

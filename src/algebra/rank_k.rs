@@ -90,12 +90,17 @@ fn after(x: MatRef<'_, f64>, first: usize) -> MatRef<'_, f64> {
     x.subcols(first, DEPTH.min(x.ncols() - first))
 }
 
+/// Column `j` of a matrix whose columns are contiguous.
+#[inline(always)]
+pub(super) fn slice(x: MatRef<'_, f64>, j: usize) -> &[f64] {
+    x.col(j).try_as_col_major().map(|c| c.as_slice()).unwrap_or_default()
+}
+
 /// Rows of `x` in groups, the columns of a group one after the other; rows past the last are left as they are, zero.
 #[inline(always)]
 fn pack(out: &mut [[f64; GROUP]], x: MatRef<'_, f64>) {
     for k in 0..x.ncols() {
-        let column = x.col(k).try_as_col_major().map(|c| c.as_slice()).unwrap_or_default();
-        let (groups, rest) = column.as_chunks::<GROUP>();
+        let (groups, rest) = slice(x, k).as_chunks::<GROUP>();
         for (out, group) in out[k..].iter_mut().step_by(PITCH).zip(groups) {
             *out = *group;
         }

@@ -44,7 +44,7 @@ pub fn measure(
         let a = Known { stack: inputs.stack.a(), gram: grams.a.as_ref(), map: right };
         b.change(got.bt(), expected.bt(), spread).zip(a.change(got.a(), expected.a(), spread))
     });
-    let (b, a) = match known {
+    let ((b, gb), (a, ga)) = match known {
         Some(known) => known,
         None => {
             let with = |got: MatRef<'_, f64>, stack: MatRef<'_, f64>| spread.product(got, stack.transpose());
@@ -58,7 +58,6 @@ pub fn measure(
             ((b, with(got.bt(), inputs.stack.bt())), (a, ga))
         }
     };
-    let ((b, gb), (a, ga)) = (b, a);
     let size = inner(b.got().as_ref(), a.got().as_ref()).max(0.0);
     let error = ratio(difference_squared(&b, &a), inner(b.was.as_ref(), a.was.as_ref()).max(0.0), size);
     let read = along(inputs, gb.as_ref(), ga.as_ref());
