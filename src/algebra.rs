@@ -4,15 +4,24 @@
 //! [`rsvd`] is the exception: it reads large matrices, on the threads of the pool that it is called in.
 
 mod ahead;
+pub mod difference;
 mod few_rows;
 mod rank_k;
 pub mod root;
 pub mod rsvd;
 pub mod subspace;
 
+use std::mem::swap;
+use std::sync::Once;
+
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+use faer::prelude::ReborrowMut;
+use faer::{Accum, Mat, MatMut, MatRef, Par, Spec};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -22,6 +31,8 @@ use crate::ops::rsvd::sign;
 /// Columns of a product that one task of [`Spread::Pool`] makes: a fixed number, so that results do not depend on the
 /// threads.
 const PANEL: usize = 256;
+/// Parts that a decomposition by [`Spread::Pool`] is cut into.
+const PARTS: usize = 8;
 
 /// Who works on a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +81,51 @@ impl Spread {
         }
     }
 
+    /// See [`eigen`].
+    pub fn eigen(self, g: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
+        let fail = || {
+            Error::Numeric(
+                "the factors are too large: the eigenvalues of their Gram matrix are not finite".into(),
+            )
+        };
+        if !g.is_all_finite() {
+            return Err(fail());
+        }
+        let (n, par) = (g.nrows(), self.par());
+        let (mut values, mut vectors) = (Diag::zeros(n), Mat::zeros(n, n));
+        let room = self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, par, Spec::default());
+        let (mut room, out) = (MemBuffer::new(room), Some(vectors.as_mut()));
+        self_adjoint_evd(g, values.as_mut(), out, par, MemStack::new(&mut room), Spec::default())
+            .map_err(|_| fail())?;
+        let values = values.column_vector().iter().rev().copied().collect();
+        // They come in ascending order.
+        for k in 0..n / 2 {
+            let (mut first, mut last) = vectors.two_cols_mut(k, n - 1 - k);
+            first.rb_mut().iter_mut().zip(last.rb_mut().iter_mut()).for_each(|(x, y)| swap(x, y));
+        }
+        Ok((values, vectors))
+    }
+
+    /// L with `g = L Lᵀ`; none where g is not positive definite.
+    pub fn cholesky(self, g: MatRef<'_, f64>) -> Option<Mat<f64>> {
+        let (mut l, par) = (g.to_owned(), self.par());
+        let mut room = MemBuffer::new(cholesky_in_place_scratch::<f64>(g.nrows(), par, Spec::default()));
+        let stack = MemStack::new(&mut room);
+        cholesky_in_place(l.as_mut(), LltRegularization::default(), par, stack, Spec::default()).ok()?;
+        for j in 1..l.ncols() {
+            l.col_as_slice_mut(j)[..j].fill(0.0);
+        }
+        Some(l)
+    }
+
+    /// Into how many parts work is cut: a fixed number, so that results do not depend on the threads.
+    fn par(self) -> Par {
+        match self {
+            Spread::Thread => Par::Seq,
+            Spread::Pool => Par::rayon(PARTS),
+        }
+    }
+
     /// `out += x xᵀ` on and below the diagonal; what is above means nothing until it is [`mirrored`].
     pub fn add_gram(self, out: MatMut<'_, f64>, x: MatRef<'_, f64>) {
         self.add_lower(out, x, x.transpose());
@@ -95,6 +151,12 @@ impl Spread {
             }),
         }
     }
+}
+
+/// Lets decompositions that take no [`Spread`] run on the thread that asks for them, whatever others do.
+pub fn alone() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| faer::set_global_parallelism(Par::Seq));
 }
 
 /// Panels of columns with the index of their first one.
@@ -165,22 +227,7 @@ pub fn mirrored(mut x: Mat<f64>) -> Mat<f64> {
 ///
 /// Fails where `g` holds NaN or infinity.
 pub fn eigen(g: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
-    let fail = || {
-        Error::Numeric(
-            "the factors are too large: the eigenvalues of their Gram matrix are not finite".into(),
-        )
-    };
-    if !g.is_all_finite() {
-        return Err(fail());
-    }
-    if g.nrows() == 0 {
-        return Ok((Vec::new(), Mat::zeros(0, 0)));
-    }
-    let e = g.self_adjoint_eigen(Side::Lower).map_err(|_| fail())?;
-    let n = g.nrows();
-    let values = (0..n).rev().map(|k| e.S().column_vector()[k]).collect();
-    let vectors = Mat::from_fn(n, n, |i, k| e.U()[(i, n - 1 - k)]);
-    Ok((values, vectors))
+    Spread::Thread.eigen(g)
 }
 
 /// The pseudo-inverse of a symmetric positive semi-definite `g`; eigenvalues up to [`RANK_CUT`] of the largest are zero.
@@ -220,15 +267,15 @@ impl Whitening {
     /// Columns are first given norm 1, so that the cut tells dependent ones and not small ones.
     pub fn of(gram: MatRef<'_, f64>) -> Result<Whitening> {
         let norm: Vec<f64> = (0..gram.nrows()).map(|k| gram[(k, k)].max(0.0).sqrt()).collect();
-        Whitening::scaled(gram, &norm)
+        Whitening::scaled(gram, &norm, Spread::Thread)
     }
 
     /// [`Whitening::of`] with the columns of X divided by `norm` before the cut; one whose norm is 0 is left out.
-    fn scaled(gram: MatRef<'_, f64>, norm: &[f64]) -> Result<Whitening> {
+    fn scaled(gram: MatRef<'_, f64>, norm: &[f64], spread: Spread) -> Result<Whitening> {
         let p = gram.nrows();
         let inverse: Vec<f64> = norm.iter().map(|&n| if n > 0.0 { 1.0 / n } else { 0.0 }).collect();
         let unit = Mat::from_fn(p, p, |i, j| gram[(i, j)] * inverse[i] * inverse[j]);
-        let (lambda, v) = eigen(unit.as_ref())?;
+        let (lambda, v) = spread.eigen(unit.as_ref())?;
         let cut = RANK_CUT * lambda.first().copied().unwrap_or(0.0).max(0.0);
         let r = lambda.iter().take_while(|&&l| l > cut).count();
         let root: Vec<f64> = lambda[..r].iter().map(|l| l.sqrt()).collect();
@@ -254,5 +301,38 @@ mod tests {
             let [one, all] = [Spread::Thread, Spread::Pool].map(|s| s.product(x.as_ref(), y.as_ref()));
             assert!((&one - &all).norm_max() <= 1e-12 * one.norm_max(), "{rows} {columns}");
         }
+    }
+
+    #[test]
+    fn decompositions_do_not_depend_on_the_threads() {
+        // Large enough for every one of their parts to be worked on side by side.
+        let x = Mat::from_fn(420, 500, |i, j| ((i * 31 + j * 17 + i * j) % 101) as f64 / 7.0 - 6.0);
+        let g = symmetric_product(x.as_ref(), x.transpose(), Spread::Thread);
+        let g = Mat::from_fn(420, 420, |i, j| g[(i, j)] + if i == j { 1.0 } else { 0.0 });
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                (Spread::Pool.eigen(g.as_ref()).unwrap(), Spread::Pool.cholesky(g.as_ref()).unwrap())
+            })
+        };
+        let ((values, vectors), l) = on(1);
+        for threads in [2, 3] {
+            assert!(on(threads) == ((values.clone(), vectors.clone()), l.clone()), "{threads} threads");
+        }
+        assert!(values.is_sorted_by(|x, y| x >= y));
+        for ((values, vectors), l) in [
+            ((values, vectors), l),
+            (eigen(g.as_ref()).unwrap(), Spread::Thread.cholesky(g.as_ref()).unwrap()),
+        ] {
+            let again = product(scale_columns(vectors.as_ref(), &values).as_ref(), vectors.transpose());
+            assert!((&again - &g).norm_max() <= 1e-12 * g.norm_max());
+            let again = product(l.as_ref(), l.transpose());
+            assert!((&again - &g).norm_max() <= 1e-12 * g.norm_max());
+        }
+        assert!(
+            Spread::Pool
+                .cholesky((&g - Mat::<f64>::identity(420, 420) * faer::Scale(1e9)).as_ref())
+                .is_none()
+        );
     }
 }

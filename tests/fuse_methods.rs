@@ -2,13 +2,15 @@
 
 mod dense;
 
+use anabranch::checkpoint::convert;
 use anabranch::checkpoint::module::{Module, Target};
 use anabranch::fuse::conflict::{ConflictReport, module_conflicts};
 use anabranch::fuse::ffa::check_frozen;
 use anabranch::fuse::measure::measure;
 use anabranch::fuse::options::{Coverage, Fedsa, Gate, Method, Restore, SharedRank, Side};
 use anabranch::fuse::truncate::truncate;
-use anabranch::fuse::{Batch, Factors, Fusion, Kept, LoraCr, Recipe};
+use anabranch::fuse::{Batch, Factors, Fusion, Kept, LoraCr, Made, Outcome, Recipe, Rows};
+use anabranch::tensor::DType;
 use dense::{Pair, adapters, batch, compared, cpu, dense as product, distance, updates, weighted};
 use faer::Mat;
 use proptest::prelude::*;
@@ -225,7 +227,7 @@ fn the_certificate_measures_what_dense_norms_measure() {
     for method in [Method::Fedavg, Method::Mean, Method::MeanSvd, Method::Ffa] {
         let expected = fuse(plain(method), &x);
         let got = rounded(&expected);
-        let m = measure(&got, &expected, None, &x, &known).unwrap();
+        let m = measure(&got, &Made::Factors(expected.clone()), &x, &known).unwrap();
         let want = distance(product(&got).as_ref(), product(&expected).as_ref());
         assert!(want > 1e-9 && (m.error / want - 1.0).abs() <= 1e-6, "{method}: {} {want}", m.error);
         let want = distance(product(&got).as_ref(), mean.as_ref());
@@ -237,62 +239,129 @@ fn the_certificate_measures_what_dense_norms_measure() {
             assert!(dot.abs() <= 1e-9 * d.squared_norm_l2(), "{method}: not the least-squares shares");
         }
     }
-    let m =
-        measure(&fuse(plain(Method::Mean), &x), &fuse(plain(Method::Mean), &x), None, &x, &known).unwrap();
+    let exact = fuse(plain(Method::Mean), &x);
+    let m = measure(&exact, &Made::Factors(exact.clone()), &x, &known).unwrap();
     assert_eq!(m.error, 0.0);
     for (got, want) in m.effective_scale.iter().zip(WEIGHTS) {
         assert!((got - want).abs() <= 1e-10);
     }
     // A wrong scale is seen, and so are rows beyond the expected rank.
     let expected = fuse(plain(Method::Fedavg), &x);
+    let made = Made::Factors(expected.clone());
     let double = expected.scaled(Some(&[2.0; 24]), None);
-    assert!((measure(&double, &expected, None, &x, &known).unwrap().error - 1.0).abs() <= 1e-12);
+    assert!((measure(&double, &made, &x, &known).unwrap().error - 1.0).abs() <= 1e-12);
     let more = fuse(plain(Method::Mean), &x);
     let want = distance(product(&more).as_ref(), product(&expected).as_ref());
-    assert!((measure(&more, &expected, None, &x, &known).unwrap().error - want).abs() <= 1e-10);
+    assert!((measure(&more, &made, &x, &known).unwrap().error - want).abs() <= 1e-10);
+}
+
+/// The only module's way through a recipe.
+fn outcome(resolve: Option<LoraCr>, fusion: Fusion, x: &Batch) -> Outcome {
+    Recipe { resolve, fusion }.run(&cpu(), std::slice::from_ref(x), false).unwrap().remove(0)
+}
+
+/// The methods whose factors are linear in the updates'.
+fn linear() -> Vec<Fusion> {
+    use Method::*;
+    let mut all = vec![Fusion::new(Fedsa, Some(anabranch::fuse::options::Fedsa::Client(1))).unwrap()];
+    all.push(Fusion::new(Fedsa, Some(anabranch::fuse::options::Fedsa::Sum)).unwrap());
+    all.extend([Fedavg, Mean, Ffa, Fedex, TaskArithmetic, Tsv, IsoC, PeftLinear, PeftCat].map(plain));
+    all
 }
 
 #[test]
-fn the_certificate_measures_the_same_by_maps_and_without() {
+fn the_certificate_measures_the_same_by_grams_and_without() {
     let mixed = weigh(batch(&adapters(2, 24, 18, &[4, 2, 5])), &WEIGHTS);
     let both = LoraCr { side: Side::Both, restore: Restore::Client, ..LoraCr::default() };
     for (x, resolve) in
         [three(), mixed].iter().flat_map(|x| [None, Some(LoraCr::default()), Some(both)].map(|r| (x, r)))
     {
-        for method in [Method::Mean, Method::TaskArithmetic, Method::Fedex, Method::Tsv, Method::IsoC] {
-            let recipe = Recipe { resolve, fusion: plain(method) };
-            let outcome = recipe.run(&cpu(), std::slice::from_ref(x), true).unwrap().remove(0);
-            let (expected, maps) = (&outcome.fused.factors, outcome.fused.maps.as_ref());
-            assert!(maps.is_some(), "{method}");
-            // Whether or not the resolved factors are formed on the way.
+        for fusion in linear() {
+            let method = fusion.method;
+            if method.needs_equal_ranks() && x.frame.ranks()[0] != x.frame.ranks()[1] {
+                continue;
+            }
+            let outcome = outcome(resolve, fusion, x);
+            assert!(matches!(outcome.made, Made::Pair(_)), "{method}");
+            let expected = outcome.made.factors(x).unwrap();
+            // The resolved factors are not formed on the way.
             let resolved = resolve.map_or_else(|| x.clone(), |r| dense::resolve(&cpu(), x, &r).0);
-            same(expected, &product(&fuse(plain(method), &resolved)), 1e-10);
+            same(&expected, &product(&fuse(fusion, &resolved)), 1e-10);
             let longer = expected.scaled(None, Some(&[1.5; 18]));
-            for (got, error) in [(rounded(expected), 1e-7), (expected.clone(), 0.0), (longer, 0.5)] {
-                let [by_maps, without] =
-                    [maps, None].map(|m| measure(&got, expected, m, x, &outcome.compared).unwrap());
+            let whole = Made::Factors(expected.clone());
+            for (got, error) in [(rounded(&expected), 1e-7), (expected.clone(), 0.0), (longer, 0.5)] {
+                let [by_grams, without] =
+                    [&outcome.made, &whole].map(|made| measure(&got, made, x, &outcome.compared).unwrap());
                 assert!(without.error <= error + 1e-12, "{method}: {}", without.error);
-                assert!((by_maps.error - without.error).abs() <= 1e-6 * without.error, "{method}");
-                assert!((by_maps.distance_to_mean - without.distance_to_mean).abs() <= 2e-7, "{method}");
-                for (a, b) in by_maps.effective_scale.iter().zip(&without.effective_scale) {
-                    assert!((a - b).abs() <= 1e-10, "{method}: {a} {b}");
+                assert!((by_grams.error - without.error).abs() <= 1e-6 * without.error, "{method}");
+                assert!((by_grams.distance_to_mean - without.distance_to_mean).abs() <= 2e-7, "{method}");
+                // A difference is known to the digits of an f32.
+                let near = 1e-10 + 1e-6 * error;
+                for (a, b) in by_grams.effective_scale.iter().zip(&without.effective_scale) {
+                    assert!((a - b).abs() <= near, "{method}: {a} {b}");
                 }
             }
         }
     }
-    // More ranks than rows: no Grams, no maps, and the resolved factors themselves.
+    // More ranks than rows: no Grams, and the resolved factors themselves.
     let tall = batch(&adapters(3, 10, 30, &[5, 5, 4]));
     for method in [Method::Mean, Method::Tsv, Method::IsoC] {
-        let recipe = Recipe { resolve: Some(LoraCr::default()), fusion: plain(method) };
-        let outcome = recipe.run(&cpu(), std::slice::from_ref(&tall), false).unwrap().remove(0);
+        let outcome = outcome(Some(LoraCr::default()), plain(method), &tall);
         let resolved = dense::resolve(&cpu(), &tall, &LoraCr::default()).0;
         let want = plain(method).fuse(&resolved, false).unwrap().factors;
-        same(&outcome.fused.factors, &product(&want), 1e-10);
-        assert!(outcome.fused.maps.is_none(), "{method}");
+        let Made::Factors(got) = &outcome.made else { panic!("{method}: no factors") };
+        same(got, &product(&want), 1e-10);
+        let m = measure(got, &outcome.made, &tall, &outcome.compared).unwrap();
+        let mean = weighted(&updates(&resolved), &tall.frame.weights);
+        let want = distance(product(got).as_ref(), mean.as_ref());
+        assert!((m.distance_to_mean - want).abs() <= 1e-7, "{method}: {} {want}", m.distance_to_mean);
     }
-    // Maps are of the method's own result: a truncated one has none.
-    let cut = Recipe { resolve: None, fusion: Fusion { rank: Some(2), ..plain(Method::Mean) } };
-    assert!(cut.run(&cpu(), &[three()], true).unwrap()[0].fused.maps.is_none());
+    // A truncated result is not linear.
+    let cut = Fusion { rank: Some(2), ..plain(Method::Mean) };
+    assert!(matches!(outcome(None, cut, &three()).made, Made::Factors(_)));
+}
+
+#[test]
+fn a_result_is_written_and_measured_a_few_columns_at_a_time() {
+    // More columns than are worked on at once, and no multiple of it.
+    let x = weigh(batch(&adapters(8, 1030, 517, &[3, 3, 3])), &WEIGHTS);
+    let svd = plain(Method::MeanSvd);
+    for (resolve, fusion) in
+        linear().into_iter().chain([svd]).flat_map(|f| [(None, f), (Some(LoraCr::default()), f)])
+    {
+        let (method, outcome) = (fusion.method, outcome(resolve, fusion, &x));
+        let expected = outcome.made.factors(&x).unwrap();
+        let rank = expected.rank();
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let written = outcome.write(&x, dtype).unwrap();
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            convert::narrow_f64(&mut a, &expected.a_rows(), dtype);
+            convert::narrow_f64(&mut b, expected.b_rows(), dtype);
+            let wide = |bytes: &[u8]| {
+                let mut out = vec![0.0; bytes.len() / dtype.size()];
+                convert::widen_f64(&mut out, bytes, dtype);
+                out
+            };
+            // A column's bytes may depend on where it stands by rounding in f64, which shows at a tie only.
+            let far = |x: &[u8], y: &[u8]| wide(x).iter().zip(wide(y)).filter(|(x, y)| **x != *y).count();
+            assert_eq!((written.a.len(), written.b.len()), (a.len(), b.len()));
+            assert!(far(&written.a, &a) + far(&written.b, &b) <= 2, "{method} {dtype}");
+            let got =
+                Factors::new(Rows::new(wide(&written.b), rank), Rows::from_rows(&wide(&written.a), rank))
+                    .unwrap();
+            let m = measure(&got, &Made::Factors(expected.clone()), &x, &outcome.compared).unwrap();
+            let c = written.certificate;
+            assert!((c.error - m.error).abs() <= 1e-6 * m.error, "{method} {dtype}: {} {}", c.error, m.error);
+            let least = if dtype == DType::F32 { 1e-9 } else { 1e-5 };
+            assert!(c.error > least && c.error <= 1e-2, "{method} {dtype}: {}", c.error);
+            assert!((c.distance_to_mean - m.distance_to_mean).abs() <= 2e-7, "{method} {dtype}");
+            assert_eq!(c.rank, rank);
+        }
+    }
+    // What no dtype holds is refused.
+    let huge = weigh(batch(&adapters(8, 30, 20, &[3, 3, 3])), &[1e39, 1.0, 1.0]);
+    let e = outcome(None, plain(Method::TaskArithmetic), &huge).write(&huge, DType::F32).unwrap_err();
+    assert!(e.to_string().contains("too large for F32"), "{e}");
 }
 
 #[test]
@@ -300,7 +369,7 @@ fn the_certificate_after_resolution_compares_with_the_resolved_mean() {
     let x = three();
     let (resolved, known) = dense::resolve(&cpu(), &x, &LoraCr::default());
     let expected = fuse(plain(Method::Fedavg), &resolved);
-    let m = measure(&expected, &expected, None, &x, &known).unwrap();
+    let m = measure(&expected, &Made::Factors(expected.clone()), &x, &known).unwrap();
     let mean = weighted(&updates(&resolved), &WEIGHTS);
     let want = distance(product(&expected).as_ref(), mean.as_ref());
     assert!((m.distance_to_mean - want).abs() <= 1e-10);

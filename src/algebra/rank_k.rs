@@ -8,18 +8,45 @@ use faer::{MatMut, MatRef};
 use super::ahead::Ahead;
 use crate::cpu::simd::{Isa, Kernel, run};
 
-/// Rows in a group, which are packed together: one register of 512 bits.
+/// Rows in a group of f64, which are packed together: one register of 512 bits.
 pub(super) const GROUP: usize = 8;
+/// Rows in a group of f32.
+const GROUP_OF_SINGLE: usize = 16;
 /// Columns that are packed at once: a group of x and one of y stay in the first cache.
 const DEPTH: usize = 128;
 /// Columns from group to group of what is packed: with one more than there are, not all of them meet in one set of the
 /// cache.
 const PITCH: usize = DEPTH + 1;
 
+/// A number that is multiplied and added.
+pub(super) trait Number: Copy + Default {
+    /// `self · b + c`, rounded once where `I` has that as an instruction.
+    fn fma<I: Isa>(self, b: Self, c: Self) -> Self;
+    /// Adds `x`.
+    fn plus(&mut self, x: Self);
+}
+
+macro_rules! number {
+    ($t:ty) => {
+        impl Number for $t {
+            #[inline(always)]
+            fn fma<I: Isa>(self, b: $t, c: $t) -> $t {
+                if I::FMA { self.mul_add(b, c) } else { self * b + c }
+            }
+            #[inline(always)]
+            fn plus(&mut self, x: $t) {
+                *self += x;
+            }
+        }
+    };
+}
+number!(f32);
+number!(f64);
+
 /// Whether [`add`] is the way to `x yᵀ`, by shapes and strides.
-pub(super) fn fits(out: MatRef<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> bool {
+pub(super) fn fits<T>(out: MatRef<'_, T>, x: MatRef<'_, T>, y: MatRef<'_, T>) -> bool {
     // With fewer columns than rows packing would not be paid for.
-    let side = |m: MatRef<'_, f64>| m.nrows() > 0 && m.ncols() >= m.nrows().max(GROUP) && m.row_stride() == 1;
+    let side = |m: MatRef<'_, T>| m.nrows() > 0 && m.ncols() >= m.nrows().max(GROUP) && m.row_stride() == 1;
     side(x) && side(y) && out.row_stride() == 1
 }
 
@@ -28,32 +55,49 @@ pub(super) fn add(out: MatMut<'_, f64>, x: MatRef<'_, f64>, y: MatRef<'_, f64>, 
     run(Add { out, x, y, triangle });
 }
 
-struct Add<'a> {
-    out: MatMut<'a, f64>,
-    x: MatRef<'a, f64>,
-    y: MatRef<'a, f64>,
+/// [`add`] in f32.
+pub(super) fn add_single(out: MatMut<'_, f32>, x: MatRef<'_, f32>, y: MatRef<'_, f32>, triangle: bool) {
+    run(Add { out, x, y, triangle });
+}
+
+struct Add<'a, T> {
+    out: MatMut<'a, T>,
+    x: MatRef<'a, T>,
+    y: MatRef<'a, T>,
     triangle: bool,
 }
 
-impl Kernel for Add<'_> {
+impl Kernel for Add<'_, f64> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self) {
         // Eight sums of eight numbers, or of four and four: no multiply-add waits for the one before.
-        if I::WIDE { sweep::<I, 8>(self) } else { sweep::<I, 4>(self) }
+        if I::WIDE { sweep::<I, f64, GROUP, 8>(self) } else { sweep::<I, f64, GROUP, 4>(self) }
     }
 }
 
-/// Tiles of GROUP rows of x and Y rows of y.
+impl Kernel for Add<'_, f32> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        match I::WIDE {
+            true => sweep::<I, f32, GROUP_OF_SINGLE, 8>(self),
+            false => sweep::<I, f32, GROUP_OF_SINGLE, 4>(self),
+        }
+    }
+}
+
+/// Tiles of G rows of x and Y rows of y.
 #[inline(always)]
-fn sweep<I: Isa, const Y: usize>(Add { mut out, x, y, triangle }: Add<'_>) {
+fn sweep<I: Isa, T: Number, const G: usize, const Y: usize>(Add { mut out, x, y, triangle }: Add<'_, T>) {
     let rows = y.nrows();
-    let room = |rows: usize| vec![[0.0; GROUP]; rows.div_ceil(GROUP) * PITCH];
+    let room = |rows: usize| vec![[T::default(); G]; rows.div_ceil(G) * PITCH];
     let same = x.as_ptr() == y.as_ptr() && x.shape() == y.shape() && x.col_stride() == y.col_stride();
     let (mut xs, mut ys) = (room(x.nrows()), if same { Vec::new() } else { room(rows) });
     // At least so many.
-    let tiles = (x.nrows().div_ceil(GROUP) * rows.div_ceil(Y)) >> usize::from(triangle);
+    let tiles = (x.nrows().div_ceil(G) * rows.div_ceil(Y)) >> usize::from(triangle);
     for first in (0..x.ncols()).step_by(DEPTH) {
         let depth = DEPTH.min(x.ncols() - first);
         pack(&mut xs, x.subcols(first, depth));
@@ -66,7 +110,7 @@ fn sweep<I: Isa, const Y: usize>(Add { mut out, x, y, triangle }: Add<'_>) {
             (!same).then(|| Ahead::of(after(y, first + depth), tiles)),
         );
         for row in (0..rows).step_by(Y) {
-            let (group, at) = (row / GROUP, row % GROUP);
+            let (group, at) = (row / G, row % G);
             let y = &ys[group * PITCH..][..depth];
             let above = if triangle { group } else { 0 };
             for (i, x) in xs.chunks_exact(PITCH).enumerate().skip(above) {
@@ -74,11 +118,11 @@ fn sweep<I: Isa, const Y: usize>(Add { mut out, x, y, triangle }: Add<'_>) {
                 if let Some(next) = &mut y_next {
                     next.ask();
                 }
-                let sums = tile::<I, Y>(&x[..depth], y, at);
+                let sums = tile::<I, T, G, Y>(&x[..depth], y, at);
                 for (c, sums) in sums.iter().enumerate().take(rows - row) {
                     let column = out.as_mut().col_mut(row + c).try_as_col_major_mut();
                     let column = column.map(|c| c.as_slice_mut()).unwrap_or_default();
-                    column[i * GROUP..].iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                    column[i * G..].iter_mut().zip(sums).for_each(|(out, sum)| out.plus(*sum));
                 }
             }
         }
@@ -86,21 +130,21 @@ fn sweep<I: Isa, const Y: usize>(Add { mut out, x, y, triangle }: Add<'_>) {
 }
 
 /// The columns that are packed next, from `first` on.
-fn after(x: MatRef<'_, f64>, first: usize) -> MatRef<'_, f64> {
+fn after<T>(x: MatRef<'_, T>, first: usize) -> MatRef<'_, T> {
     x.subcols(first, DEPTH.min(x.ncols() - first))
 }
 
 /// Column `j` of a matrix whose columns are contiguous.
 #[inline(always)]
-pub(super) fn slice(x: MatRef<'_, f64>, j: usize) -> &[f64] {
+pub(super) fn slice<T>(x: MatRef<'_, T>, j: usize) -> &[T] {
     x.col(j).try_as_col_major().map(|c| c.as_slice()).unwrap_or_default()
 }
 
 /// Rows of `x` in groups, the columns of a group one after the other; rows past the last are left as they are, zero.
 #[inline(always)]
-fn pack(out: &mut [[f64; GROUP]], x: MatRef<'_, f64>) {
+fn pack<T: Number, const G: usize>(out: &mut [[T; G]], x: MatRef<'_, T>) {
     for k in 0..x.ncols() {
-        let (groups, rest) = slice(x, k).as_chunks::<GROUP>();
+        let (groups, rest) = slice(x, k).as_chunks::<G>();
         for (out, group) in out[k..].iter_mut().step_by(PITCH).zip(groups) {
             *out = *group;
         }
@@ -112,12 +156,16 @@ fn pack(out: &mut [[f64; GROUP]], x: MatRef<'_, f64>) {
 
 /// `x yᵀ` of a group of x and Y rows of one of y, from row `at` on: a column a row of `y`.
 #[inline(always)]
-fn tile<I: Isa, const Y: usize>(x: &[[f64; GROUP]], y: &[[f64; GROUP]], at: usize) -> [[f64; GROUP]; Y] {
-    let mut sums = [[0.0; GROUP]; Y];
+fn tile<I: Isa, T: Number, const G: usize, const Y: usize>(
+    x: &[[T; G]],
+    y: &[[T; G]],
+    at: usize,
+) -> [[T; G]; Y] {
+    let mut sums = [[T::default(); G]; Y];
     for (x, y) in x.iter().zip(y) {
         for (sums, y) in sums.iter_mut().zip(&y[at..at + Y]) {
             for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = if I::FMA { x.mul_add(*y, *sum) } else { x * y + *sum };
+                *sum = x.fma::<I>(*y, *sum);
             }
         }
     }
@@ -134,41 +182,70 @@ mod tests {
 
     #[test]
     fn as_the_definition_on_every_instruction_set() {
-        as_the_definition(|a| a.run::<Baseline>());
-        as_the_definition(|a| a.run::<Fused>());
-        as_the_definition(|a| a.run::<Wide>());
+        as_the_definition::<f64>(|a| a.run::<Baseline>(), 1e-12);
+        as_the_definition::<f64>(|a| a.run::<Fused>(), 1e-12);
+        as_the_definition::<f64>(|a| a.run::<Wide>(), 1e-12);
+        as_the_definition::<f32>(|a| a.run::<Baseline>(), 1e-5);
+        as_the_definition::<f32>(|a| a.run::<Fused>(), 1e-5);
+        as_the_definition::<f32>(|a| a.run::<Wide>(), 1e-5);
     }
 
-    fn as_the_definition(run: fn(Add<'_>)) {
+    trait Wider: Number {
+        fn wide(self) -> f64;
+        fn of(x: f64) -> Self;
+    }
+    impl Wider for f64 {
+        fn wide(self) -> f64 {
+            self
+        }
+        fn of(x: f64) -> f64 {
+            x
+        }
+    }
+    impl Wider for f32 {
+        fn wide(self) -> f64 {
+            f64::from(self)
+        }
+        fn of(x: f64) -> f32 {
+            x as f32
+        }
+    }
+
+    fn as_the_definition<T: Wider>(run: fn(Add<'_, T>), near: f64) {
         let x = |m: usize, n: usize, by: usize| {
-            Mat::from_fn(m, n, |i, j| ((i * by + j * 17 + i * j) % 101) as f64 / 7.0 - 6.0)
+            Mat::from_fn(m, n, |i, j| T::of(((i * by + j * 17 + i * j) % 101) as f64 / 8.0 - 6.0))
         };
+        let off = |got: T, want: f64, most: f64| (got.wide() - want).abs() > near * most;
         for (m, n, columns) in
             [(1, 1, 16), (8, 6, 128), (9, 7, 129), (16, 64, 300), (65, 12, 257), (23, 23, 50)]
         {
             let (x, y) = (x(m, columns, 31), x(n, columns, 13));
-            let want =
-                Mat::from_fn(m, n, |i, j| 1.0 + (0..columns).map(|k| x[(i, k)] * y[(j, k)]).sum::<f64>());
-            let mut got = Mat::from_fn(m, n, |_, _| 1.0);
+            let sum = |a: &Mat<T>, b: &Mat<T>, i: usize, j: usize| -> f64 {
+                (0..columns).map(|k| a[(i, k)].wide() * b[(j, k)].wide()).sum()
+            };
+            let want = Mat::from_fn(m, n, |i, j| 1.0 + sum(&x, &y, i, j));
+            let most = want.norm_max();
+            let mut got = Mat::from_fn(m, n, |_, _| T::of(1.0));
             assert!(fits(got.as_ref(), x.as_ref(), y.as_ref()), "{m} {n} {columns}");
             run(Add { out: got.as_mut(), x: x.as_ref(), y: y.as_ref(), triangle: false });
-            assert!((&got - &want).norm_max() <= 1e-12 * want.norm_max(), "{m} {n} {columns}");
+            let all = || (0..n).flat_map(|j| (0..m).map(move |i| (i, j)));
+            assert!(!all().any(|at| off(got[at], want[at], most)), "{m} {n} {columns}");
             if m == n {
-                let mut got = Mat::from_fn(m, m, |_, _| 1.0);
+                let mut got = Mat::from_fn(m, m, |_, _| T::of(1.0));
                 run(Add { out: got.as_mut(), x: x.as_ref(), y: x.as_ref(), triangle: true });
-                let want =
-                    Mat::from_fn(m, m, |i, j| 1.0 + (0..columns).map(|k| x[(i, k)] * x[(j, k)]).sum::<f64>());
-                let near = |i: usize, j: usize| (got[(i, j)] - want[(i, j)]).abs() <= 1e-12 * want.norm_max();
-                assert!((0..m).all(|j| (j..m).all(|i| near(i, j))), "{m} {columns}");
+                let want = Mat::from_fn(m, m, |i, j| 1.0 + sum(&x, &x, i, j));
+                let most = want.norm_max();
+                let below = all().filter(|(i, j)| i >= j);
+                assert!(!below.into_iter().any(|at| off(got[at], want[at], most)), "{m} {columns}");
             }
             // A part of taller ones.
             let (m, n) = (m.div_ceil(2), n.div_ceil(2));
-            let mut got = Mat::zeros(m, n);
+            let mut got = Mat::from_fn(m, n, |_, _| T::of(0.0));
             let (of_x, of_y) = (x.subrows(x.nrows() - m, m), y.subrows(0, n));
             run(Add { out: got.as_mut(), x: of_x, y: of_y, triangle: false });
-            let entry = |i: usize, j: usize| want[(x.nrows() - m + i, j)] - 1.0;
-            let near = |i: usize, j: usize| (got[(i, j)] - entry(i, j)).abs() <= 1e-12 * want.norm_max();
-            assert!((0..m).all(|i| (0..n).all(|j| near(i, j))), "{m} {n} {columns}");
+            let part = |i: usize, j: usize| want[(x.nrows() - m + i, j)] - 1.0;
+            let far = |i: usize| (0..n).any(|j| off(got[(i, j)], part(i, j), most));
+            assert!(!(0..m).any(far), "{m} {n} {columns}");
         }
     }
 

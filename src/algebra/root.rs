@@ -1,7 +1,7 @@
 //! A square root of a Gram matrix, and its inverse: the shape of a factor without its long side.
 
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
-use faer::{Mat, MatMut, MatRef, Par, Side};
+use faer::{Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::{Spread, Whitening, panels, scale_columns};
@@ -25,16 +25,16 @@ impl Root {
     ///
     /// A column of B and its row of A are first given equal norms, so that the cut on eigenvalues does not depend on how
     /// a product is split into factors. Fails where a number is not finite.
-    pub fn of(b: MatRef<'_, f64>, a: &[f64]) -> Result<Option<Root>> {
+    pub fn of(b: MatRef<'_, f64>, a: &[f64], spread: Spread) -> Result<Option<Root>> {
         let p = b.nrows();
         let squares: Vec<f64> = (0..p).map(|j| b[(j, j)]).collect();
         let d = balance(&squares, a);
         let back: Vec<f64> = d.iter().map(|d| 1.0 / d).collect();
         let g = Mat::from_fn(p, p, |i, j| b[(i, j)] * back[i] * back[j]);
-        if let Some(l) = cholesky(g.as_ref()) {
+        if let Some(l) = cholesky(g.as_ref(), spread) {
             return Ok(Some(Root { r: scale_columns(l.transpose(), &d), inverse: None }));
         }
-        let Whitening { to, from } = Whitening::scaled(b, &d)?;
+        let Whitening { to, from } = Whitening::scaled(b, &d, spread)?;
         Ok((to.nrows() > 0).then_some(Root { r: to, inverse: Some(from) }))
     }
 
@@ -51,8 +51,8 @@ impl Root {
 }
 
 /// L with `g = L Lᵀ`; none where g is not positive definite by far.
-fn cholesky(g: MatRef<'_, f64>) -> Option<Mat<f64>> {
-    let l = g.llt(Side::Lower).ok()?.L().to_owned();
+fn cholesky(g: MatRef<'_, f64>, spread: Spread) -> Option<Mat<f64>> {
+    let l = spread.cholesky(g)?;
     let largest = (0..g.nrows()).map(|j| g[(j, j)]).fold(0.0, f64::max);
     let sound = |j: usize| {
         let pivot = l[(j, j)] * l[(j, j)];

@@ -9,7 +9,7 @@ use std::ops::Range;
 use faer::{Mat, MatRef};
 use rayon::prelude::*;
 
-use super::{Spread, eigen, gram, product, symmetric_product};
+use super::{Spread, gram, product, symmetric_product};
 use crate::error::Result;
 use crate::ops::gate::{Rule, agreement, opposition, paper, shares};
 
@@ -79,7 +79,7 @@ impl Shared {
             let weighed = by_block(r, &blocks, &grams);
             symmetric_product(weighed.as_ref(), r.transpose(), spread)
         };
-        let (squares, e) = eigen(core.as_ref())?;
+        let (squares, e) = spread.eigen(core.as_ref())?;
         drop(core);
         let mut sigma: Vec<f64> = squares.iter().map(|s| s.max(0.0).sqrt()).collect();
         let energy: f64 = squares.iter().map(|s| s.max(0.0)).sum();

@@ -42,12 +42,13 @@ pub(crate) fn one(
     directions.fill(0.0);
     let a = MatRef::from_column_major_slice(a, p, p);
     let squares: Vec<f64> = (0..p).map(|j| a[(j, j)]).collect();
-    let found = Root::of(MatRef::from_column_major_slice(b, p, p), &squares).and_then(|root| {
-        let Some(root) = root else { return Ok(None) };
-        let rows = Other::Gram(a);
-        let found = resolve(root.r.as_ref(), rows, bounds, rule, Spread::Thread)?;
-        Ok(found.map(|found| (root, found)))
-    });
+    let found =
+        Root::of(MatRef::from_column_major_slice(b, p, p), &squares, Spread::Thread).and_then(|root| {
+            let Some(root) = root else { return Ok(None) };
+            let rows = Other::Gram(a);
+            let found = resolve(root.r.as_ref(), rows, bounds, rule, Spread::Thread)?;
+            Ok(found.map(|found| (root, found)))
+        });
     match found {
         Ok(Some((root, found))) => {
             put(directions, bounds, &found);

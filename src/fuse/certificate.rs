@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
 use crate::fuse::compare::Compared;
 use crate::fuse::conflict::{Score, trace};
 use crate::fuse::elementwise::KeptEntries;
-use crate::fuse::factors::{Batch, Factors, Frame};
-use crate::fuse::measure::{Measured, measure};
-use crate::fuse::pipeline::{Outcome, Recipe};
+use crate::fuse::factors::Frame;
+use crate::fuse::measure::Measured;
+use crate::fuse::pipeline::Recipe;
 
 /// The file's name.
 pub const CERTIFICATE: &str = "certificate.json";
@@ -97,23 +96,6 @@ pub struct Certificate {
 }
 
 impl ModuleCertificate {
-    /// Measures `got`, the factors as written, of a batch's way through `recipe`.
-    ///
-    /// Where the method works on entries, expected are these, every one of them, and the error is all that the factors
-    /// miss: what truncation left out, and what the search and the rounding did.
-    pub fn new(batch: &Batch, outcome: &Outcome, got: &Factors) -> Result<ModuleCertificate> {
-        let (compared, fused) = (&outcome.compared, &outcome.fused);
-        let measured = measure(got, &fused.factors, fused.maps.as_ref(), batch, compared)?;
-        let rank = fused.factors.rank();
-        let mut out = ModuleCertificate::of(&batch.frame, compared, &fused.variant, rank, measured);
-        out.energy_kept = fused.energy_kept;
-        if let Some(entries) = &fused.entries {
-            let (error, kept) = entries.distance_to(got)?;
-            (out.error, out.kept) = (error, Some(kept));
-        }
-        Ok(out)
-    }
-
     /// Of a result of rank `rank` that was `measured`, made by `variant` without truncation.
     pub fn of(
         frame: &Frame,

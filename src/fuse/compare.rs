@@ -3,7 +3,7 @@
 
 use faer::{Mat, MatRef};
 
-use crate::algebra::{Spread, product};
+use crate::algebra::product;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::fuse::conflict::{Score, scores};
@@ -11,7 +11,6 @@ use crate::fuse::direction::Direction;
 use crate::fuse::factors::{Batch, Factors};
 use crate::fuse::grams::Grams;
 use crate::fuse::lora_cr::{LoraCr, Resolution};
-use crate::fuse::measure::along;
 use crate::fuse::stacks::Stacks;
 use crate::fuse::wide;
 
@@ -56,27 +55,6 @@ pub struct Maps {
     pub right: Option<Mat<f64>>,
 }
 
-impl Maps {
-    /// What they make of `stack`.
-    pub(super) fn of(&self, stack: &Factors) -> Result<Factors> {
-        let spread = if stack.is_large() { Spread::Pool } else { Spread::Thread };
-        let (bt, a) = (stack.rows_bt(), stack.rows_a());
-        Factors::new(
-            self.left.as_ref().map_or_else(|| bt.clone(), |w| bt.mapped(w.transpose(), spread)),
-            self.right.as_ref().map_or_else(|| a.clone(), |w| a.mapped(w.as_ref(), spread)),
-        )
-    }
-
-    /// These, then `next`.
-    pub(super) fn then(&self, next: &Maps) -> Maps {
-        let both = |first: &Option<Mat<f64>>, second: &Option<Mat<f64>>| match (first, second) {
-            (Some(x), Some(y)) => Some(product(x.as_ref(), y.as_ref())),
-            (one, None) | (None, one) => one.clone(),
-        };
-        Maps { left: both(&self.left, &next.left), right: both(&next.right, &self.right) }
-    }
-}
-
 impl Compared {
     /// The Grams of the updates that are fused, where they were formed.
     pub fn fused_grams(&self) -> Option<&Grams> {
@@ -88,42 +66,27 @@ impl Compared {
         self.resolved.as_ref()?.maps.as_ref()
     }
 
-    /// `maps` of the updates that are fused as maps of those read; none where resolution is no map.
-    pub(super) fn composed(&self, maps: &Maps) -> Option<Maps> {
-        match &self.resolved {
-            None => Some(maps.clone()),
-            Some(_) => Some(self.resolution()?.then(maps)),
-        }
-    }
-
     /// The updates that are fused: the resolved ones, or those `read`.
     pub fn updates<'a>(&'a self, read: &'a Batch) -> &'a Batch {
         self.resolved.as_ref().and_then(|r| r.batch.as_ref()).unwrap_or(read)
     }
 
-    /// `⟨got, Dₑ⟩` of the resolved updates, from `gb = Bᵀ [B₁ …]` and `ga = A [A₁; …]ᵀ` with the factors before,
-    /// and got's own factors; none where nothing was resolved.
-    pub(super) fn along_resolved(
-        &self,
-        inputs: &Batch,
-        (bt, a): (MatRef<'_, f64>, MatRef<'_, f64>),
-        gb: &Mat<f64>,
-        ga: &Mat<f64>,
-    ) -> Option<Vec<f64>> {
-        let resolved = self.resolved.as_ref()?;
+    /// The resolved factors, where they are no maps of those before.
+    pub(super) fn resolved_factors(&self) -> Option<&Factors> {
+        let resolved = self.resolved.as_ref().filter(|r| r.maps.is_none())?;
+        resolved.batch.as_ref().map(|batch| &batch.stack)
+    }
+
+    /// `Bᵀ [B₁ …]` and `A [A₁; …]ᵀ` of a B and an A with the resolved factors, from those with the factors before;
+    /// none where nothing was resolved, or not by maps.
+    pub(super) fn with_resolved(&self, gb: &Mat<f64>, ga: &Mat<f64>) -> Option<(Mat<f64>, Mat<f64>)> {
+        let maps = self.resolution()?;
         let one = |old: &Mat<f64>, map: Option<MatRef<'_, f64>>| match map {
             Some(w) => product(old.as_ref(), w),
             None => old.clone(),
         };
-        let (gb, ga) = match (&resolved.maps, &resolved.batch) {
-            (Some(maps), _) => (
-                one(gb, maps.left.as_ref().map(Mat::as_ref)),
-                one(ga, maps.right.as_ref().map(|w| w.transpose())),
-            ),
-            (None, Some(batch)) => (product(bt, batch.stack.b()), product(a, batch.stack.a().transpose())),
-            (None, None) => return None,
-        };
-        Some(along(inputs, gb.as_ref(), ga.as_ref()))
+        let left = one(gb, maps.left.as_ref().map(Mat::as_ref));
+        Some((left, one(ga, maps.right.as_ref().map(|w| w.transpose()))))
     }
 }
 

@@ -5,9 +5,9 @@
 
 use faer::{Mat, MatRef};
 
-use crate::algebra::{Whitening, product, scale_columns};
+use crate::algebra::{Whitening, alone, product, scale_columns};
 use crate::error::{Error, Result};
-use crate::fuse::compare::Maps;
+use crate::fuse::linear::{Linear, Pair};
 use crate::ops::gate::SIGMA_CUT;
 
 /// `D = U diag(σ) Vᵀ` with `U = B left` and `V = Aᵀ right`.
@@ -34,6 +34,7 @@ impl Core {
         if !core.is_all_finite() {
             return Err(fail());
         }
+        alone();
         let svd = core.thin_svd().map_err(|_| fail())?;
         let mut sigma: Vec<f64> = svd.S().column_vector().iter().copied().collect();
         let largest = sigma.first().copied().unwrap_or(0.0);
@@ -49,10 +50,10 @@ impl Core {
 
 /// What makes `(B left) diag(d) (Aᵀ right)ᵀ` of factors, `√|d|` on each, the sign on B: where both `left` and `right`
 /// make orthonormal columns, rounding the factors loses no more than rounding the product.
-pub fn balanced(mut left: Mat<f64>, d: &[f64], right: Mat<f64>) -> Maps {
-    for (j, d) in d.iter().enumerate() {
-        left.col_as_slice_mut(j).iter_mut().for_each(|x| *x *= d.signum() * d.abs().sqrt());
-    }
-    let right = Mat::from_fn(d.len(), right.nrows(), |k, p| right[(p, k)] * d[k].abs().sqrt());
-    Maps { left: Some(left), right: Some(right) }
+pub fn balanced(left: MatRef<'_, f64>, d: &[f64], right: MatRef<'_, f64>) -> Pair {
+    let side = |x: MatRef<'_, f64>, signed: bool| {
+        let by = |d: f64| d.abs().sqrt() * if signed { d.signum() } else { 1.0 };
+        Linear::Map(Mat::from_fn(d.len(), x.nrows(), |k, p| x[(p, k)] * by(d[k])))
+    };
+    Pair { bt: side(left, true), a: side(right, false) }
 }

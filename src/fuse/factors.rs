@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use faer::{Mat, MatMut, MatRef};
+use faer::{Mat, MatRef};
 
 use crate::algebra::Spread;
 use crate::checkpoint::module::Module;
@@ -32,14 +32,6 @@ impl Rows {
     /// R rows of `numbers`, row after row.
     pub fn from_rows(numbers: &[f64], rank: usize) -> Rows {
         Rows::new(turned(numbers, numbers.len().checked_div(rank).unwrap_or(0)), rank)
-    }
-
-    /// `w` times these, `[K, n]`.
-    pub fn mapped(&self, w: MatRef<'_, f64>, spread: Spread) -> Rows {
-        let mut numbers = vec![0.0; w.nrows() * self.columns()];
-        let out = MatMut::from_column_major_slice_mut(&mut numbers, w.nrows(), self.columns());
-        spread.product_into(out, w, self.get());
-        Rows::new(numbers, w.nrows())
     }
 
     /// `[R, n]`.
@@ -372,27 +364,5 @@ impl Batch {
     pub fn a(&self, e: usize) -> MatRef<'_, f64> {
         let r = self.frame.block(e);
         self.stack.a().subrows(r.start, r.len())
-    }
-
-    /// `Σₑ cₑ Bₑᵀ`, `[R, O]`; the ranks must be equal.
-    pub fn sum_bt(&self, c: &[f64]) -> Rows {
-        self.sum(self.stack.rows_bt(), c)
-    }
-
-    /// `Σₑ cₑ Aₑ`, `[R, I]`; the ranks must be equal.
-    pub fn sum_a(&self, c: &[f64]) -> Rows {
-        self.sum(self.stack.rows_a(), c)
-    }
-
-    fn sum(&self, x: &Rows, c: &[f64]) -> Rows {
-        let rank = self.frame.block(0).len();
-        let mut out = vec![0.0; rank * x.columns()];
-        for (out, column) in out.chunks_exact_mut(rank.max(1)).zip(x.numbers().chunks_exact(x.rank().max(1)))
-        {
-            for (c, own) in c.iter().zip(column.chunks_exact(rank.max(1))) {
-                out.iter_mut().zip(own).for_each(|(out, x)| *out += c * x);
-            }
-        }
-        Rows::new(out, rank)
     }
 }

@@ -1,28 +1,33 @@
 //! `fedsa`: `Ā = Σ wᵢAᵢ` is shared; what stands for B is the user's choice.
 
 use crate::error::{Error, Result};
-use crate::fuse::factors::{Batch, Factors};
+use crate::fuse::factors::{Batch, Factors, Frame};
 use crate::fuse::ffa_lsq::project;
+use crate::fuse::linear::{Linear, Pair};
 use crate::fuse::options::Fedsa;
 
-/// `B[O, R]` of the choice beside `Ā[R, I]`; the ranks must be equal.
+/// `B[O, R]` of the choice beside `Ā[R, I]`; the ranks must be equal; none for [`Fedsa::Lsq`].
 ///
-/// `batch` has its coverage applied, `raw` not: the B of one client, and the sum, are the clients' own. Fails where the
-/// client does not have the module.
-pub fn fuse(batch: &Batch, raw: &Batch, choice: Fedsa) -> Result<Factors> {
-    let a = batch.sum_a(&batch.frame.weights);
+/// Fails where the client does not have the module.
+pub fn pair(frame: &Frame, choice: Fedsa) -> Result<Option<Pair>> {
     let bt = match choice {
-        Fedsa::Mean => batch.sum_bt(&batch.frame.weights),
-        Fedsa::Sum => raw.sum_bt(&vec![1.0; raw.frame.edges()]),
-        Fedsa::Lsq => return project(batch, a),
+        Fedsa::Mean => Linear::sum(frame, &frame.weights),
+        Fedsa::Sum => Linear::sum(frame, &vec![1.0; frame.edges()]),
+        Fedsa::Lsq => return Ok(None),
         Fedsa::Client(j) => {
-            let at = raw.frame.members.iter().position(|&e| e == j).ok_or_else(|| {
+            let at = frame.members.iter().position(|&e| e == j).ok_or_else(|| {
                 Error::Usage(format!(
                     "--fedsa client:{j}: adapter {j} (counted from 0) does not have this module"
                 ))
             })?;
-            raw.bt(at).to_owned().into()
+            Linear::rows(frame.block(at))
         }
     };
-    Factors::new(bt, a)
+    Ok(Some(Pair { bt, a: Linear::sum(frame, &frame.weights) }))
+}
+
+/// The B that, times `Ā`, is closest to the exact mean.
+pub fn lsq(batch: &Batch) -> Result<Factors> {
+    let mean = Linear::sum(&batch.frame, &batch.frame.weights);
+    project(batch, mean.factor(batch.stack.rows_a(), batch.frame.spread()))
 }

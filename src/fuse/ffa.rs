@@ -4,7 +4,8 @@
 //! edges (o and down), no `B A₀` is the mean, and the factors are stacked instead.
 
 use crate::error::{Error, Result};
-use crate::fuse::factors::{Batch, Factors};
+use crate::fuse::factors::{Batch, Frame};
+use crate::fuse::linear::{Linear, Pair};
 use crate::fuse::mean;
 
 /// What stood for A₀.
@@ -29,17 +30,21 @@ impl Variant {
     }
 }
 
-/// `B[O, R] = Σ wᵢBᵢ` beside A₀, or the stack of rank P; the ranks must be equal.
-///
-/// `batch` has its coverage applied, `raw` not: A₀ is taken from `raw`. Fails where adapters that declare a frozen A
-/// hold different ones.
-pub fn fuse(batch: &Batch, raw: &Batch) -> Result<(Factors, Variant)> {
-    if raw.frame.columns_differ() {
-        return Ok((mean::fuse(batch)?, Variant::Stacked));
+/// What stands for A₀ where these updates are fused.
+pub fn variant(frame: &Frame) -> Variant {
+    match frame {
+        _ if frame.columns_differ() => Variant::Stacked,
+        _ if frame.frozen => Variant::Init,
+        _ => Variant::Reference,
     }
-    let variant = if raw.frame.frozen { Variant::Init } else { Variant::Reference };
-    let fused = Factors::new(batch.sum_bt(&batch.frame.weights), raw.a(0).to_owned())?;
-    Ok((fused, variant))
+}
+
+/// `B[O, R] = Σ wᵢBᵢ` beside A₀, or the stack of rank P; the ranks must be equal.
+pub fn pair(frame: &Frame) -> Pair {
+    match variant(frame) {
+        Variant::Stacked => mean::pair(frame),
+        _ => Pair { bt: Linear::sum(frame, &frame.weights), a: Linear::rows(frame.block(0)) },
+    }
 }
 
 /// Checks that every adapter of a batch that declares a frozen A has the first one's, on the columns that both kept.

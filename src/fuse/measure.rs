@@ -1,15 +1,20 @@
 //! How the factors of a fused update, as they are written, compare with what they should be.
 
-use faer::{Mat, MatRef};
+use faer::{Mat, MatMut, MatRef};
 
-use crate::algebra::{Spread, gram, inner, mirrored, product, pseudo_inverse, symmetric_product};
+use crate::algebra::difference::Difference;
+use crate::algebra::{Spread, gram, inner, mirrored, product, pseudo_inverse};
+use crate::checkpoint::adapter_writer::pad_rows;
 use crate::error::Result;
-use crate::fuse::compare::{Compared, Maps};
-use crate::fuse::factors::{Batch, Factors};
+use crate::fuse::compare::Compared;
+use crate::fuse::factors::{Batch, Factors, Rows};
+use crate::fuse::linear::{Linear, Made};
 
-/// Columns of a factor that are compared at once.
+/// Columns of a factor that are compared at once: with as many ranks as eight adapters have they stay in the second cache.
 const PANEL: usize = 512;
-/// How far a factor's squared norm may be from what its map says of it.
+/// Columns for each rank of a map that are compared at once: fewer do not pay for packing it.
+const COLUMNS: usize = 4;
+/// How far a factor's squared norm may be from what the Grams say of it.
 const TRUST: f64 = 1e-6;
 
 /// How a written update compares with what it should be.
@@ -23,46 +28,71 @@ pub struct Measured {
     pub effective_scale: Vec<f64>,
 }
 
-/// Measures `got`, the factors as written, against the `expected` ones and the updates `inputs`, of which `compared` is
-/// known; `maps` are what made the expected ones of those that are fused, where there are such.
+/// Measures `got`, the factors as written, against the expected ones and the updates `inputs`, of which `compared` is
+/// known.
 ///
-/// The difference to `expected` is taken factor by factor, `δB A + B δA`, so that it is exact however small; the distance
-/// to the mean comes from Grams and cannot tell less than a few 1e-8 from 0.
-pub fn measure(
-    got: &Factors,
-    expected: &Factors,
-    maps: Option<&Maps>,
-    inputs: &Batch,
-    compared: &Compared,
-) -> Result<Measured> {
-    let spread = inputs.frame.spread();
-    let maps = maps.filter(|_| got.rank() == expected.rank()).and_then(|maps| compared.composed(maps));
-    let known = maps.zip(compared.grams.as_ref()).and_then(|(maps, grams)| {
-        let left = maps.left.as_ref().map(|w| w.as_ref().transpose());
-        let right = maps.right.as_ref().map(Mat::as_ref);
-        let b = Known { stack: inputs.stack.bt(), gram: grams.b.as_ref(), map: left };
-        let a = Known { stack: inputs.stack.a(), gram: grams.a.as_ref(), map: right };
-        b.change(got.bt(), expected.bt(), spread).zip(a.change(got.a(), expected.a(), spread))
-    });
-    let ((b, gb), (a, ga)) = match known {
-        Some(known) => known,
-        None => {
-            let with = |got: MatRef<'_, f64>, stack: MatRef<'_, f64>| spread.product(got, stack.transpose());
-            let b = Change::new(got.bt(), expected.bt(), spread);
-            let a = Change::new(got.a(), expected.a(), spread);
-            // The stacked A of a mean is the inputs' own.
-            let ga = match expected.rows_a().is(inputs.stack.rows_a()) && a.by.is_none() {
-                true => a.was.clone(),
-                false => with(got.a(), inputs.stack.a()),
-            };
-            ((b, with(got.bt(), inputs.stack.bt())), (a, ga))
-        }
+/// The difference to the expected ones is taken factor by factor, `δB A + B δA`, so that it is exact however small; the
+/// distance to the mean comes from Grams and cannot tell less than a few 1e-8 from 0.
+pub fn measure(got: &Factors, expected: &Made, inputs: &Batch, compared: &Compared) -> Result<Measured> {
+    let copy = |x: &Rows, first: usize, out: &mut [f64]| {
+        out.copy_from_slice(&x.numbers()[first * x.rank()..][..out.len()]);
     };
-    let size = inner(b.got().as_ref(), a.got().as_ref()).max(0.0);
-    let error = ratio(difference_squared(&b, &a), inner(b.was.as_ref(), a.was.as_ref()).max(0.0), size);
-    let read = along(inputs, gb.as_ref(), ga.as_ref());
-    let fused = compared.along_resolved(inputs, (got.bt(), got.a()), &gb, &ga);
-    Measured::new(error, size, &read, fused.as_deref().unwrap_or(&read), &inputs.frame.weights, compared)
+    let own = Measuring { made: expected, inputs, compared, rank: got.rank() };
+    own.measure(
+        |first, _, out| copy(got.rows_bt(), first, out),
+        |first, _, out| copy(got.rows_a(), first, out),
+    )
+}
+
+/// What is measured, but for the factors as written.
+pub(super) struct Measuring<'a> {
+    /// What is expected.
+    pub made: &'a Made,
+    /// The updates as read.
+    pub inputs: &'a Batch,
+    /// What is known of them.
+    pub compared: &'a Compared,
+    /// The rank of what was written.
+    pub rank: usize,
+}
+
+impl Measuring<'_> {
+    /// [`measure`] of `Bᵀ` and A a few columns at a time, column after column: each is told the first column and what is
+    /// expected there, and puts what was written where it is told; some columns are asked for twice.
+    pub(super) fn measure(
+        &self,
+        bt: impl FnMut(usize, &[f64], &mut [f64]),
+        a: impl FnMut(usize, &[f64], &mut [f64]),
+    ) -> Result<Measured> {
+        let Measuring { made, inputs, compared, .. } = self;
+        let (grams, resolved) = (compared.grams.as_ref(), compared.resolved_factors());
+        let expected: [Expected<'_>; 2] = match made {
+            Made::Factors(factors) => [Expected::Factor(factors.bt()), Expected::Factor(factors.a())],
+            Made::Pair(pair) => [Expected::Linear(&pair.bt), Expected::Linear(&pair.a)],
+        };
+        let [of_b, of_a] = expected;
+        let half = |expected, stack, gram, resolved| Half {
+            expected,
+            stack,
+            gram,
+            resolved,
+            rank: self.rank,
+            spread: inputs.frame.spread(),
+        };
+        let stack = &inputs.stack;
+        let b = half(of_b, stack.bt(), grams.map(|g| g.b.as_ref()), resolved.map(|f| f.bt())).sums(bt);
+        let a = half(of_a, stack.a(), grams.map(|g| g.a.as_ref()), resolved.map(|f| f.a())).sums(a);
+        let size = inner(b.change.got().as_ref(), a.change.got().as_ref()).max(0.0);
+        let expected = inner(b.change.was.as_ref(), a.change.was.as_ref()).max(0.0);
+        let error = ratio(difference_squared(&b.change, &a.change), expected, size);
+        let along = |b: &Mat<f64>, a: &Mat<f64>| along(inputs, b.as_ref(), a.as_ref());
+        let read = along(&b.with, &a.with);
+        let fused = match (b.with_resolved.zip(a.with_resolved), compared.with_resolved(&b.with, &a.with)) {
+            (Some((b, a)), _) | (None, Some((b, a))) => along(&b, &a),
+            (None, None) => read.clone(),
+        };
+        Measured::new(error, size, &read, &fused, &inputs.frame.weights, compared)
+    }
 }
 
 impl Measured {
@@ -123,33 +153,6 @@ struct Change {
 }
 
 impl Change {
-    /// Missing rows of the smaller rank are zero.
-    fn new(got: MatRef<'_, f64>, expected: MatRef<'_, f64>, spread: Spread) -> Change {
-        if got.nrows() != expected.nrows() {
-            let rank = got.nrows().max(expected.nrows());
-            let padded = |x: MatRef<'_, f64>| {
-                Mat::from_fn(rank, x.ncols(), |k, j| if k < x.nrows() { x[(k, j)] } else { 0.0 })
-            };
-            return Change::new(padded(got).as_ref(), padded(expected).as_ref(), spread);
-        }
-        let rank = got.nrows();
-        let zeros = || Mat::<f64>::zeros(rank, rank);
-        let (mut was, mut by) = (zeros(), None);
-        // A few columns at a time: of the change no more is ever held.
-        for first in (0..got.ncols()).step_by(PANEL) {
-            let width = PANEL.min(got.ncols() - first);
-            let (got, expected) = (got.subcols(first, width), expected.subcols(first, width));
-            spread.add_gram(was.as_mut(), expected);
-            if got != expected {
-                let (cross, square) = by.get_or_insert_with(|| (zeros(), zeros()));
-                let delta = got - expected;
-                spread.add_product(cross.as_mut(), delta.as_ref(), expected.transpose());
-                spread.add_gram(square.as_mut(), delta.as_ref());
-            }
-        }
-        Change { was: mirrored(was), by: by.map(|(cross, square)| (cross, mirrored(square))) }
-    }
-
     /// `(x + δ)(x + δ)ᵀ`.
     fn got(&self) -> Mat<f64> {
         match &self.by {
@@ -159,53 +162,159 @@ impl Change {
     }
 }
 
-/// The factor of a module as read, and what makes the expected one of it.
-struct Known<'a> {
-    /// `[P, n]`.
-    stack: MatRef<'a, f64>,
-    /// `stack stackᵀ`.
-    gram: MatRef<'a, f64>,
-    /// `[K, P]`: the expected factor is this times the stack; without one it is the stack.
-    map: Option<MatRef<'a, f64>>,
+/// What a factor should be.
+enum Expected<'a> {
+    /// This.
+    Factor(MatRef<'a, f64>),
+    /// What this makes of the stacked one.
+    Linear(&'a Linear),
 }
 
-impl Known<'_> {
-    /// [`Change::new`] and `got stackᵀ`, `[K, P]`: what the map says of the expected factor is not summed again. None
-    /// where the factor's own norm is not what the map says, be it for rounding.
-    fn change(
-        &self,
-        got: MatRef<'_, f64>,
-        expected: MatRef<'_, f64>,
-        spread: Spread,
-    ) -> Option<(Change, Mat<f64>)> {
-        let (mut with, was) = match self.map {
-            Some(map) => (product(map, self.gram), symmetric_product(expected, expected.transpose(), spread)),
-            None => (self.gram.to_owned(), self.gram.to_owned()),
+/// A factor `[K, n]`, but for what was written, beside what it is made of.
+struct Half<'a> {
+    expected: Expected<'a>,
+    /// `[P, n]`.
+    stack: MatRef<'a, f64>,
+    /// `stack stackᵀ`, where it is known.
+    gram: Option<MatRef<'a, f64>>,
+    /// `[P, n]`: the resolved stack, where it is no map of the one that was read.
+    resolved: Option<MatRef<'a, f64>>,
+    /// The rank of what was written.
+    rank: usize,
+    spread: Spread,
+}
+
+/// All that norms and inner products need of a factor.
+struct Sums {
+    change: Change,
+    /// `got stackᵀ`, `[K, P]`.
+    with: Mat<f64>,
+    /// `got resolvedᵀ`.
+    with_resolved: Option<Mat<f64>>,
+}
+
+/// The columns of a factor from one on.
+struct Columns<'a> {
+    stack: MatRef<'a, f64>,
+    first: usize,
+    expected: MatRef<'a, f64>,
+    /// `got − expected`; none where there is no change.
+    delta: Option<MatRef<'a, f64>>,
+}
+
+impl Half<'_> {
+    fn sums(&self, mut got: impl FnMut(usize, &[f64], &mut [f64])) -> Sums {
+        self.known(&mut got).unwrap_or_else(|| self.summed(&mut got))
+    }
+
+    /// What is linear in the stack, and what it has with the stack, is as linear in the Gram; none where the factor's own
+    /// norm is not what the Gram says of it, be it for rounding, or nothing is known.
+    fn known(&self, got: &mut impl FnMut(usize, &[f64], &mut [f64])) -> Option<Sums> {
+        let (Expected::Linear(linear), Some(gram), None) = (&self.expected, self.gram, self.resolved) else {
+            return None;
         };
-        if let Some(map) = self.map {
-            let (own, said) = (was.diagonal().column_vector().sum(), inner(with.as_ref(), map));
-            if (own - said).abs() > TRUST * own {
-                return None;
+        let (p, spread) = (self.stack.nrows(), self.spread);
+        let rank = linear.rank(p);
+        if rank != self.rank {
+            return None;
+        }
+        let turned =
+            |x: &Mat<f64>| linear.of(x.transpose().to_owned().as_ref(), spread).transpose().to_owned();
+        let mut with = linear.of(gram, spread);
+        let was = turned(&with);
+        let (mut own, mut change) = (0.0, None);
+        self.panels(got, |Columns { stack, expected, delta, .. }| {
+            own += expected.squared_norm_l2();
+            if let Some(delta) = delta {
+                change.get_or_insert_with(|| Difference::new(rank, p)).add(delta, stack);
             }
+        });
+        if (own - was.diagonal().column_vector().sum()).abs() > TRUST * own {
+            return None;
         }
-        if got == expected {
-            return Some((Change { was, by: None }, with));
+        let by = change.map(|change| {
+            let (along, square) = change.sums();
+            let cross = turned(&along);
+            with += along;
+            (cross, square)
+        });
+        Some(Sums { change: Change { was, by }, with, with_resolved: None })
+    }
+
+    /// Everything from the columns themselves. Missing rows of the smaller rank are zero.
+    fn summed(&self, got: &mut impl FnMut(usize, &[f64], &mut [f64])) -> Sums {
+        let (p, spread) = (self.stack.nrows(), self.spread);
+        let rank = self.rank.max(self.expected_rank());
+        let square = || Mat::<f64>::zeros(rank, rank);
+        let (mut was, mut by, mut with) = (square(), None, Mat::zeros(rank, p));
+        let mut with_resolved = self.resolved.map(|x| Mat::zeros(rank, x.nrows()));
+        self.panels(got, |Columns { stack, first, expected, delta }| {
+            spread.add_gram(was.as_mut(), expected);
+            let mut add = |x: MatRef<'_, f64>| {
+                spread.add_product(with.as_mut(), x, stack.transpose());
+                if let (Some(sum), Some(resolved)) = (&mut with_resolved, self.resolved) {
+                    let resolved = resolved.subcols(first, stack.ncols());
+                    spread.add_product(sum.as_mut(), x, resolved.transpose());
+                }
+            };
+            add(expected);
+            if let Some(delta) = delta {
+                let (cross, square) = by.get_or_insert_with(|| (square(), square()));
+                spread.add_product(cross.as_mut(), delta, expected.transpose());
+                spread.add_gram(square.as_mut(), delta);
+                add(delta);
+            }
+        });
+        let by = by.map(|(cross, square)| (cross, mirrored(square)));
+        Sums { change: Change { was: mirrored(was), by }, with, with_resolved }
+    }
+
+    fn expected_rank(&self) -> usize {
+        match self.expected {
+            Expected::Factor(x) => x.nrows(),
+            Expected::Linear(linear) => linear.rank(self.stack.nrows()),
         }
-        let rank = got.nrows();
-        let (mut along, mut square) = (Mat::zeros(rank, self.stack.nrows()), Mat::zeros(rank, rank));
-        for first in (0..got.ncols()).step_by(PANEL) {
-            let some = PANEL.min(got.ncols() - first);
-            let delta = got.subcols(first, some) - expected.subcols(first, some);
-            let stack = self.stack.subcols(first, some);
-            spread.add_product(along.as_mut(), delta.as_ref(), stack.transpose());
-            spread.add_gram(square.as_mut(), delta.as_ref());
-        }
-        let cross = match self.map {
-            Some(map) => product(along.as_ref(), map.transpose()),
-            None => along.clone(),
+    }
+
+    /// All columns, a few at a time: of what is expected and what was written no more is ever held.
+    fn panels(&self, got: &mut impl FnMut(usize, &[f64], &mut [f64]), mut take: impl FnMut(Columns<'_>)) {
+        let (n, own) = (self.stack.ncols(), self.expected_rank());
+        let rank = self.rank.max(own);
+        let at_once = match self.expected {
+            Expected::Linear(Linear::Map(map)) => PANEL.max(COLUMNS * map.nrows().max(map.ncols())),
+            _ => PANEL,
         };
-        with += along;
-        Some((Change { was, by: Some((cross, mirrored(square))) }, with))
+        let (mut expected, mut written) =
+            (vec![0.0; own * at_once.min(n)], vec![0.0; self.rank * at_once.min(n)]);
+        for first in (0..n).step_by(at_once) {
+            let some = at_once.min(n - first);
+            let stack = self.stack.subcols(first, some);
+            let (expected, written) = (&mut expected[..own * some], &mut written[..self.rank * some]);
+            let columns = MatMut::from_column_major_slice_mut(expected, own, some);
+            match self.expected {
+                Expected::Factor(x) => { columns }.copy_from(x.subcols(first, some)),
+                Expected::Linear(linear) => linear.put(columns, stack, self.spread),
+            }
+            got(first, expected, written);
+            let mut padded = [Vec::new(), Vec::new()];
+            if self.rank != own {
+                let pad = |x: &[f64], from: usize| pad_rows(x.to_vec(), from, rank);
+                padded = [pad(expected, own), pad(written, self.rank)];
+            }
+            let [of_expected, of_written] = &mut padded;
+            let (expected, written) = match self.rank == own {
+                true => (expected, written),
+                false => (&mut of_expected[..], &mut of_written[..]),
+            };
+            let mut changed = false;
+            for (w, e) in written.iter_mut().zip(expected.iter()) {
+                *w -= e;
+                changed |= *w != 0.0;
+            }
+            let columns = |x| MatRef::from_column_major_slice(x, rank, some);
+            let delta = changed.then(|| columns(&*written));
+            take(Columns { stack, first, expected: columns(&*expected), delta });
+        }
     }
 }
 

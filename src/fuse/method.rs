@@ -6,11 +6,11 @@ use std::mem::discriminant;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::fuse::compare::Maps;
 use crate::fuse::coverage::covered;
 use crate::fuse::elementwise::{Elementwise, Sparse};
 use crate::fuse::factors::{Batch, Factors, Frame};
 use crate::fuse::grams::Grams;
+use crate::fuse::linear::Made;
 use crate::fuse::options::{Coverage, DensityScope, Fedsa, Method};
 use crate::fuse::ties::Trim;
 use crate::fuse::truncate::truncate;
@@ -200,26 +200,24 @@ impl Fusion {
         Ok(rank)
     }
 
+    /// Whether [`Fusion::make`] gives a [`Made::Pair`], which is the result.
+    pub(super) fn is_linear(&self) -> bool {
+        let linear = match self.method {
+            Method::Fedsa => self.fedsa != Some(Fedsa::Lsq),
+            Method::Fedavg | Method::Ffa | Method::Mean | Method::Fedex | Method::TaskArithmetic => true,
+            Method::Tsv | Method::IsoC | Method::PeftLinear | Method::PeftCat => true,
+            _ => false,
+        };
+        linear && self.coverage == Coverage::Zero && self.rank.is_none()
+    }
+
     /// Fuses one module; refuses what [`Fusion::rank_of`] does.
     pub fn fuse(&self, batch: &Batch, as_adapter: bool) -> Result<Fused> {
-        self.fuse_with(batch, None, None, as_adapter)
+        self.fuse_with(batch, None, as_adapter)
     }
 
-    /// Whether the result is a map of the factors that follows from their Grams.
-    pub(super) fn by_maps(&self) -> bool {
-        matches!(self.method, Method::Tsv | Method::IsoC) && self.coverage == Coverage::Zero
-    }
-
-    /// [`Fusion::fuse`] with the Grams of the updates where they are known already; if `resolution` is given, to a method
-    /// [`Fusion::by_maps`], the updates are what it makes of the batch.
-    pub(super) fn fuse_with(
-        &self,
-        batch: &Batch,
-        grams: Option<&Grams>,
-        resolution: Option<&Maps>,
-        as_adapter: bool,
-    ) -> Result<Fused> {
-        debug_assert!(resolution.is_none() || self.by_maps() && grams.is_some());
+    /// [`Fusion::fuse`] with the Grams of the updates where they are known already.
+    pub(super) fn fuse_with(&self, batch: &Batch, grams: Option<&Grams>, as_adapter: bool) -> Result<Fused> {
         let rank = self.rank_of(&batch.frame, as_adapter)?;
         let cover: Cow<'_, Batch> = match self.coverage {
             Coverage::Zero => Cow::Borrowed(batch),
@@ -227,97 +225,94 @@ impl Fusion {
         };
         let known = grams.filter(|_| matches!(cover, Cow::Borrowed(_)));
         let cover = cover.as_ref();
-        let grams = || known.map_or_else(|| Cow::Owned(Grams::of(cover)), Cow::Borrowed);
-        let mut variant = self.method.word().to_owned();
-        let (mut energy_kept, mut entries, mut maps) = (1.0, None, None);
-        let of = |own: &Maps| match resolution {
-            Some(before) => before.then(own).of(&cover.stack),
-            None => own.of(&cover.stack),
+        let (made, mut energy_kept, entries) = self.make(cover, batch, known, rank)?;
+        let mut factors = match made {
+            Made::Factors(factors) => factors,
+            Made::Pair(pair) => {
+                // A₀ and the B of clients are their own, whatever others lack.
+                let (of_b, of_a) = match (self.method, self.fedsa) {
+                    (Method::Ffa, _) if !cover.frame.columns_differ() => (cover, batch),
+                    (_, Some(Fedsa::Client(_) | Fedsa::Sum)) => (batch, cover),
+                    _ => (cover, cover),
+                };
+                pair.factors(of_b, of_a)?
+            }
         };
-        let factors = match self.method {
+        // The others were asked for their best of this rank.
+        let truncates = !matches!(self.method, Method::MeanSvd | Method::PeftSvd) && entries.is_none();
+        if let Some(q) = self.rank.filter(|_| truncates) {
+            (factors, energy_kept) = truncate(factors, q)?;
+        }
+        Ok(Fused { factors, variant: self.variant(&batch.frame)?, energy_kept, entries })
+    }
+
+    /// The result, the share of the energy that it keeps, and what it approximates where that is made of entries. `cover`
+    /// has its coverage applied, `raw` not; `grams` are `cover`'s, where they are known.
+    pub(super) fn make(
+        &self,
+        cover: &Batch,
+        raw: &Batch,
+        grams: Option<&Grams>,
+        rank: usize,
+    ) -> Result<(Made, f64, Option<Elementwise>)> {
+        let frame = &cover.frame;
+        let grams = || grams.map_or_else(|| Cow::Owned(Grams::of(cover)), Cow::Borrowed);
+        let whole = |(factors, kept): (Factors, f64)| Ok((Made::Factors(factors), kept, None));
+        let pair = match self.method {
+            Method::Fedavg => fedavg::pair(frame),
+            Method::Mean => mean::pair(frame),
+            Method::TaskArithmetic => task_arithmetic::pair(frame, self.lambda),
+            Method::Ffa => ffa::pair(frame),
+            Method::Fedsa => match fedsa::pair(frame, self.choice()?)? {
+                Some(pair) => pair,
+                None => return whole((fedsa::lsq(cover)?, 1.0)),
+            },
+            Method::Fedex => fedex::pair(frame),
+            Method::Tsv => tsv::pair(frame, &grams(), self.lambda)?,
+            Method::IsoC => iso_c::pair(frame, &grams(), self.lambda)?,
+            Method::PeftLinear => peft_linear::pair(frame),
+            Method::PeftCat => peft_cat::pair(frame),
             Method::Ties | Method::Dare | Method::DareTies => {
                 self.check_factors()?;
-                let own = entries.insert(Elementwise::new(self, batch, None)?);
-                let (factors, kept) = low_rank::fuse(self, batch, own, rank)?;
-                energy_kept = kept;
-                factors
-            }
-            Method::Fedavg => fedavg::fuse(cover)?,
-            Method::Mean => {
-                maps = known.map(|_| mean::maps(&cover.frame, &cover.frame.weights));
-                mean::fuse(cover)?
+                let entries = Elementwise::new(self, raw, None)?;
+                let (factors, kept) = low_rank::fuse(self, raw, &entries, rank)?;
+                return Ok((Made::Factors(factors), kept, Some(entries)));
             }
             Method::MeanSvd => {
-                let q = self.rank.unwrap_or_else(|| mean_svd::default_rank(&batch.frame));
-                let (factors, kept) = mean_svd::fuse(cover, q)?;
-                energy_kept = kept;
-                factors
+                let q = self.rank.unwrap_or_else(|| mean_svd::default_rank(frame));
+                return whole(mean_svd::fuse(cover, q)?);
             }
-            Method::PeftSvd => {
-                let (factors, kept) = peft_svd::fuse(cover, rank)?;
-                energy_kept = kept;
-                factors
-            }
-            Method::TaskArithmetic => {
-                maps = known.map(|_| task_arithmetic::maps(&cover.frame, self.lambda));
-                task_arithmetic::fuse(cover, self.lambda)?
-            }
-            Method::FfaLsq => ffa_lsq::fuse(cover, batch)?,
-            Method::Ffa => {
-                let (factors, which) = ffa::fuse(cover, batch)?;
-                variant = which.name().to_owned();
-                factors
-            }
-            Method::Fedsa => {
-                let Some(choice) = self.fedsa else {
-                    self.check()?;
-                    return Err(Error::Usage("--method fedsa needs --fedsa".into()));
-                };
-                variant = format!("fedsa_{choice}");
-                fedsa::fuse(cover, batch, choice)?
-            }
-            Method::Fedex => {
-                maps = known.map(|_| fedex::maps(&cover.frame));
-                fedex::fuse(cover)?
-            }
-            Method::Tsv => {
-                let own = tsv::maps(&cover.frame, &grams(), self.lambda)?;
-                let factors = of(&own)?;
-                maps = known.map(|_| own);
-                factors
-            }
-            Method::IsoC => {
-                let own = iso_c::maps(&cover.frame, &grams(), self.lambda)?;
-                let factors = of(&own)?;
-                maps = known.map(|_| own);
-                factors
-            }
+            Method::PeftSvd => return whole(peft_svd::fuse(cover, rank)?),
+            Method::FfaLsq => return whole((ffa_lsq::fuse(cover, raw)?, 1.0)),
             Method::KnotsTies => {
                 let Some(trim) = self.trim() else {
                     self.check()?;
                     return Err(Error::Usage("--method knots-ties needs a density".into()));
                 };
-                knots_ties::fuse(cover, &grams(), trim, self.lambda)?
+                return whole((knots_ties::fuse(cover, &grams(), trim, self.lambda)?, 1.0));
             }
             Method::LoraLego => {
-                let clusters = self.clusters.unwrap_or_else(|| mean_svd::default_rank(&batch.frame));
-                lora_lego::fuse(cover, &grams(), clusters, self.seed)?
+                let clusters = self.clusters.unwrap_or_else(|| mean_svd::default_rank(frame));
+                return whole((lora_lego::fuse(cover, &grams(), clusters, self.seed)?, 1.0));
             }
-            Method::Regmean => regmean::fuse(cover)?,
-            Method::CatMerging => cat_merging::fuse(cover, &grams(), self.lambda)?,
-            Method::PeftLinear => peft_linear::fuse(cover)?,
-            Method::PeftCat => peft_cat::fuse(cover)?,
+            Method::Regmean => return whole((regmean::fuse(cover)?, 1.0)),
+            Method::CatMerging => return whole((cat_merging::fuse(cover, &grams(), self.lambda)?, 1.0)),
         };
-        let (factors, energy_kept) = match (self.method, self.rank) {
-            (Method::MeanSvd | Method::PeftSvd, _) | (_, None) => (factors, energy_kept),
-            _ if entries.is_some() => (factors, energy_kept),
-            (_, Some(q)) => {
-                let rank = factors.rank();
-                maps = maps.filter(|_| q >= rank);
-                truncate(factors, q)?
-            }
-        };
-        Ok(Fused { factors, maps, variant, energy_kept, entries })
+        Ok((Made::Pair(pair), 1.0, None))
+    }
+
+    /// What is done to updates of this frame, where the method has several forms.
+    pub(super) fn variant(&self, frame: &Frame) -> Result<String> {
+        Ok(match self.method {
+            Method::Ffa => ffa::variant(frame).name().to_owned(),
+            Method::Fedsa => format!("fedsa_{}", self.choice()?),
+            method => method.word().to_owned(),
+        })
+    }
+
+    fn choice(&self) -> Result<Fedsa> {
+        self.check()?;
+        self.fedsa.ok_or_else(|| Error::Usage("--method fedsa needs --fedsa".into()))
     }
 }
 
@@ -373,8 +368,6 @@ impl Method {
 pub struct Fused {
     /// Its factors, B carrying every scale.
     pub factors: Factors,
-    /// Them as maps of the updates' own, where the method has such and the Grams are known.
-    pub maps: Option<Maps>,
     /// What was done, where a method has several forms: `fedavg`, `ffa_ref(0)`, `fedsa_client:1`, …
     pub variant: String,
     /// The share of the energy that truncation kept; 1 without.

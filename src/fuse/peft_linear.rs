@@ -2,15 +2,14 @@
 //!
 //! With weights 1/E of equal scales it is E times `fedavg`: the square root of a mean's weight is on each factor.
 
-use crate::error::Result;
-use crate::fuse::factors::{Batch, Factors};
+use crate::fuse::factors::Frame;
+use crate::fuse::linear::{Linear, Pair};
 
 /// `B[O, R]`, `A[R, I]`; the ranks must be equal. B and s are those of the adapters' files.
-pub fn fuse(batch: &Batch) -> Result<Factors> {
-    let frame = &batch.frame;
+pub fn pair(frame: &Frame) -> Pair {
     let both = || frame.weights.iter().zip(&frame.scales);
     let a: Vec<f64> = both().map(|(w, s)| (w * s).signum() * (w * s).abs().sqrt()).collect();
     // The stack's B carries the scale; one of scale 0 is all zeros and stays so.
     let b: Vec<f64> = both().map(|(w, s)| if *s == 0.0 { 0.0 } else { (w * s).abs().sqrt() / s }).collect();
-    Factors::new(batch.sum_bt(&b), batch.sum_a(&a))
+    Pair { bt: Linear::sum(frame, &b), a: Linear::sum(frame, &a) }
 }

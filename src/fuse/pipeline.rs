@@ -4,10 +4,12 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fuse::compare::{Compared, Wanted, compare};
+use crate::fuse::elementwise::Elementwise;
 use crate::fuse::factors::Batch;
 use crate::fuse::ffa::check_frozen;
+use crate::fuse::linear::Made;
 use crate::fuse::lora_cr::LoraCr;
 use crate::fuse::method::{Fused, Fusion};
 use crate::fuse::options::Method;
@@ -28,7 +30,13 @@ pub struct Outcome {
     /// The updates as read, and as resolution left them.
     pub compared: Compared,
     /// The result.
-    pub fused: Fused,
+    pub made: Made,
+    /// What was done, where a method has several forms: `fedavg`, `ffa_ref(0)`, `fedsa_client:1`, …
+    pub variant: String,
+    /// The share of the energy that truncation kept; 1 without.
+    pub energy_kept: f64,
+    /// What the result approximates, of methods that work on entries.
+    pub entries: Option<Elementwise>,
 }
 
 impl Recipe {
@@ -39,28 +47,54 @@ impl Recipe {
         for batch in batches {
             self.fusion.rank_of(&batch.frame, as_adapter)?;
         }
-        let maps = self.fusion.by_maps();
-        let wanted = if maps { Wanted::Grams } else { Wanted::Factors };
+        // What is linear is made of the updates as read, and of no resolved ones.
+        let linear = self.fusion.is_linear();
+        let wanted = if linear { Wanted::Grams } else { Wanted::Factors };
         let compared = self.compare_for(backend, batches, wanted)?;
         // Gathered before the first error is looked for, so that it is always the same one.
-        let one = |(read, mut compared): (&Batch, Compared)| {
-            let (updates, grams) = (compared.updates(read), compared.fused_grams());
-            let resolution = compared.resolution().filter(|_| maps);
-            let fused = self.fusion.fuse_with(updates, grams, resolution, as_adapter)?;
-            if let Some(resolved) = &mut compared.resolved
-                && resolved.maps.is_some()
-            {
-                // What the certificate asks of them the maps say.
-                resolved.batch = None;
-                resolved.grams = None;
-            }
-            if fused.maps.is_none() {
-                compared.grams = None;
-            }
-            Ok(Outcome { compared, fused })
+        let one = |(read, compared): (&Batch, Compared)| match linear && compared.grams.is_some() {
+            true => self.linear(read, compared),
+            false => self.whole(read, compared, as_adapter),
         };
         let fused: Vec<_> = batches.par_iter().zip(compared).map(one).collect();
         fused.into_iter().collect()
+    }
+
+    /// The result as it follows from Grams.
+    fn linear(&self, read: &Batch, mut compared: Compared) -> Result<Outcome> {
+        let mut updates = read.clone();
+        // An A that was changed is no longer the frozen one.
+        updates.frame.frozen &= compared.resolution().is_none_or(|maps| maps.right.is_none());
+        let rank = updates.frame.rank();
+        let (made, energy_kept, entries) =
+            self.fusion.make(&updates, &updates, compared.fused_grams(), rank)?;
+        let made = match made {
+            Made::Pair(pair) => Made::Pair(pair.after(compared.resolution())),
+            Made::Factors(_) => {
+                let why = format!("{}: --method {} is not linear", read.frame.module, self.fusion.method);
+                return Err(Error::Op { op: "fuse", why });
+            }
+        };
+        if let Some(resolved) = &mut compared.resolved {
+            resolved.grams = None;
+        }
+        let variant = self.fusion.variant(&updates.frame)?;
+        Ok(Outcome { compared, made, variant, energy_kept, entries })
+    }
+
+    /// The result from the factors of the updates.
+    fn whole(&self, read: &Batch, mut compared: Compared, as_adapter: bool) -> Result<Outcome> {
+        let (updates, grams) = (compared.updates(read), compared.fused_grams());
+        let Fused { factors, variant, energy_kept, entries } =
+            self.fusion.fuse_with(updates, grams, as_adapter)?;
+        compared.grams = None;
+        if let Some(resolved) = &mut compared.resolved
+            && resolved.maps.is_some()
+        {
+            // What the certificate asks of them the maps say.
+            (resolved.batch, resolved.grams) = (None, None);
+        }
+        Ok(Outcome { compared, made: Made::Factors(factors), variant, energy_kept, entries })
     }
 
     /// Compares the updates of each batch, and resolves them where that was asked for.

@@ -2,7 +2,7 @@
 
 use faer::Mat;
 
-use crate::algebra::{Spread, eigen, positive, product, scale_columns, symmetric_product};
+use crate::algebra::{Spread, alone, positive, product, scale_columns, symmetric_product};
 use crate::error::{Error, Result};
 use crate::fuse::factors::Factors;
 use crate::ops::gate::RANK_CUT;
@@ -36,7 +36,8 @@ impl Svd {
         let (o, i) = factors.size();
         let d = Spread::Pool.product(factors.b(), factors.a());
         let side = if o <= i { d.as_ref() } else { d.transpose() };
-        let (squares, vectors) = eigen(symmetric_product(side, side.transpose(), Spread::Pool).as_ref())?;
+        let (squares, vectors) =
+            Spread::Pool.eigen(symmetric_product(side, side.transpose(), Spread::Pool).as_ref())?;
         let k = q.min(squares.len());
         let s: Vec<f64> =
             squares.iter().take(k).map(|&s| if s > RANK_CUT * squares[0] { s.sqrt() } else { 0.0 }).collect();
@@ -53,6 +54,7 @@ impl Svd {
     /// `B = Q_B R_B`, `Aᵀ = Q_A R_A`, `R_B R_Aᵀ = E S Fᵀ`, `U = Q_B E`, `V = Q_A F`.
     fn thin(factors: &Factors, q: usize) -> Result<Svd> {
         let fail = || Error::Numeric("the singular values of an update could not be computed".into());
+        alone();
         let (qb, qa) = (factors.b().qr(), factors.a().transpose().qr());
         let core = product(qb.thin_R(), qa.thin_R().transpose());
         if !core.is_all_finite() {

@@ -7,13 +7,13 @@ use faer::Mat;
 
 use crate::algebra::{congruence, inverse_root, product};
 use crate::error::Result;
-use crate::fuse::compare::Maps;
 use crate::fuse::core::{Core, balanced};
 use crate::fuse::factors::Frame;
 use crate::fuse::grams::Grams;
+use crate::fuse::linear::Pair;
 
 /// What makes the factors `B[O, K]`, `A[K, I]`, K the directions of all updates, at most P.
-pub fn maps(frame: &Frame, grams: &Grams, lambda: f64) -> Result<Maps> {
+pub fn pair(frame: &Frame, grams: &Grams, lambda: f64) -> Result<Pair> {
     let own = |x: &Mat<f64>, e: usize| {
         let at = grams.block(e);
         x.submatrix(at.start, at.start, at.len(), at.len()).to_owned()
@@ -32,7 +32,7 @@ pub fn maps(frame: &Frame, grams: &Grams, lambda: f64) -> Result<Maps> {
     };
     let (left, right) = (polar(&grams.b, |c| &c.left)?, polar(&grams.a, |c| &c.right)?);
     let d: Vec<f64> = cores.iter().flat_map(|c| &c.sigma).map(|s| lambda * s).collect();
-    Ok(balanced(left, &d, right))
+    Ok(balanced(left.as_ref(), &d, right.as_ref()))
 }
 
 /// `blockdiag(xₑ)`, `[P, K]`, from each adapter's `[Rₑ, Kₑ]`.

@@ -154,7 +154,7 @@ impl Half<'_> {
         let gram = symmetric_product(self.own, self.own.transpose(), spread);
         let squares: Vec<f64> =
             (0..self.other.nrows()).map(|k| self.other.row(k).squared_norm_l2()).collect();
-        Ok(Root::of(gram.as_ref(), &squares)?.map(Base::Gram))
+        Ok(Root::of(gram.as_ref(), &squares, spread)?.map(Base::Gram))
     }
 
     fn subspace(&self, r: MatRef<'_, f64>, of: &Module<'_>, options: &LoraCr) -> Result<Option<Subspace>> {

@@ -32,7 +32,7 @@ use crate::fuse::inputs::Inputs;
 use crate::fuse::options::Method;
 use crate::fuse::ties;
 use crate::fuse::weights::{Weights, renormalised};
-use crate::fuse::{Batch, Factors, Frame, Outcome, Recipe, Rows, low_rank, spd};
+use crate::fuse::{self, Batch, Frame, Outcome, Recipe, low_rank, spd};
 use crate::model::adapters::Layout;
 use crate::model::memory::{Part, Plan};
 use crate::tensor::DType;
@@ -534,27 +534,17 @@ impl FusePlan {
         let batches = self.inputs.batches(frames)?;
         let outcomes = self.options.recipe.run(backend, &batches, true)?;
         let work = (&batches, outcomes).into_par_iter();
-        let done: Vec<_> = work.map(|(batch, one)| self.module(batch, one)).collect();
+        let done: Vec<_> = work.map(|(batch, one)| self.module(batch, &one)).collect();
         done.into_iter().collect()
     }
 
-    /// Rounds one fused module to the file's dtype; the certificate is of what the bytes say.
-    fn module(&self, batch: &Batch, outcome: Outcome) -> Result<Written> {
-        let (frame, dtype, fused) = (&batch.frame, self.options.dtype, &outcome.fused.factors);
-        let (mut a, mut b) = (Vec::new(), Vec::new());
-        convert::narrow_f64(&mut a, &fused.a_rows(), dtype);
-        convert::narrow_f64(&mut b, fused.b_rows(), dtype);
-        if convert::first_non_finite(&a, dtype).or(convert::first_non_finite(&b, dtype)).is_some() {
-            return Err(Error::Numeric(format!(
-                "{}: a factor of the result is no number, or too large for {dtype} (--dtype f32 has the widest range)",
-                frame.module
-            )));
-        }
-        let got = read_back(fused, &a, &b, dtype)?;
-        let certificate = ModuleCertificate::new(batch, &outcome, &got)?;
-        let (rank, file_rank) = (fused.rank() * dtype.size(), self.file_rank(frame));
-        a.resize(file_rank * frame.size.1 * dtype.size(), 0);
-        let b = pad_rows(b, rank, file_rank * dtype.size());
+    /// One fused module in the file's dtype, padded to its rank.
+    fn module(&self, batch: &Batch, outcome: &Outcome) -> Result<Written> {
+        let (frame, size) = (&batch.frame, self.options.dtype.size());
+        let (rank, file_rank) = (outcome.made.rank(frame) * size, self.file_rank(frame) * size);
+        let fuse::Written { mut a, b, certificate } = outcome.write(batch, self.options.dtype)?;
+        a.resize(file_rank * frame.size.1, 0);
+        let b = pad_rows(b, rank, file_rank);
         let mut hasher = Hasher::default();
         hasher.update(&a);
         hasher.update(&b);
@@ -607,15 +597,4 @@ impl FusePlan {
         }
         p
     }
-}
-
-/// The factors as the bytes of a file say.
-fn read_back(shape: &Factors, a: &[u8], b: &[u8], dtype: DType) -> Result<Factors> {
-    let (rank, (o, i)) = (shape.rank(), shape.size());
-    let wide = |bytes: &[u8], columns: usize| {
-        let mut out = vec![0.0; rank * columns];
-        convert::widen_f64(&mut out, bytes, dtype);
-        out
-    };
-    Factors::new(Rows::new(wide(b, o), rank), Rows::from_rows(&wide(a, i), rank))
 }

@@ -111,12 +111,12 @@ impl FusePlan {
             return merge_entries(fusion, &batch, &compared, weight);
         }
         let outcome = self.recipe().run(backend, std::slice::from_ref(&batch), false)?.swap_remove(0);
-        let factors = &outcome.fused.factors;
+        let factors = outcome.made.factors(&batch)?;
         let round = |x: &f64| f64::from(*x as f32);
         let used = Factors::new(factors.bt().map(round), factors.a().map(round))?;
         let merged = merge(backend, weight, &used)?;
-        let mut certificate = ModuleCertificate::new(&batch, &outcome, &used)?;
-        certificate.error = match &outcome.fused.entries {
+        let mut certificate = outcome.certify(&batch, &used)?;
+        certificate.error = match &outcome.entries {
             None => merged.error,
             Some(entries) => entries.distance(|rows, delta| lost_rows(weight, &merged, rows, delta))?.0,
         };
