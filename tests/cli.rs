@@ -210,6 +210,20 @@ fn mistakes_in_files_are_told() {
 }
 
 #[test]
+fn instructions_are_those_that_are_asked_for_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out").display().to_string();
+    let (base, data) = (asset("base"), asset("harbour.train.jsonl"));
+    let train = ["train", "--model", &base, "--data", &data, "--out", &out, "--steps", "1"];
+    anabranch(&train).env("ANABRANCH_INSTRUCTIONS", "sse9").assert().code(2).stderr(
+        contains("ANABRANCH_INSTRUCTIONS=sse9").and(contains("expected one of")).and(contains("baseline")),
+    );
+    assert!(!Path::new(&out).exists());
+    let doctor = || anabranch(&["doctor"]);
+    doctor().env("ANABRANCH_INSTRUCTIONS", "baseline").assert().success().stdout(contains("baseline in use"));
+}
+
+#[test]
 fn a_flow_with_an_unknown_key_names_the_nearest() {
     let dir = tempfile::tempdir().unwrap();
     let flow = dir.path().join("flow.toml");

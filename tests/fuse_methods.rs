@@ -321,6 +321,39 @@ fn the_certificate_measures_the_same_by_grams_and_without() {
     assert!(matches!(outcome(None, cut, &three()).made, Made::Factors(_)));
 }
 
+/// More numbers than are worked on by one thread: no Grams are kept, and the resolved factors are still not formed.
+#[test]
+fn a_large_module_is_resolved_by_maps_as_by_factors() {
+    let x = weigh(batch(&adapters(9, 28_000, 28_000, &[300, 300])), &[0.7, 0.3]);
+    assert!(x.frame.is_large());
+    for (side, restore) in [(Side::Left, Restore::None), (Side::Right, Restore::Client)] {
+        let resolve = Some(LoraCr { side, restore, ..LoraCr::default() });
+        let outcome = outcome(resolve, plain(Method::Fedavg), &x);
+        assert!(matches!(outcome.made, Made::Pair(_)), "{side:?}");
+        let recipe = Recipe { resolve, fusion: plain(Method::Fedavg) };
+        let known = recipe.compare(&cpu(), std::slice::from_ref(&x)).unwrap().remove(0);
+        let whole = fuse(plain(Method::Fedavg), known.updates(&x));
+        let got = outcome.made.factors(&x).unwrap();
+        for (got, want) in [(got.bt(), whole.bt()), (got.a(), whole.a())] {
+            assert!((got - want).norm_l2() <= 1e-9 * want.norm_l2(), "{side:?}");
+        }
+        let (by_maps, by_factors) =
+            (outcome.compared.resolved.as_ref().unwrap(), known.resolved.as_ref().unwrap());
+        let off = (&by_maps.products - &by_factors.products).norm_l2();
+        assert!(off <= 1e-9 * by_factors.products.norm_l2(), "{side:?}: {off}");
+        assert!((by_maps.score.conflict_mean - by_factors.score.conflict_mean).abs() <= 1e-9);
+        let written = rounded(&whole);
+        let m = measure(&written, &outcome.made, &x, &outcome.compared).unwrap();
+        let want = measure(&written, &Made::Factors(whole), &x, &known).unwrap();
+        assert!(
+            want.error > 1e-9 && (m.error - want.error).abs() <= 1e-6 * want.error,
+            "{side:?}: {}",
+            m.error
+        );
+        assert!((m.distance_to_mean - want.distance_to_mean).abs() <= 1e-7, "{side:?}");
+    }
+}
+
 #[test]
 fn a_result_is_written_and_measured_a_few_columns_at_a_time() {
     // More columns than are worked on at once, and no multiple of it.

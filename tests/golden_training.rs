@@ -58,8 +58,9 @@ fn run_of<'a>(golden: &'a Value, name: &str) -> &'a Value {
     golden["runs"].as_array().expect("runs").iter().find(|r| r["name"] == name).expect("the run")
 }
 
-/// The run `name`, each step's documents in `accumulate` micro-batches, `recomputed` layers computed twice.
-fn follows_peft(name: &str, accumulate: usize, recomputed: usize) {
+/// The run `name` on `threads` threads, each step's documents in `accumulate` micro-batches, `recomputed` layers computed
+/// twice; the trained parameters.
+fn follows_peft(name: &str, threads: usize, accumulate: usize, recomputed: usize) -> Vec<f32> {
     let (golden, bytes) = stored();
     let stored = SafeTensors::deserialize(&bytes).expect("safetensors");
     let run = run_of(&golden, name);
@@ -70,7 +71,7 @@ fn follows_peft(name: &str, accumulate: usize, recomputed: usize) {
 
     let dir = tempfile::tempdir().expect("a temporary folder");
     seeded::write_model(dir.path(), &golden["config"], seed, "F32");
-    let backend = Cpu::new(2).expect("threads");
+    let backend = Cpu::new(threads).expect("threads");
     let checkpoint = Checkpoint::open(dir.path(), OpenOptions::default()).expect("a checkpoint");
     let model = Model::new(&backend, &checkpoint).expect("a model");
     let layout = Layout::uniform(&model.config, &Target::ALL, rank, scale as f32);
@@ -157,26 +158,54 @@ fn follows_peft(name: &str, accumulate: usize, recomputed: usize) {
         worst = worst.max(off / change);
     }
     println!("{name}: the learned change is at most {worst:.1e} off");
+    trainer.state.params.to_vec()
 }
 
 #[test]
 fn cosine_schedule_from_a_zero_b() {
-    follows_peft("cosine", 1, 0);
+    follows_peft("cosine", 2, 1, 0);
 }
 
 #[test]
 fn linear_schedule_with_weight_decay_from_a_trained_adapter() {
-    follows_peft("linear_decay", 1, 0);
+    follows_peft("linear_decay", 2, 1, 0);
+}
+
+#[test]
+fn the_same_bytes_on_any_number_of_threads() {
+    let one = follows_peft("linear_decay", 1, 1, 0);
+    for threads in [2, 3] {
+        assert!(follows_peft("linear_decay", threads, 1, 0) == one, "{threads} threads");
+    }
+}
+
+/// These runs with the instructions of older processors, in a process of its own that is asked for them.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn on_the_instructions_of_older_processors() {
+    for (set, newer) in
+        [("baseline", is_x86_feature_detected!("avx2")), ("avx2", is_x86_feature_detected!("avx512f"))]
+    {
+        if !newer {
+            println!("skipped {set}: this processor has nothing wider");
+            continue;
+        }
+        let tests = ["zero_b", "trained_adapter", "frozen_a", "any_number_of_threads", "and_recomputed"];
+        let mut run = Command::new(std::env::current_exe().expect("this program"));
+        let done = run.args(tests).env("ANABRANCH_INSTRUCTIONS", set).output().expect("it starts");
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success() && said.contains("5 passed"), "{set}: {said}");
+    }
 }
 
 #[test]
 fn frozen_a() {
-    follows_peft("freeze_a", 1, 0);
+    follows_peft("freeze_a", 2, 1, 0);
 }
 
 #[test]
 fn accumulated_over_two_parts_of_each_step_and_recomputed() {
-    follows_peft("linear_decay", 2, 1);
+    follows_peft("linear_decay", 2, 2, 1);
 }
 
 /// The same through the command line: documents from a file, the start from a PEFT folder.

@@ -8,6 +8,7 @@ use faer::{Mat, MatMut, MatRef};
 
 use super::rank_k::{add_single, fits, slice};
 use super::{Spread, mirrored};
+use crate::cpu::simd::{Isa, Kernel, run};
 
 /// Sums over columns of `δ[K, n]`, in f64 of parts in f32.
 pub struct Difference {
@@ -66,13 +67,50 @@ fn add(out: &mut Mat<f64>, sums: &[f32], by: [f64; 2]) {
     }
 }
 
-/// `x` in f32, column after column, times the power of two that is given.
+/// `x`, whose columns lie one after the other, in f32 and times the power of two that is given.
 fn single(out: &mut Vec<f32>, x: MatRef<'_, f64>) -> f64 {
     let columns = || (0..x.ncols()).map(|j| slice(x, j));
-    let by = near_one(columns().flatten().fold(0.0, |most: f64, x| most.max(x.abs())));
-    out.clear();
-    columns().for_each(|column| out.extend(column.iter().map(|x| (x * by) as f32)));
+    let by = near_one(columns().fold(0.0, |most: f64, x| most.max(run(Largest(x)))));
+    out.resize(x.nrows() * x.ncols(), 0.0);
+    for (out, x) in out.chunks_exact_mut(x.nrows().max(1)).zip(columns()) {
+        run(Narrow { out, x, by });
+    }
     by
+}
+
+/// The largest magnitude; what is no number is none.
+struct Largest<'a>(&'a [f64]);
+
+impl Kernel for Largest<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> f64 {
+        let mut most = [0.0f64; 16];
+        let (chunks, rest) = self.0.as_chunks::<16>();
+        let larger = |most: &mut f64, x: f64| *most = if x.abs() > *most { x.abs() } else { *most };
+        for chunk in chunks {
+            most.iter_mut().zip(chunk).for_each(|(most, x)| larger(most, *x));
+        }
+        most.iter_mut().zip(rest).for_each(|(most, x)| larger(most, *x));
+        most.into_iter().fold(0.0, f64::max)
+    }
+}
+
+/// `x` times `by`, rounded.
+struct Narrow<'a> {
+    out: &'a mut [f32],
+    x: &'a [f64],
+    by: f64,
+}
+
+impl Kernel for Narrow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        self.out.iter_mut().zip(self.x).for_each(|(out, x)| *out = (x * self.by) as f32);
+    }
 }
 
 /// The power of two that brings `most` near 1; 1 for what is 0 or no finite number.

@@ -60,6 +60,7 @@ use crate::ops::scatter::Scatter;
 use crate::ops::sum_sq::SumSq;
 use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
 use crate::tensor::{DType, Elem, Real};
+use simd::Instructions;
 
 /// Host memory and a pool of threads.
 #[derive(Debug)]
@@ -68,8 +69,10 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A back end of `threads` threads, at least one. Fails where the system does not give them.
+    /// A back end of `threads` threads, at least one. Fails where the system does not give them, and where the environment
+    /// asks for instructions that the processor has not.
     pub fn new(threads: usize) -> Result<Cpu> {
+        Instructions::asked()?;
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
             .thread_name(|i| format!("cpu-{i}"))
@@ -239,7 +242,26 @@ fn copy<T: Elem>(op: &'static str, dst: &mut [T], src: &[T]) -> Result<()> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::env;
+    use std::process::Command;
+
     use super::*;
+
+    /// Every operation with the instructions of older processors too, in a process of its own that is asked for them.
+    #[test]
+    fn on_the_instructions_of_older_processors() {
+        for set in Instructions::ALL.into_iter().filter(|set| *set < Instructions::widest()) {
+            let mut tests = Command::new(env::current_exe().unwrap());
+            let done = tests
+                .args(["tests::as_the_reference", "--skip", "cuda::"])
+                .env(simd::VARIABLE, set.name())
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&done.stdout);
+            assert!(done.status.success(), "{set}: {said}");
+            assert!(said.contains("cpu::linear::tests::as_the_reference_in_f32 ... ok"), "{set}: {said}");
+        }
+    }
 
     /// The back end on 1, 2 and 3 threads.
     pub fn on_threads() -> [Cpu; 3] {

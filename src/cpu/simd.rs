@@ -1,8 +1,90 @@
 //! Loops compiled for what the processor at hand can do.
 //!
 //! The crate is built for the oldest processor of its architecture. A hot loop is a [`Kernel`]: plain Rust that the
-//! compiler vectorises, built once per instruction set, of which [`run`] takes the widest that the processor has.
-//! Results may therefore differ between processors, never between thread counts.
+//! compiler vectorises, built once per instruction set, of which [`run`] takes the widest that the processor has, or the
+//! one that [`VARIABLE`] names. Results may therefore differ between processors, never between thread counts.
+
+use std::env;
+use std::fmt;
+use std::sync::OnceLock;
+
+use crate::error::{Error, Result};
+
+/// The environment variable that names the instructions that loops are to use: those of an older processor, whose results
+/// another machine is to repeat, or what is to be measured or tested.
+pub(crate) const VARIABLE: &str = "ANABRANCH_INSTRUCTIONS";
+
+/// A set of instructions that loops are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Instructions {
+    /// What every processor of the architecture has.
+    Baseline,
+    /// 16 registers of 256 bits, multiplications and additions in one.
+    Avx2,
+    /// 32 registers of 512 bits.
+    Avx512,
+}
+
+impl Instructions {
+    /// From the oldest on.
+    pub(crate) const ALL: [Instructions; 3] =
+        [Instructions::Baseline, Instructions::Avx2, Instructions::Avx512];
+
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Instructions::Baseline => "baseline",
+            Instructions::Avx2 => "avx2",
+            Instructions::Avx512 => "avx512",
+        }
+    }
+
+    /// The widest that the processor has.
+    pub(crate) fn widest() -> Instructions {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
+                return Instructions::Baseline;
+            }
+            let wide = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if wide { Instructions::Avx512 } else { Instructions::Avx2 }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Instructions::Baseline
+    }
+
+    /// Those that [`VARIABLE`] names, by default the widest; an error where it names none, or some that the processor has
+    /// not.
+    pub(crate) fn asked() -> Result<Instructions> {
+        let widest = Instructions::widest();
+        let Some(name) = env::var_os(VARIABLE) else { return Ok(widest) };
+        let known = Instructions::ALL.into_iter().filter(|set| *set <= widest);
+        let names: Vec<&str> = known.clone().map(Instructions::name).collect();
+        known.into_iter().find(|set| name == *set.name()).ok_or_else(|| {
+            Error::Usage(format!(
+                "{VARIABLE}={}: expected one of what this processor has: {}",
+                name.to_string_lossy(),
+                names.join(", ")
+            ))
+        })
+    }
+
+    /// Those that loops use: what was asked for when the first of them ran.
+    #[inline]
+    pub(crate) fn used() -> Instructions {
+        static USED: OnceLock<Instructions> = OnceLock::new();
+        *USED.get_or_init(|| Instructions::asked().unwrap_or_else(|_| Instructions::widest()))
+    }
+}
+
+impl fmt::Display for Instructions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// What a loop may want to know of the instructions that it is compiled for.
 pub(crate) trait Isa {
@@ -44,26 +126,19 @@ pub(crate) trait Kernel {
     fn run<I: Isa>(self) -> Self::Output;
 }
 
-/// Runs `kernel` with the widest instructions that the processor has.
+/// Runs `kernel` with the instructions that are [used](Instructions::used).
 #[inline]
 #[allow(unsafe_code)]
 pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            // SAFETY: the processor has the features, as was just seen.
-            return unsafe { avx512(kernel) };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has the features, as was just seen.
-            return unsafe { avx2(kernel) };
-        }
+    match Instructions::used() {
+        // SAFETY: those that are used are none that the processor lacks.
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx512 => unsafe { avx512(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx2 => unsafe { avx2(kernel) },
+        _ => kernel.run::<Baseline>(),
     }
-    kernel.run::<Baseline>()
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -95,7 +95,10 @@ impl Compared {
 pub enum Wanted {
     /// Nothing.
     Scores,
-    /// The Grams of the updates as read and as they are fused, where they are formed, and else the factors.
+    /// What is known of the updates that are fused where their Grams are formed; else what makes their factors of those
+    /// read, or the factors themselves where they are no maps.
+    Maps,
+    /// The Grams of the updates as read and as they are fused, where they are formed; else their factors.
     Grams,
     /// The factors of the updates that are fused too.
     Factors,
@@ -113,7 +116,7 @@ pub fn compare<B: Backend>(
         batches.iter().partition(|batch| wide::is_wide(&batch.frame, options.side));
     let mut large = large.into_iter().map(|batch| match resolve {
         None => wide::compare(batch, &options),
-        Some(options) => wide::resolve(batch, options, wanted != Wanted::Scores),
+        Some(options) => wide::resolve(batch, options, wanted),
     });
     let mut small = device(backend, small, resolve, wanted)?.into_iter();
     let next = |batch: &Batch| match wide::is_wide(&batch.frame, options.side) {

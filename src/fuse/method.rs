@@ -211,6 +211,11 @@ impl Fusion {
         linear && self.coverage == Coverage::Zero && self.rank.is_none()
     }
 
+    /// Whether what makes the result follows from the updates' Grams.
+    pub(super) fn needs_grams(&self) -> bool {
+        matches!(self.method, Method::Tsv | Method::IsoC)
+    }
+
     /// Fuses one module; refuses what [`Fusion::rank_of`] does.
     pub fn fuse(&self, batch: &Batch, as_adapter: bool) -> Result<Fused> {
         self.fuse_with(batch, None, as_adapter)

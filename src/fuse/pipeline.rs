@@ -49,12 +49,19 @@ impl Recipe {
         }
         // What is linear is made of the updates as read, and of no resolved ones.
         let linear = self.fusion.is_linear();
-        let wanted = if linear { Wanted::Grams } else { Wanted::Factors };
+        let wanted = match (linear, self.fusion.needs_grams()) {
+            (true, false) => Wanted::Maps,
+            (true, true) => Wanted::Grams,
+            (false, _) => Wanted::Factors,
+        };
         let compared = self.compare_for(backend, batches, wanted)?;
         // Gathered before the first error is looked for, so that it is always the same one.
-        let one = |(read, compared): (&Batch, Compared)| match linear && compared.grams.is_some() {
-            true => self.linear(read, compared),
-            false => self.whole(read, compared, as_adapter),
+        let one = |(read, compared): (&Batch, Compared)| {
+            let known = compared.grams.is_some() || wanted == Wanted::Maps && compared.resolution().is_some();
+            match linear && known {
+                true => self.linear(read, compared),
+                false => self.whole(read, compared, as_adapter),
+            }
         };
         let fused: Vec<_> = batches.par_iter().zip(compared).map(one).collect();
         fused.into_iter().collect()

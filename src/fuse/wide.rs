@@ -15,7 +15,7 @@ use crate::algebra::root::Root;
 use crate::algebra::subspace::{self, Other, Subspace};
 use crate::algebra::{Spread, inner, product, symmetric_product};
 use crate::error::Result;
-use crate::fuse::compare::{Compared, Resolved};
+use crate::fuse::compare::{Compared, Maps, Resolved, Wanted};
 use crate::fuse::conflict::Score;
 use crate::fuse::direction::Direction;
 use crate::fuse::factors::{Batch, Factors, Frame, Rows};
@@ -45,31 +45,41 @@ pub(super) fn compare(batch: &Batch, options: &LoraCr) -> Result<Compared> {
         None => None,
     };
     let score = found.map_or_else(Score::default, |found| score(&found));
-    Ok(Compared { products: of.products(), score, resolved: None, grams: None })
+    Ok(Compared { products: of.products(None), score, resolved: None, grams: None })
 }
 
 /// The updates of `batch` after LoRA-CR.
-pub(super) fn resolve(batch: &Batch, options: &LoraCr, factors: bool) -> Result<Compared> {
+pub(super) fn resolve(batch: &Batch, options: &LoraCr, wanted: Wanted) -> Result<Compared> {
     let mut of = Module::of(batch);
-    let products = of.products();
+    let products = of.products(None);
     let right = options.side == Side::Right;
-    let first = of.one_side(right, options)?;
-    let (directions, subspace_energy, mut root) = match first {
-        Some(side) => (side.directions, side.share, Some(side.root)),
-        None => (Vec::new(), 1.0, None),
+    // The second side needs the first one's factor.
+    let form = wanted != Wanted::Maps || options.side == Side::Both;
+    let first = of.one_side(right, options, form)?;
+    let (directions, subspace_energy, mut root, mut map) = match first {
+        Some(side) => (side.directions, side.share, Some(side.root), side.map),
+        None => (Vec::new(), 1.0, None, None),
     };
     if options.side == Side::Both {
-        of.one_side(true, options)?;
+        of.one_side(true, options, true)?;
     }
-    let restored = restore_factors(options.restore, &products, &of.products(), &batch.frame.weights);
+    // Where the factor was not formed, its root has the same products.
+    let own = |of: &Module<'_>, root: &Option<Mat<f64>>, map: &Option<Mat<f64>>| {
+        let root = root.as_ref().filter(|_| map.is_some());
+        of.products(root.map(|root| (right, root.as_ref())))
+    };
+    let mut after = own(&of, &root, &map);
+    let restored = restore_factors(options.restore, &products, &after, &batch.frame.weights);
     if let Some(factors) = restored.filter(|_| root.is_some()) {
         let along = batch.frame.along_rank(&factors);
-        of.scale(right, &along);
-        if let Some(root) = &mut root {
-            (0..root.ncols()).for_each(|j| root.col_as_slice_mut(j).iter_mut().for_each(|x| *x *= along[j]));
+        for x in [&mut root, &mut map].into_iter().flatten() {
+            (0..x.ncols()).for_each(|j| x.col_as_slice_mut(j).iter_mut().for_each(|x| *x *= along[j]));
         }
+        if map.is_none() {
+            of.scale(right, &along);
+        }
+        after = own(&of, &root, &map);
     }
-    let after = of.products();
     // The resolved factor has the root that the first side found: its subspace needs no other.
     let again = match &root {
         Some(root) => of.half(right).subspace(root.as_ref(), &of, options)?,
@@ -77,9 +87,13 @@ pub(super) fn resolve(batch: &Batch, options: &LoraCr, factors: bool) -> Result<
     };
     drop(root);
     let score_after = again.map_or_else(Score::default, |found| score(&found));
-    let resolved = match factors {
-        false => None,
-        true => {
+    let maps = map.map(|map| match right {
+        false => Maps { left: Some(map), right: None },
+        true => Maps { left: None, right: Some(map.transpose().to_owned()) },
+    });
+    let resolved = match wanted == Wanted::Scores || maps.is_some() {
+        true => None,
+        false => {
             let mut out = batch.with_stack(Factors::new(of.bt.clone(), of.a.clone())?);
             out.frame.frozen &= of.a.is(batch.stack.rows_a());
             Some(out)
@@ -95,7 +109,7 @@ pub(super) fn resolve(batch: &Batch, options: &LoraCr, factors: bool) -> Result<
             score: score_after,
             batch: resolved,
             grams: None,
-            maps: None,
+            maps,
         }),
         grams: None,
     })
@@ -143,6 +157,8 @@ struct OneSide {
     share: f64,
     /// R of the resolved updates.
     root: Mat<f64>,
+    /// What makes the resolved factor of the old one, `[P, P]`, where that was not formed.
+    map: Option<Mat<f64>>,
 }
 
 impl Half<'_> {
@@ -183,28 +199,34 @@ impl<'a> Module<'a> {
         if right { Half { own: a, other: bt } } else { Half { own: bt, other: a } }
     }
 
-    /// Resolves one side, and puts the resolved factor in the old one's place; none where every update is zero.
-    fn one_side(&mut self, right: bool, options: &LoraCr) -> Result<Option<OneSide>> {
+    /// Resolves one side, and puts the resolved factor in the old one's place unless it is a map of that and not to be
+    /// formed; none where every update is zero.
+    fn one_side(&mut self, right: bool, options: &LoraCr, form: bool) -> Result<Option<OneSide>> {
         let half = self.half(right);
         let Some(base) = half.root(self.spread)? else { return Ok(None) };
         let Some(found) = half.subspace(base.r(&half), self, options)? else { return Ok(None) };
         let Subspace { energy, directions, resolved: root } = found;
-        let mut factor = vec![0.0; half.own.nrows() * half.own.ncols()];
-        let out = MatMut::from_column_major_slice_mut(&mut factor, half.own.nrows(), half.own.ncols());
-        match &base {
-            Base::Itself => { out }.copy_from(root.transpose()),
-            Base::Gram(of) => {
-                let map = of.map(root.clone(), self.spread);
-                self.spread.product_into(out, map.transpose(), half.own);
+        let map = match &base {
+            Base::Itself => None,
+            Base::Gram(of) => Some(of.map(root.clone(), self.spread)),
+        };
+        drop(base);
+        if form || map.is_none() {
+            let mut factor = vec![0.0; half.own.nrows() * half.own.ncols()];
+            let out = MatMut::from_column_major_slice_mut(&mut factor, half.own.nrows(), half.own.ncols());
+            match &map {
+                None => { out }.copy_from(root.transpose()),
+                Some(map) => self.spread.product_into(out, map.transpose(), half.own),
             }
+            let factor = Rows::new(factor, half.own.nrows());
+            *(if right { &mut self.a } else { &mut self.bt }) = factor;
         }
-        let factor = Rows::new(factor, half.own.nrows());
-        *(if right { &mut self.a } else { &mut self.bt }) = factor;
         let kept: f64 = directions.iter().map(|d| d.sigma * d.sigma).sum();
         Ok(Some(OneSide {
             share: if energy > 0.0 { (kept / energy).min(1.0) } else { 1.0 },
             directions: directions.into_iter().map(Direction::from).collect(),
             root,
+            map: map.filter(|_| !form),
         }))
     }
 
@@ -216,9 +238,13 @@ impl<'a> Module<'a> {
         }
     }
 
-    /// `⟨Dᵢ, Dⱼ⟩`, `[E, E]`, from the products of a few adapters' factors with all others' at a time.
-    fn products(&self) -> Mat<f64> {
-        let (bt, a) = (self.bt.get(), self.a.get());
+    /// `⟨Dᵢ, Dⱼ⟩`, `[E, E]`, from the products of a few adapters' factors with all others' at a time; of the root `[q, P]`
+    /// of the left or right factor in its place, where one is given.
+    fn products(&self, root: Option<(bool, MatRef<'_, f64>)>) -> Mat<f64> {
+        let (mut bt, mut a) = (self.bt.get(), self.a.get());
+        if let Some((right, root)) = root {
+            *(if right { &mut a } else { &mut bt }) = root.transpose();
+        }
         let edges = self.frame.edges();
         let panels = panels(self.frame);
         let one = |edges: &Range<usize>| -> Vec<Vec<f64>> {

@@ -5,6 +5,7 @@ use std::fmt;
 use nvml_wrapper::Nvml;
 use serde::Serialize;
 
+use crate::cpu::simd::Instructions;
 use crate::model::memory::human_bytes;
 
 /// What was found.
@@ -18,6 +19,8 @@ pub struct Doctor {
     pub reason: String,
     /// Threads of the CPU back end.
     pub threads: usize,
+    /// The instructions that the CPU back end's loops use.
+    pub instructions: &'static str,
     /// Instruction sets that the CPU back end looks for, and whether the CPU has them.
     pub cpu_features: Vec<(&'static str, bool)>,
     /// Physical memory in bytes, and what of it is available.
@@ -82,6 +85,7 @@ pub fn run(device: String, reason: String, threads: usize, cgroup_limit: Option<
         device,
         reason,
         threads,
+        instructions: Instructions::used().name(),
         cpu_features: cpu_features(),
         memory: memory(),
         cgroup_limit,
@@ -135,7 +139,8 @@ impl fmt::Display for Doctor {
             .iter()
             .map(|(name, has)| format!("{name} {}", if *has { "yes" } else { "no" }))
             .collect();
-        writeln!(f, "cpu       {} threads, {}", self.threads, features.join(", "))?;
+        let (threads, used, has) = (self.threads, self.instructions, features.join(", "));
+        writeln!(f, "cpu       {threads} threads, {used} in use; {has}")?;
         if let Some((total, available)) = self.memory {
             writeln!(f, "memory    {}, {} available", human_bytes(total), human_bytes(available))?;
         }
