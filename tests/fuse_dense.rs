@@ -306,6 +306,30 @@ fn zero_adapters_change_nothing_but_the_weight() {
     each(&none, |method, got| assert_eq!(got.norm_max(), 0.0, "{method}"));
 }
 
+/// Whatever the updates' size, and whether or not conflicts are resolved or the result is cut, there are factors to write.
+#[test]
+fn zero_updates_are_written_as_zeros() {
+    for (o, i) in [(17, 12), (4, 30), (30, 4)] {
+        let x = batch(&[(Mat::zeros(o, 3), Mat::zeros(3, i)), (Mat::zeros(o, 3), Mat::zeros(3, i))]);
+        for method in with_factors().filter(|m| !m.needs_input_grams()) {
+            for (resolve, rank) in [(None, None), (Some(LoraCr::default()), None), (None, Some(1))] {
+                let recipe = Recipe { resolve, fusion: Fusion { rank, ..fusion(method) } };
+                let outcome = recipe.run(&cpu(), std::slice::from_ref(&x), false).unwrap().remove(0);
+                let written = outcome.write(&x, DType::F32).unwrap();
+                let rank = outcome.made.rank(&x.frame);
+                assert!(
+                    rank > 0 && (written.a.len(), written.b.len()) == (4 * rank * i, 4 * rank * o),
+                    "{method}"
+                );
+                let factors = outcome.made.factors(&x).unwrap();
+                assert!(factors.size() == (o, i) && product(&factors).norm_max() == 0.0, "{method}");
+                assert_eq!(written.certificate.error, 0.0, "{method}");
+                assert_eq!(outcome.certify(&x, &factors).unwrap().error, 0.0, "{method}");
+            }
+        }
+    }
+}
+
 #[test]
 fn exact_negations_cancel_or_are_said_to_be_what_they_are() {
     let (b, a) = adapters(14, 17, 12, &[3]).remove(0);

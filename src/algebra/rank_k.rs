@@ -215,7 +215,7 @@ mod tests {
         let x = |m: usize, n: usize, by: usize| {
             Mat::from_fn(m, n, |i, j| T::of(((i * by + j * 17 + i * j) % 101) as f64 / 8.0 - 6.0))
         };
-        let off = |got: T, want: f64, most: f64| (got.wide() - want).abs() > near * most;
+        let near = |got: T, want: f64, most: f64| (got.wide() - want).abs() <= near * most;
         for (m, n, columns) in
             [(1, 1, 16), (8, 6, 128), (9, 7, 129), (16, 64, 300), (65, 12, 257), (23, 23, 50)]
         {
@@ -229,14 +229,14 @@ mod tests {
             assert!(fits(got.as_ref(), x.as_ref(), y.as_ref()), "{m} {n} {columns}");
             run(Add { out: got.as_mut(), x: x.as_ref(), y: y.as_ref(), triangle: false });
             let all = || (0..n).flat_map(|j| (0..m).map(move |i| (i, j)));
-            assert!(!all().any(|at| off(got[at], want[at], most)), "{m} {n} {columns}");
+            assert!(all().all(|at| near(got[at], want[at], most)), "{m} {n} {columns}");
             if m == n {
                 let mut got = Mat::from_fn(m, m, |_, _| T::of(1.0));
                 run(Add { out: got.as_mut(), x: x.as_ref(), y: x.as_ref(), triangle: true });
                 let want = Mat::from_fn(m, m, |i, j| 1.0 + sum(&x, &x, i, j));
                 let most = want.norm_max();
-                let below = all().filter(|(i, j)| i >= j);
-                assert!(!below.into_iter().any(|at| off(got[at], want[at], most)), "{m} {columns}");
+                let mut below = all().filter(|(i, j)| i >= j);
+                assert!(below.all(|at| near(got[at], want[at], most)), "{m} {columns}");
             }
             // A part of taller ones.
             let (m, n) = (m.div_ceil(2), n.div_ceil(2));
@@ -244,8 +244,8 @@ mod tests {
             let (of_x, of_y) = (x.subrows(x.nrows() - m, m), y.subrows(0, n));
             run(Add { out: got.as_mut(), x: of_x, y: of_y, triangle: false });
             let part = |i: usize, j: usize| want[(x.nrows() - m + i, j)] - 1.0;
-            let far = |i: usize| (0..n).any(|j| off(got[(i, j)], part(i, j), most));
-            assert!(!(0..m).any(far), "{m} {n} {columns}");
+            let right = |i: usize| (0..n).all(|j| near(got[(i, j)], part(i, j), most));
+            assert!((0..m).all(right), "{m} {n} {columns}");
         }
     }
 

@@ -3,7 +3,7 @@
 
 use faer::{Mat, MatRef};
 
-use crate::algebra::product;
+use crate::algebra::Spread;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::fuse::conflict::{Score, scores};
@@ -79,10 +79,15 @@ impl Compared {
 
     /// `Bᵀ [B₁ …]` and `A [A₁; …]ᵀ` of a B and an A with the resolved factors, from those with the factors before;
     /// none where nothing was resolved, or not by maps.
-    pub(super) fn with_resolved(&self, gb: &Mat<f64>, ga: &Mat<f64>) -> Option<(Mat<f64>, Mat<f64>)> {
+    pub(super) fn with_resolved(
+        &self,
+        gb: &Mat<f64>,
+        ga: &Mat<f64>,
+        spread: Spread,
+    ) -> Option<(Mat<f64>, Mat<f64>)> {
         let maps = self.resolution()?;
         let one = |old: &Mat<f64>, map: Option<MatRef<'_, f64>>| match map {
-            Some(w) => product(old.as_ref(), w),
+            Some(w) => spread.product(old.as_ref(), w),
             None => old.clone(),
         };
         let left = one(gb, maps.left.as_ref().map(Mat::as_ref));

@@ -51,6 +51,11 @@ impl Core {
 /// What makes `(B left) diag(d) (Aᵀ right)ᵀ` of factors, `√|d|` on each, the sign on B: where both `left` and `right`
 /// make orthonormal columns, rounding the factors loses no more than rounding the product.
 pub fn balanced(left: MatRef<'_, f64>, d: &[f64], right: MatRef<'_, f64>) -> Pair {
+    if d.is_empty() {
+        // Factors have one rank at least: of updates that are zero it is zeros.
+        let zeros = |x: MatRef<'_, f64>| Linear::Map(Mat::zeros(1, x.nrows()));
+        return Pair { bt: zeros(left), a: zeros(right) };
+    }
     let side = |x: MatRef<'_, f64>, signed: bool| {
         let by = |d: f64| d.abs().sqrt() * if signed { d.signum() } else { 1.0 };
         Linear::Map(Mat::from_fn(d.len(), x.nrows(), |k, p| x[(p, k)] * by(d[k])))

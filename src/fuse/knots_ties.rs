@@ -7,9 +7,9 @@
 
 use faer::{Mat, Scale};
 
+use crate::algebra::product;
 use crate::algebra::root::Root;
 use crate::algebra::subspace::{Other, Shared};
-use crate::algebra::{Spread, product};
 use crate::error::Result;
 use crate::fuse::factors::{Batch, Factors, Frame};
 use crate::fuse::grams::Grams;
@@ -28,7 +28,7 @@ pub fn fuse(batch: &Batch, grams: &Grams, trim: &Trim, lambda: f64) -> Result<Fa
     let spread = frame.spread();
     let all = Rule { top: usize::MAX, share: 0.0, opposition: false };
     let squares: Vec<f64> = (0..grams.rank()).map(|j| grams.a[(j, j)]).collect();
-    let Some(root) = Root::of(grams.b.as_ref(), &squares, Spread::Thread)? else {
+    let Some(root) = Root::of(grams.b.as_ref(), &squares, spread)? else {
         return Ok(Factors::zeros(1, frame.size));
     };
     let rows = Other::Gram(grams.a.as_ref());

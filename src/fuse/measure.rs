@@ -14,7 +14,9 @@ use crate::fuse::linear::{Linear, Made};
 const PANEL: usize = 512;
 /// Columns for each rank of a map that are compared at once: fewer do not pay for packing it.
 const COLUMNS: usize = 4;
-/// How far a factor's squared norm may be from what the Grams say of it.
+/// Columns of a factor that all threads compare at once.
+const WIDE: usize = 4096;
+/// How far a row's squared norm may be from what the Grams say of it.
 const TRUST: f64 = 1e-6;
 
 /// How a written update compares with what it should be.
@@ -87,7 +89,8 @@ impl Measuring<'_> {
         let error = ratio(difference_squared(&b.change, &a.change), expected, size);
         let along = |b: &Mat<f64>, a: &Mat<f64>| along(inputs, b.as_ref(), a.as_ref());
         let read = along(&b.with, &a.with);
-        let fused = match (b.with_resolved.zip(a.with_resolved), compared.with_resolved(&b.with, &a.with)) {
+        let by_maps = compared.with_resolved(&b.with, &a.with, inputs.frame.spread());
+        let fused = match (b.with_resolved.zip(a.with_resolved), by_maps) {
             (Some((b, a)), _) | (None, Some((b, a))) => along(&b, &a),
             (None, None) => read.clone(),
         };
@@ -207,8 +210,8 @@ impl Half<'_> {
         self.known(&mut got).unwrap_or_else(|| self.summed(&mut got))
     }
 
-    /// What is linear in the stack, and what it has with the stack, is as linear in the Gram; none where the factor's own
-    /// norm is not what the Gram says of it, be it for rounding, or nothing is known.
+    /// What is linear in the stack, and what it has with the stack, is as linear in the Gram; none where the norm of a row
+    /// is not what the Gram says of it, be it for rounding, or nothing is known.
     fn known(&self, got: &mut impl FnMut(usize, &[f64], &mut [f64])) -> Option<Sums> {
         let (Expected::Linear(linear), Some(gram), None) = (&self.expected, self.gram, self.resolved) else {
             return None;
@@ -222,14 +225,16 @@ impl Half<'_> {
             |x: &Mat<f64>| linear.of(x.transpose().to_owned().as_ref(), spread).transpose().to_owned();
         let mut with = linear.of(gram, spread);
         let was = turned(&with);
-        let (mut own, mut change) = (0.0, None);
+        let (mut own, mut change) = (vec![0.0; rank], None);
         self.panels(got, |Columns { stack, expected, delta, .. }| {
-            own += expected.squared_norm_l2();
+            for column in expected.col_iter() {
+                own.iter_mut().zip(column.iter()).for_each(|(own, x)| *own += x * x);
+            }
             if let Some(delta) = delta {
                 change.get_or_insert_with(|| Difference::new(rank, p)).add(delta, stack);
             }
         });
-        if (own - was.diagonal().column_vector().sum()).abs() > TRUST * own {
+        if own.iter().enumerate().any(|(k, own)| (own - was[(k, k)]).abs() > TRUST * own) {
             return None;
         }
         let by = change.map(|change| {
@@ -280,9 +285,10 @@ impl Half<'_> {
     fn panels(&self, got: &mut impl FnMut(usize, &[f64], &mut [f64]), mut take: impl FnMut(Columns<'_>)) {
         let (n, own) = (self.stack.ncols(), self.expected_rank());
         let rank = self.rank.max(own);
-        let at_once = match self.expected {
-            Expected::Linear(Linear::Map(map)) => PANEL.max(COLUMNS * map.nrows().max(map.ncols())),
-            _ => PANEL,
+        let at_once = match (self.spread, &self.expected) {
+            (Spread::Pool, _) => WIDE,
+            (_, Expected::Linear(Linear::Map(map))) => PANEL.max(COLUMNS * map.nrows().max(map.ncols())),
+            _ => PANEL.max(self.stack.nrows()),
         };
         let (mut expected, mut written) =
             (vec![0.0; own * at_once.min(n)], vec![0.0; self.rank * at_once.min(n)]);

@@ -7,8 +7,9 @@
 //! [`Stacks`] → [`Grams`] → [`LoraCr::resolve`]; the passes over the factors and the eigenproblems are a back end's, but
 //! for modules whose Grams would be larger than the factors.
 //!
-//! Where a result is linear in the factors ([`Linear`]), resolved or not, it is never there whole: one pass makes a few
-//! columns of it, rounds them to the file's dtype and measures what that did, while they are in the cache.
+//! Where a result is linear in the factors ([`Linear`]), it is written without being formed, nor are resolved factors that
+//! are maps of those read: one pass makes a few columns of it, rounds them to the file's dtype and measures what that did,
+//! while they are in the cache.
 
 mod cat_merging;
 pub mod certificate;

@@ -57,7 +57,8 @@ impl Recipe {
         let compared = self.compare_for(backend, batches, wanted)?;
         // Gathered before the first error is looked for, so that it is always the same one.
         let one = |(read, compared): (&Batch, Compared)| {
-            let known = compared.grams.is_some() || wanted == Wanted::Maps && compared.resolution().is_some();
+            let by_maps = compared.resolved.is_none() || compared.resolution().is_some();
+            let known = compared.grams.is_some() || wanted == Wanted::Maps && by_maps;
             match linear && known {
                 true => self.linear(read, compared),
                 false => self.whole(read, compared, as_adapter),

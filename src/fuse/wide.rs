@@ -53,8 +53,8 @@ pub(super) fn resolve(batch: &Batch, options: &LoraCr, wanted: Wanted) -> Result
     let mut of = Module::of(batch);
     let products = of.products(None);
     let right = options.side == Side::Right;
-    // The second side needs the first one's factor.
-    let form = wanted != Wanted::Maps || options.side == Side::Both;
+    // The second side needs the first one's factor; scores need none.
+    let form = matches!(wanted, Wanted::Grams | Wanted::Factors) || options.side == Side::Both;
     let first = of.one_side(right, options, form)?;
     let (directions, subspace_energy, mut root, mut map) = match first {
         Some(side) => (side.directions, side.share, Some(side.root), side.map),
@@ -87,7 +87,7 @@ pub(super) fn resolve(batch: &Batch, options: &LoraCr, wanted: Wanted) -> Result
     };
     drop(root);
     let score_after = again.map_or_else(Score::default, |found| score(&found));
-    let maps = map.map(|map| match right {
+    let maps = map.filter(|_| wanted == Wanted::Maps).map(|map| match right {
         false => Maps { left: Some(map), right: None },
         true => Maps { left: None, right: Some(map.transpose().to_owned()) },
     });
