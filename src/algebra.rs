@@ -92,6 +92,9 @@ impl Spread {
             return Err(fail());
         }
         let (n, par) = (g.nrows(), self.par());
+        if n == 0 {
+            return Ok((Vec::new(), Mat::zeros(0, 0)));
+        }
         let (mut values, mut vectors) = (Diag::zeros(n), Mat::zeros(n, n));
         let room = self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, par, Spec::default());
         let (mut room, out) = (MemBuffer::new(room), Some(vectors.as_mut()));
