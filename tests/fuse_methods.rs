@@ -324,7 +324,7 @@ fn the_certificate_measures_the_same_by_grams_and_without() {
 /// More numbers than are worked on by one thread: no Grams are kept, and the resolved factors are still not formed.
 #[test]
 fn a_large_module_is_resolved_by_maps_as_by_factors() {
-    let x = weigh(batch(&adapters(9, 28_000, 28_000, &[300, 300])), &[0.7, 0.3]);
+    let x = weigh(batch(&adapters(9, 280_000, 280_000, &[30, 30])), &[0.7, 0.3]);
     assert!(x.frame.is_large());
     for (side, restore) in [(Side::Left, Restore::None), (Side::Right, Restore::Client)] {
         let resolve = Some(LoraCr { side, restore, ..LoraCr::default() });
