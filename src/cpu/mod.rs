@@ -251,10 +251,11 @@ pub(crate) mod tests {
     #[test]
     fn on_the_instructions_of_older_processors() {
         for set in Instructions::ALL.into_iter().filter(|set| *set < Instructions::widest()) {
+            let set = set.name();
             let mut tests = Command::new(env::current_exe().unwrap());
             let done = tests
                 .args(["tests::as_the_reference", "--skip", "cuda::"])
-                .env(simd::VARIABLE, set.name())
+                .env(simd::VARIABLE, set)
                 .output()
                 .unwrap();
             let said = String::from_utf8_lossy(&done.stdout);

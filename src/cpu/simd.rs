@@ -5,7 +5,6 @@
 //! one that [`VARIABLE`] names. Results may therefore differ between processors, never between thread counts.
 
 use std::env;
-use std::fmt;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
@@ -77,12 +76,6 @@ impl Instructions {
     pub(crate) fn used() -> Instructions {
         static USED: OnceLock<Instructions> = OnceLock::new();
         *USED.get_or_init(|| Instructions::asked().unwrap_or_else(|_| Instructions::widest()))
-    }
-}
-
-impl fmt::Display for Instructions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 

@@ -74,20 +74,17 @@ impl Recipe {
         // An A that was changed is no longer the frozen one.
         updates.frame.frozen &= compared.resolution().is_none_or(|maps| maps.right.is_none());
         let rank = updates.frame.rank();
-        let (made, energy_kept, entries) =
-            self.fusion.make(&updates, &updates, compared.fused_grams(), rank)?;
-        let made = match made {
-            Made::Pair(pair) => Made::Pair(pair.after(compared.resolution())),
-            Made::Factors(_) => {
-                let why = format!("{}: --method {} is not linear", read.frame.module, self.fusion.method);
-                return Err(Error::Op { op: "fuse", why });
-            }
+        let (Made::Pair(pair), ..) = self.fusion.make(&updates, &updates, compared.fused_grams(), rank)?
+        else {
+            let why = format!("{}: --method {} is not linear", read.frame.module, self.fusion.method);
+            return Err(Error::Op { op: "fuse", why });
         };
+        let made = Made::Pair(pair.after(compared.resolution()));
         if let Some(resolved) = &mut compared.resolved {
             resolved.grams = None;
         }
         let variant = self.fusion.variant(&updates.frame)?;
-        Ok(Outcome { compared, made, variant, energy_kept, entries })
+        Ok(Outcome { compared, made, variant, energy_kept: 1.0, entries: None })
     }
 
     /// The result from the factors of the updates.
