@@ -24,6 +24,8 @@ use faer::prelude::ReborrowMut;
 use faer::{Accum, Mat, MatMut, MatRef, Par, Spec};
 use rayon::prelude::*;
 
+pub(crate) use rank_k::slice;
+
 use crate::error::{Error, Result};
 use crate::ops::gate::RANK_CUT;
 use crate::ops::rsvd::sign;

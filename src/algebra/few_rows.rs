@@ -7,6 +7,7 @@ use faer::{MatMut, MatRef};
 
 use super::ahead::Ahead;
 use super::rank_k::{GROUP, slice};
+use crate::cpu::product::group::sums;
 use crate::cpu::simd::{Isa, Kernel, run};
 
 /// Columns of w that are multiplied at once: a group of them, and the numbers of x that go with it, stay in the first
@@ -38,7 +39,7 @@ impl Kernel for Multiply<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self) {
-        if I::WIDE { sweep::<I, 8>(self) } else { sweep::<I, 4>(self) }
+        if I::WIDE { sweep::<I, 8>(self) } else { sweep::<I, 2>(self) }
     }
 }
 
@@ -63,7 +64,7 @@ fn sweep<I: Isa, const Y: usize>(Multiply { mut out, keep, w, x }: Multiply<'_>)
             let mut ahead = Ahead::of(part.subcols(next, Y.min(x.ncols() - next)), number);
             for (i, group) in groups.chunks_exact(pitch).enumerate() {
                 ahead.ask();
-                let sums = tile::<I, Y>(&group[first..][..depth], of_x);
+                let sums = sums::<I, f64, GROUP, Y>(&group[first..][..depth], of_x, 1);
                 for (c, sums) in sums.iter().enumerate().take(some) {
                     let column = out.as_mut().col_mut(column + c).try_as_col_major_mut();
                     let column = column.map(|c| c.as_slice_mut()).unwrap_or_default();
@@ -90,38 +91,19 @@ fn packed(w: MatRef<'_, f64>, pitch: usize) -> Vec<[f64; GROUP]> {
     out
 }
 
-/// A group of w times Y columns of x, a column each.
-#[inline(always)]
-fn tile<I: Isa, const Y: usize>(w: &[[f64; GROUP]], x: [&[f64]; Y]) -> [[f64; GROUP]; Y] {
-    let mut sums = [[0.0; GROUP]; Y];
-    let x = x.map(|x| &x[..w.len()]);
-    for (k, w) in w.iter().enumerate() {
-        for (sums, x) in sums.iter_mut().zip(&x) {
-            let x = x[k];
-            for (sum, w) in sums.iter_mut().zip(w) {
-                *sum = if I::FMA { w.mul_add(x, *sum) } else { w * x + *sum };
-            }
-        }
-    }
-    sums
-}
-
 #[cfg(test)]
 mod tests {
     use faer::Mat;
 
     use super::*;
-    use crate::cpu::simd::Baseline;
-    use crate::cpu::simd::tests::{Fused, Wide};
+    use crate::cpu::simd::tests::{run_on, sets};
 
     #[test]
     fn as_the_definition_on_every_instruction_set() {
-        as_the_definition(|m| m.run::<Baseline>());
-        as_the_definition(|m| m.run::<Fused>());
-        as_the_definition(|m| m.run::<Wide>());
+        sets().for_each(|set| as_the_definition(|m| run_on(set, m)));
     }
 
-    fn as_the_definition(run: fn(Multiply<'_>)) {
+    fn as_the_definition(run: impl Fn(Multiply<'_>)) {
         let numbers = |m: usize, n: usize, by: usize| {
             Mat::from_fn(m, n, |i, j| ((i * by + j * 17 + i * j) % 101) as f64 / 7.0 - 6.0)
         };

@@ -6,42 +6,18 @@
 use faer::{MatMut, MatRef};
 
 use super::ahead::Ahead;
+use crate::cpu::product::group::{Number, sums};
 use crate::cpu::simd::{Isa, Kernel, run};
 
-/// Rows in a group of f64, which are packed together: one register of 512 bits.
-pub(super) const GROUP: usize = 8;
+/// Rows in a group of f64, which are packed together.
+pub(super) const GROUP: usize = 16;
 /// Rows in a group of f32.
-const GROUP_OF_SINGLE: usize = 16;
+const GROUP_OF_SINGLE: usize = 32;
 /// Columns that are packed at once: a group of x and one of y stay in the first cache.
 const DEPTH: usize = 128;
 /// Columns from group to group of what is packed: with one more than there are, not all of them meet in one set of the
 /// cache.
 const PITCH: usize = DEPTH + 1;
-
-/// A number that is multiplied and added.
-pub(super) trait Number: Copy + Default {
-    /// `self · b + c`, rounded once where `I` has that as an instruction.
-    fn fma<I: Isa>(self, b: Self, c: Self) -> Self;
-    /// Adds `x`.
-    fn plus(&mut self, x: Self);
-}
-
-macro_rules! number {
-    ($t:ty) => {
-        impl Number for $t {
-            #[inline(always)]
-            fn fma<I: Isa>(self, b: $t, c: $t) -> $t {
-                if I::FMA { self.mul_add(b, c) } else { self * b + c }
-            }
-            #[inline(always)]
-            fn plus(&mut self, x: $t) {
-                *self += x;
-            }
-        }
-    };
-}
-number!(f32);
-number!(f64);
 
 /// Whether [`add`] is the way to `x yᵀ`, by shapes and strides.
 pub(super) fn fits<T>(out: MatRef<'_, T>, x: MatRef<'_, T>, y: MatRef<'_, T>) -> bool {
@@ -72,8 +48,8 @@ impl Kernel for Add<'_, f64> {
 
     #[inline(always)]
     fn run<I: Isa>(self) {
-        // Eight sums of eight numbers, or of four and four: no multiply-add waits for the one before.
-        if I::WIDE { sweep::<I, f64, GROUP, 8>(self) } else { sweep::<I, f64, GROUP, 4>(self) }
+        // As many sums as there are registers for: no multiply-add waits for the one before.
+        if I::WIDE { sweep::<I, f64, GROUP, 8>(self) } else { sweep::<I, f64, GROUP, 2>(self) }
     }
 }
 
@@ -84,7 +60,7 @@ impl Kernel for Add<'_, f32> {
     fn run<I: Isa>(self) {
         match I::WIDE {
             true => sweep::<I, f32, GROUP_OF_SINGLE, 8>(self),
-            false => sweep::<I, f32, GROUP_OF_SINGLE, 4>(self),
+            false => sweep::<I, f32, GROUP_OF_SINGLE, 2>(self),
         }
     }
 }
@@ -111,14 +87,15 @@ fn sweep<I: Isa, T: Number, const G: usize, const Y: usize>(Add { mut out, x, y,
         );
         for row in (0..rows).step_by(Y) {
             let (group, at) = (row / G, row % G);
-            let y = &ys[group * PITCH..][..depth];
+            let y = ys[group * PITCH..][..depth].as_flattened();
+            let numbers = std::array::from_fn(|j| &y[at + j..]);
             let above = if triangle { group } else { 0 };
             for (i, x) in xs.chunks_exact(PITCH).enumerate().skip(above) {
                 x_next.ask();
                 if let Some(next) = &mut y_next {
                     next.ask();
                 }
-                let sums = tile::<I, T, G, Y>(&x[..depth], y, at);
+                let sums = sums::<I, T, G, Y>(&x[..depth], numbers, G);
                 for (c, sums) in sums.iter().enumerate().take(rows - row) {
                     let column = out.as_mut().col_mut(row + c).try_as_col_major_mut();
                     let column = column.map(|c| c.as_slice_mut()).unwrap_or_default();
@@ -136,7 +113,7 @@ fn after<T>(x: MatRef<'_, T>, first: usize) -> MatRef<'_, T> {
 
 /// Column `j` of a matrix whose columns are contiguous.
 #[inline(always)]
-pub(super) fn slice<T>(x: MatRef<'_, T>, j: usize) -> &[T] {
+pub(crate) fn slice<T>(x: MatRef<'_, T>, j: usize) -> &[T] {
     x.col(j).try_as_col_major().map(|c| c.as_slice()).unwrap_or_default()
 }
 
@@ -154,40 +131,19 @@ fn pack<T: Number, const G: usize>(out: &mut [[T; G]], x: MatRef<'_, T>) {
     }
 }
 
-/// `x yᵀ` of a group of x and Y rows of one of y, from row `at` on: a column a row of `y`.
-#[inline(always)]
-fn tile<I: Isa, T: Number, const G: usize, const Y: usize>(
-    x: &[[T; G]],
-    y: &[[T; G]],
-    at: usize,
-) -> [[T; G]; Y] {
-    let mut sums = [[T::default(); G]; Y];
-    for (x, y) in x.iter().zip(y) {
-        for (sums, y) in sums.iter_mut().zip(&y[at..at + Y]) {
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = x.fma::<I>(*y, *sum);
-            }
-        }
-    }
-    sums
-}
-
 #[cfg(test)]
 mod tests {
     use faer::Mat;
 
     use super::*;
-    use crate::cpu::simd::Baseline;
-    use crate::cpu::simd::tests::{Fused, Wide};
+    use crate::cpu::simd::tests::{run_on, sets};
 
     #[test]
     fn as_the_definition_on_every_instruction_set() {
-        as_the_definition::<f64>(|a| a.run::<Baseline>(), 1e-12);
-        as_the_definition::<f64>(|a| a.run::<Fused>(), 1e-12);
-        as_the_definition::<f64>(|a| a.run::<Wide>(), 1e-12);
-        as_the_definition::<f32>(|a| a.run::<Baseline>(), 1e-5);
-        as_the_definition::<f32>(|a| a.run::<Fused>(), 1e-5);
-        as_the_definition::<f32>(|a| a.run::<Wide>(), 1e-5);
+        for set in sets() {
+            as_the_definition::<f64>(|a| run_on(set, a), 1e-12);
+            as_the_definition::<f32>(|a| run_on(set, a), 1e-5);
+        }
     }
 
     trait Wider: Number {
@@ -211,7 +167,7 @@ mod tests {
         }
     }
 
-    fn as_the_definition<T: Wider>(run: fn(Add<'_, T>), near: f64) {
+    fn as_the_definition<T: Wider>(run: impl Fn(Add<'_, T>), near: f64) {
         let x = |m: usize, n: usize, by: usize| {
             Mat::from_fn(m, n, |i, j| T::of(((i * by + j * 17 + i * j) % 101) as f64 / 8.0 - 6.0))
         };

@@ -3,7 +3,24 @@
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 
+use crate::cpu::simd::{Isa, Kernel, run};
 use crate::tensor::{DType, Real};
+
+/// `out[i] = f(from[i])`.
+struct Each<'a, O, X, F> {
+    out: &'a mut [O],
+    from: &'a [X],
+    f: F,
+}
+
+impl<O, X: Copy, F: Fn(X) -> O> Kernel for Each<'_, O, X, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        self.out.iter_mut().zip(self.from).for_each(|(out, x)| *out = (self.f)(*x));
+    }
+}
 
 /// `out[i] = bytes[i]`, exactly; `bytes` holds `out.len()` elements of `dtype` at any alignment.
 ///
@@ -13,14 +30,10 @@ pub fn widen(out: &mut [f32], bytes: &[u8], dtype: DType) {
     assert_eq!(bytes.len(), out.len() * dtype.size(), "bytes of {} elements of {dtype}", out.len());
     match dtype {
         DType::F32 => {
-            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *o = f32::from_le_bytes(*b);
-            }
+            run(Each { out, from: bytes.as_chunks::<4>().0, f: f32::from_le_bytes });
         }
         DType::BF16 => {
-            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *o = bf16::from_le_bytes(*b).to_f32();
-            }
+            run(Each { out, from: bytes.as_chunks::<2>().0, f: |b| bf16::from_le_bytes(b).to_f32() });
         }
         DType::F16 => {
             let mut half = [0u16; 1024];
@@ -45,9 +58,7 @@ pub fn widen_f64(out: &mut [f64], bytes: &[u8], dtype: DType) {
     for (o, b) in out.chunks_mut(1024).zip(bytes.chunks(1024 * dtype.size())) {
         let buf = &mut buf[..o.len()];
         widen(buf, b, dtype);
-        for (o, &x) in o.iter_mut().zip(buf.iter()) {
-            *o = f64::from(x);
-        }
+        run(Each { out: o, from: buf, f: f64::from });
     }
 }
 
@@ -79,13 +90,11 @@ pub fn narrow_finite(x: &[f64], dtype: DType) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Appends the bytes of each element; into memory of known length, so that the loop becomes vector code.
+/// Appends the bytes of each element.
 fn append<T: Copy, const N: usize>(out: &mut Vec<u8>, x: &[T], bytes: impl Fn(T) -> [u8; N]) {
     let start = out.len();
     out.resize(start + x.len() * N, 0);
-    for (o, &v) in out[start..].as_chunks_mut::<N>().0.iter_mut().zip(x) {
-        *o = bytes(v);
-    }
+    run(Each { out: out[start..].as_chunks_mut::<N>().0, from: x, f: bytes });
 }
 
 /// The index of the first NaN or infinity in `bytes`, elements of `dtype` at any alignment.

@@ -22,7 +22,7 @@ mod linear_bwd;
 mod merge;
 mod operand;
 mod parts;
-mod product;
+pub(crate) mod product;
 mod rms_norm;
 mod rope;
 mod rsvd;

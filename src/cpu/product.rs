@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 pub(super) mod block;
+pub(crate) mod group;
 mod micro;
 mod pack;
 
@@ -225,7 +226,7 @@ impl Kernel for Product<'_, '_> {
         // SAFETY: these are plain numbers.
         #[cfg(not(target_arch = "x86_64"))]
         unsafe {
-            self.by::<micro::Lanes, 6, 2, 8>();
+            self.by::<micro::Lanes<f32, 4>, 6, 2, 8>();
         }
     }
 }
@@ -247,7 +248,7 @@ impl Product<'_, '_> {
     /// # Safety
     /// The processor has `V`.
     #[inline(always)]
-    unsafe fn by<V: Vector, const M: usize, const C: usize, const N: usize>(self) {
+    unsafe fn by<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(self) {
         const { assert!(COLUMNS.is_multiple_of(N)) };
         let Product { dst, keep, alpha, a, b, room } = self;
         let (rows, columns, depth) = (a.size.0, b.size.1, a.size.1);
@@ -279,7 +280,7 @@ impl Product<'_, '_> {
 /// # Safety
 /// The processor has `V`.
 #[inline(always)]
-unsafe fn strip<V: Vector, const M: usize, const C: usize, const N: usize>(
+unsafe fn strip<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(
     dst: &mut TileMut<'_, f32>,
     keep: bool,
     alpha: f32,
@@ -325,34 +326,30 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::cpu::simd::Baseline;
-    #[cfg(target_arch = "x86_64")]
-    use crate::cpu::simd::tests::{Fused, Wide};
+    use crate::cpu::simd::Instructions;
+    use crate::cpu::simd::tests::{run_on, sets};
     use crate::ops::cases::normal;
 
-    type Run = fn(Product<'_, '_>);
-
     /// Every micro-kernel that the processor has, and the one for other architectures.
-    fn kernels() -> Vec<(&'static str, Run)> {
-        let mut all: Vec<(&str, Run)> = vec![
-            ("baseline", |p| p.run::<Baseline>()),
-            // SAFETY: these are plain numbers.
-            ("lanes", |p| unsafe { p.by::<micro::Lanes, 6, 2, 8>() }),
-        ];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                all.push(("avx2", |p| p.run::<Fused>()));
-            }
-            if is_x86_feature_detected!("avx512f") {
-                all.push(("avx512", |p| p.run::<Wide>()));
-            }
-        }
-        all
+    #[derive(Clone, Copy, Debug)]
+    enum By {
+        Set(Instructions),
+        Lanes,
     }
 
-    fn with(run: Run, dst: &mut TileMut<'_, f32>, keep: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
-        pack::with_room(|room| run(Product { dst, keep, alpha, a, b, room }));
+    fn kernels() -> impl Iterator<Item = By> {
+        sets().map(By::Set).chain([By::Lanes])
+    }
+
+    fn with(by: By, dst: &mut TileMut<'_, f32>, keep: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
+        pack::with_room(|room| {
+            let product = Product { dst, keep, alpha, a, b, room };
+            match by {
+                By::Set(set) => run_on(set, product),
+                // SAFETY: these are plain numbers.
+                By::Lanes => unsafe { product.by::<micro::Lanes<f32, 4>, 6, 2, 8>() },
+            }
+        });
     }
 
     /// Strides of a matrix that is larger than `size`: by rows, by columns, by neither.
@@ -400,16 +397,16 @@ mod tests {
                     let inside = (2..2 + m).contains(&r);
                     row[3..3 + n].iter_mut().filter(|_| inside && !keep).for_each(|x| *x = f32::NAN);
                 }
-                for (name, run) in kernels() {
+                for by in kernels() {
                     let mut got = old.clone();
                     let shared = Shared::new(&mut got);
                     // SAFETY: it is the only tile.
                     let mut dst = unsafe { shared.tile(2 * stride + 3, m, n, stride) };
-                    with(run, &mut dst, keep, alpha, a, b);
+                    with(by, &mut dst, keep, alpha, a, b);
                     for (i, got) in got.iter().enumerate() {
                         let (r, c) = (i / stride, i % stride);
                         if !(2..2 + m).contains(&r) || !(3..3 + n).contains(&c) {
-                            assert_eq!(got.to_bits(), old[i].to_bits(), "{name}: {r}, {c} is outside");
+                            assert_eq!(got.to_bits(), old[i].to_bits(), "{by:?}: {r}, {c} is outside");
                             continue;
                         }
                         let (sum, size) = sum(a, b, r - 2, c - 3);
@@ -419,7 +416,7 @@ mod tests {
                         let err = (f64::from(*got) - want).abs();
                         assert!(
                             err <= tol,
-                            "{name} {m} × {n} × {k} [{}, {}]: {got}, expected {want}",
+                            "{by:?} {m} × {n} × {k} [{}, {}]: {got}, expected {want}",
                             r - 2,
                             c - 3
                         );
@@ -434,17 +431,17 @@ mod tests {
         let (m, n, k) = (29, 290, 530);
         let (a, b) = (normal::<f32>(1, m * k, 1.0), normal::<f32>(2, n * k, 1.0));
         let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (n, k), (k, 1)).t());
-        for (name, run) in kernels() {
+        for by in kernels() {
             let mut whole = normal::<f32>(3, m * n, 1.0);
             let old = whole.clone();
-            with(run, &mut TileMut::new(&mut whole, m, n), true, 0.3, a, b);
+            with(by, &mut TileMut::new(&mut whole, m, n), true, 0.3, a, b);
             for (rows, cols) in [(0..2, 0..n), (3..17, 250..290), (11..29, 5..6)] {
                 let mut part: Vec<f32> =
                     rows.clone().flat_map(|r| old[r * n..][cols.clone()].to_vec()).collect();
                 let mut dst = TileMut::new(&mut part, rows.len(), cols.len());
-                with(run, &mut dst, true, 0.3, a.rows(rows.clone()), b.t().rows(cols.clone()).t());
+                with(by, &mut dst, true, 0.3, a.rows(rows.clone()), b.t().rows(cols.clone()).t());
                 for (r, part) in rows.zip(part.chunks(cols.len())) {
-                    assert_eq!(part, &whole[r * n..][cols.clone()], "{name}: row {r}");
+                    assert_eq!(part, &whole[r * n..][cols.clone()], "{by:?}: row {r}");
                 }
             }
         }
@@ -456,16 +453,16 @@ mod tests {
         let (mut a, mut b) = (vec![1f32; m * k], vec![1f32; k * n]);
         (a[7 * k + 4], b[3 * n + 35]) = (f32::NAN, f32::INFINITY);
         let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (k, n), (n, 1)));
-        for (name, run) in kernels() {
+        for by in kernels() {
             let mut c = vec![f32::NAN; m * n];
-            with(run, &mut TileMut::new(&mut c, m, n), false, 1.0, a, b);
+            with(by, &mut TileMut::new(&mut c, m, n), false, 1.0, a, b);
             for (i, x) in c.iter().enumerate() {
                 let right = match (i / n, i % n) {
                     (7, _) => x.is_nan(),
                     (_, 35) => *x == f32::INFINITY,
                     _ => *x == k as f32,
                 };
-                assert!(right, "{name} [{}, {}] = {x}", i / n, i % n);
+                assert!(right, "{by:?} [{}, {}] = {x}", i / n, i % n);
             }
         }
     }

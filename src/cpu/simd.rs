@@ -123,8 +123,19 @@ pub(crate) trait Kernel {
 #[inline]
 #[allow(unsafe_code)]
 pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
-    match Instructions::used() {
-        // SAFETY: those that are used are none that the processor lacks.
+    // SAFETY: those that are used are none that the processor lacks.
+    unsafe { run_with(Instructions::used(), kernel) }
+}
+
+/// Runs `kernel` with the instructions of `set`.
+///
+/// # Safety
+/// The processor has them.
+#[inline]
+#[allow(unsafe_code)]
+unsafe fn run_with<K: Kernel>(set: Instructions, kernel: K) -> K::Output {
+    match set {
+        // SAFETY: as the caller says.
         #[cfg(target_arch = "x86_64")]
         Instructions::Avx512 => unsafe { avx512(kernel) },
         // SAFETY: as above.
@@ -199,19 +210,25 @@ pub(super) fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::Isa;
+    use super::*;
+
+    /// The sets of instructions that the processor has.
+    pub(crate) fn sets() -> impl Iterator<Item = Instructions> {
+        Instructions::ALL.into_iter().filter(|set| *set <= Instructions::widest())
+    }
+
+    /// Runs `kernel` with the instructions of `set`.
+    #[allow(unsafe_code)]
+    pub(crate) fn run_on<K: Kernel>(set: Instructions, kernel: K) -> K::Output {
+        assert!(set <= Instructions::widest());
+        // SAFETY: the processor has them, as was just seen.
+        unsafe { run_with(set, kernel) }
+    }
 
     /// Fused multiply-adds, which a processor without them makes slowly.
     pub(crate) struct Fused;
     impl Isa for Fused {
         const FMA: bool = true;
         const WIDE: bool = false;
-    }
-
-    /// With wide registers too.
-    pub(crate) struct Wide;
-    impl Isa for Wide {
-        const FMA: bool = true;
-        const WIDE: bool = true;
     }
 }

@@ -3,8 +3,9 @@
 use faer::{Mat, MatMut, MatRef};
 
 use crate::algebra::difference::Difference;
-use crate::algebra::{Spread, gram, inner, mirrored, product, pseudo_inverse};
+use crate::algebra::{Spread, gram, inner, mirrored, product, pseudo_inverse, slice};
 use crate::checkpoint::adapter_writer::pad_rows;
+use crate::cpu::simd::{Isa, Kernel, run};
 use crate::error::Result;
 use crate::fuse::compare::Compared;
 use crate::fuse::factors::{Batch, Factors, Rows};
@@ -227,9 +228,7 @@ impl Half<'_> {
         let was = turned(&with);
         let (mut own, mut change) = (vec![0.0; rank], None);
         self.panels(got, |Columns { stack, expected, delta, .. }| {
-            for column in expected.col_iter() {
-                own.iter_mut().zip(column.iter()).for_each(|(own, x)| *own += x * x);
-            }
+            run(AddSquares { sums: &mut own, x: expected });
             if let Some(delta) = delta {
                 change.get_or_insert_with(|| Difference::new(rank, p)).add(delta, stack);
             }
@@ -312,15 +311,47 @@ impl Half<'_> {
                 true => (expected, written),
                 false => (&mut of_expected[..], &mut of_written[..]),
             };
-            let mut changed = false;
-            for (w, e) in written.iter_mut().zip(expected.iter()) {
-                *w -= e;
-                changed |= *w != 0.0;
-            }
+            let changed = run(Subtract { x: written, y: expected });
             let columns = |x| MatRef::from_column_major_slice(x, rank, some);
             let delta = changed.then(|| columns(&*written));
             take(Columns { stack, first, expected: columns(&*expected), delta });
         }
+    }
+}
+
+/// Adds the squares of each row.
+struct AddSquares<'a> {
+    sums: &'a mut [f64],
+    x: MatRef<'a, f64>,
+}
+
+impl Kernel for AddSquares<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        for k in 0..self.x.ncols() {
+            self.sums.iter_mut().zip(slice(self.x, k)).for_each(|(sum, x)| *sum += x * x);
+        }
+    }
+}
+
+/// `x −= y`, and whether anything is left.
+struct Subtract<'a> {
+    x: &'a mut [f64],
+    y: &'a [f64],
+}
+
+impl Kernel for Subtract<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> bool {
+        let subtract = |changed, (x, y): (&mut f64, &f64)| {
+            *x -= y;
+            changed | (*x != 0.0)
+        };
+        self.x.iter_mut().zip(self.y).fold(false, subtract)
     }
 }
 

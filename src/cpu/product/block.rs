@@ -108,7 +108,7 @@ impl Kernel for Product<'_> {
         #[cfg(not(target_arch = "x86_64"))]
         unsafe {
             while j < columns {
-                strip::<micro::Lanes, 6, 2, 8>(&mut c, j, add, a, b, size);
+                strip::<micro::Lanes<f32, 4>, 6, 2, 8>(&mut c, j, add, a, b, size);
                 j += 8;
             }
         }
@@ -120,7 +120,7 @@ impl Kernel for Product<'_> {
 /// # Safety
 /// The processor has `V`; a has the size's rows and depth, b its depth and N columns from `j` on.
 #[inline(always)]
-unsafe fn strip<V: Vector, const M: usize, const C: usize, const N: usize>(
+unsafe fn strip<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(
     c: &mut TileMut<'_, f32>,
     j: usize,
     add: bool,
@@ -152,7 +152,7 @@ unsafe fn strip<V: Vector, const M: usize, const C: usize, const N: usize>(
 /// # Safety
 /// As for [`strip`].
 #[inline(always)]
-unsafe fn tile<V: Vector, const M: usize, const C: usize, const N: usize>(
+unsafe fn tile<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(
     c: &mut TileMut<'_, f32>,
     (i, j): (usize, usize),
     add: bool,
@@ -175,12 +175,11 @@ unsafe fn tile<V: Vector, const M: usize, const C: usize, const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::simd::Baseline;
-    #[cfg(target_arch = "x86_64")]
-    use crate::cpu::simd::tests::{Fused, Wide};
+    use crate::cpu::simd::Instructions;
+    use crate::cpu::simd::tests::{run_on, sets};
     use crate::ops::cases::normal;
 
-    fn check<I: Isa>(rows: usize, columns: usize, depth: usize, add: bool) {
+    fn check(set: Instructions, rows: usize, columns: usize, depth: usize, add: bool) {
         // Strides are larger than what they hold.
         let (a, b) =
             (normal::<f32>(1, (rows + 3) * (depth + 3), 1.0), normal::<f32>(2, depth * columns, 1.0));
@@ -188,9 +187,9 @@ mod tests {
         let size = Size { rows, columns, depth };
         let (mut by_row, mut by_column) = (old.clone(), old.clone());
         let left = Left::by_row(&a, depth + 3);
-        Product { c: &mut by_row, add, a: left, b: &b, size }.run::<I>();
+        run_on(set, Product { c: &mut by_row, add, a: left, b: &b, size });
         let left = Left::by_column(&a, rows + 3);
-        Product { c: &mut by_column, add, a: left, b: &b, size }.run::<I>();
+        run_on(set, Product { c: &mut by_column, add, a: left, b: &b, size });
         for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
             let sum = |at: &dyn Fn(usize) -> usize| -> f64 {
                 (0..depth).map(|k| f64::from(a[at(k)]) * f64::from(b[k * columns + j])).sum()
@@ -210,16 +209,7 @@ mod tests {
         let sizes = |n: usize| [8, 16, 24, 32, 48, 80].map(|columns| (n, columns));
         for (rows, columns) in (1..20).flat_map(sizes) {
             for (depth, add) in [0, 1, 5, 64].into_iter().flat_map(|n| [(n, false), (n, true)]) {
-                check::<Baseline>(rows, columns, depth, add);
-                #[cfg(target_arch = "x86_64")]
-                {
-                    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                        check::<Fused>(rows, columns, depth, add);
-                    }
-                    if is_x86_feature_detected!("avx512f") {
-                        check::<Wide>(rows, columns, depth, add);
-                    }
-                }
+                sets().for_each(|set| check(set, rows, columns, depth, add));
             }
         }
     }

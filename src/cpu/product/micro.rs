@@ -9,46 +9,52 @@ use std::arch::x86_64::*;
 use super::TileMut;
 use crate::cpu::simd::prefetch;
 #[cfg(any(test, not(target_arch = "x86_64")))]
-use crate::cpu::simd::{Baseline, fma};
+use crate::cpu::simd::{Baseline, Isa};
 
 /// A register of [`Vector::LANES`] numbers.
 ///
 /// # Safety
 /// Its functions read and write that many numbers, and want a processor that has the register.
-pub(super) unsafe trait Vector: Copy {
+pub(crate) unsafe trait Vector: Copy {
+    /// One of its numbers.
+    type Of: Copy + Default;
     /// Numbers in it.
     const LANES: usize;
     /// `x` in all lanes.
-    unsafe fn splat(x: f32) -> Self;
+    unsafe fn splat(x: Self::Of) -> Self;
     /// The numbers at `x`.
-    unsafe fn load(x: *const f32) -> Self;
+    unsafe fn load(x: *const Self::Of) -> Self;
     /// Writes them to `x`.
-    unsafe fn store(self, x: *mut f32);
+    unsafe fn store(self, x: *mut Self::Of);
     /// `self · b`.
     unsafe fn mul(self, b: Self) -> Self;
     /// `self · b + c`, rounded once where that is one instruction.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
 }
 
-/// The vectors of x86-64: type, lanes, splat, load, store, mul, and how a b + c is made.
+/// The vectors of x86-64: type, number, lanes, splat, load, store, mul, and how a b + c is made.
 #[cfg(target_arch = "x86_64")]
 macro_rules! vector {
-    ($v:ty, $n:literal, $splat:ident, $load:ident, $store:ident, $mul:ident, |$a:ident, $b:ident, $c:ident| $fma:expr) => {
+    (
+        $v:ty, $t:ty, $n:literal, $splat:ident, $load:ident, $store:ident, $mul:ident,
+        |$a:ident, $b:ident, $c:ident| $fma:expr
+    ) => {
         // SAFETY: loads and stores are the unaligned ones of that many numbers.
         unsafe impl Vector for $v {
+            type Of = $t;
             const LANES: usize = $n;
             #[inline(always)]
-            unsafe fn splat(x: f32) -> $v {
+            unsafe fn splat(x: $t) -> $v {
                 // SAFETY: the caller has the instructions.
                 unsafe { $splat(x) }
             }
             #[inline(always)]
-            unsafe fn load(x: *const f32) -> $v {
+            unsafe fn load(x: *const $t) -> $v {
                 // SAFETY: the caller has the numbers and the instructions.
                 unsafe { $load(x) }
             }
             #[inline(always)]
-            unsafe fn store(self, x: *mut f32) {
+            unsafe fn store(self, x: *mut $t) {
                 // SAFETY: the caller has the numbers and the instructions.
                 unsafe { $store(x, self) }
             }
@@ -68,66 +74,87 @@ macro_rules! vector {
 }
 
 #[cfg(target_arch = "x86_64")]
-vector!(__m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_mul_ps, |a, b, c| {
+vector!(__m512, f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_mul_ps, |a, b, c| {
     _mm512_fmadd_ps(a, b, c)
 });
 #[cfg(target_arch = "x86_64")]
-vector!(__m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_mul_ps, |a, b, c| {
+vector!(__m256, f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_mul_ps, |a, b, c| {
     _mm256_fmadd_ps(a, b, c)
 });
 #[cfg(target_arch = "x86_64")]
-vector!(__m128, 4, _mm_set1_ps, _mm_loadu_ps, _mm_storeu_ps, _mm_mul_ps, |a, b, c| _mm_add_ps(
-    _mm_mul_ps(a, b),
-    c
-));
+vector!(__m128, f32, 4, _mm_set1_ps, _mm_loadu_ps, _mm_storeu_ps, _mm_mul_ps, |a, b, c| {
+    _mm_add_ps(_mm_mul_ps(a, b), c)
+});
+#[cfg(target_arch = "x86_64")]
+vector!(__m512d, f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_mul_pd, |a, b, c| {
+    _mm512_fmadd_pd(a, b, c)
+});
+#[cfg(target_arch = "x86_64")]
+vector!(__m256d, f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_mul_pd, |a, b, c| {
+    _mm256_fmadd_pd(a, b, c)
+});
+#[cfg(target_arch = "x86_64")]
+vector!(__m128d, f64, 2, _mm_set1_pd, _mm_loadu_pd, _mm_storeu_pd, _mm_mul_pd, |a, b, c| {
+    _mm_add_pd(_mm_mul_pd(a, b), c)
+});
 
 /// Numbers one after another, for other processors.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 #[derive(Clone, Copy)]
-pub(super) struct Lanes([f32; 4]);
+pub(crate) struct Lanes<T, const N: usize>([T; N]);
 
 #[cfg(any(test, not(target_arch = "x86_64")))]
-// SAFETY: it reads and writes four numbers, with instructions that every processor has.
-unsafe impl Vector for Lanes {
-    const LANES: usize = 4;
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Lanes {
-        Lanes([x; 4])
-    }
-    #[inline(always)]
-    unsafe fn load(x: *const f32) -> Lanes {
-        // SAFETY: the caller has the numbers.
-        Lanes(unsafe { x.cast::<[f32; 4]>().read() })
-    }
-    #[inline(always)]
-    unsafe fn store(self, x: *mut f32) {
-        // SAFETY: the caller has the numbers.
-        unsafe { x.cast::<[f32; 4]>().write(self.0) }
-    }
-    #[inline(always)]
-    unsafe fn mul(self, b: Lanes) -> Lanes {
-        Lanes(std::array::from_fn(|i| self.0[i] * b.0[i]))
-    }
-    #[inline(always)]
-    unsafe fn mul_add(self, b: Lanes, c: Lanes) -> Lanes {
-        Lanes(std::array::from_fn(|i| fma::<Baseline>(self.0[i], b.0[i], c.0[i])))
-    }
+macro_rules! lanes {
+    ($t:ty, $n:literal) => {
+        // SAFETY: it reads and writes as many numbers, with instructions that every processor has.
+        unsafe impl Vector for Lanes<$t, $n> {
+            type Of = $t;
+            const LANES: usize = $n;
+            #[inline(always)]
+            unsafe fn splat(x: $t) -> Self {
+                Lanes([x; $n])
+            }
+            #[inline(always)]
+            unsafe fn load(x: *const $t) -> Self {
+                // SAFETY: the caller has the numbers.
+                Lanes(unsafe { x.cast::<[$t; $n]>().read() })
+            }
+            #[inline(always)]
+            unsafe fn store(self, x: *mut $t) {
+                // SAFETY: the caller has the numbers.
+                unsafe { x.cast::<[$t; $n]>().write(self.0) }
+            }
+            #[inline(always)]
+            unsafe fn mul(self, b: Self) -> Self {
+                Lanes(std::array::from_fn(|i| self.0[i] * b.0[i]))
+            }
+            #[inline(always)]
+            unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+                let fma = |a: $t, b, c| if Baseline::FMA { a.mul_add(b, c) } else { a * b + c };
+                Lanes(std::array::from_fn(|i| fma(self.0[i], b.0[i], c.0[i])))
+            }
+        }
+    };
 }
+#[cfg(any(test, not(target_arch = "x86_64")))]
+lanes!(f32, 4);
+#[cfg(any(test, not(target_arch = "x86_64")))]
+lanes!(f64, 2);
 
 /// M rows of a.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<const M: usize> {
+pub(super) struct Rows<T, const M: usize> {
     /// Where each begins.
-    pub starts: [*const f32; M],
+    pub starts: [*const T; M],
     /// From number to number of a row.
     pub step: usize,
 }
 
 /// Columns of b.
 #[derive(Clone, Copy)]
-pub(super) struct Panel {
+pub(super) struct Panel<T> {
     /// Where they begin.
-    pub start: *const f32,
+    pub start: *const T,
     /// From row to row.
     pub stride: usize,
     /// Rows.
@@ -139,12 +166,12 @@ pub(super) struct Panel {
 /// # Safety
 /// The processor has `V`; a's rows have as many numbers as b has rows, and b's rows N numbers.
 #[inline(always)]
-pub(super) unsafe fn tile<V: Vector, const M: usize, const C: usize, const N: usize>(
+pub(super) unsafe fn tile<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(
     out: &mut TileMut<'_, f32>,
     keep: bool,
     alpha: f32,
-    a: Rows<M>,
-    b: Panel,
+    a: Rows<f32, M>,
+    b: Panel<f32>,
 ) {
     const { assert!(N == C * V::LANES) };
     // What the sums are added to is wanted when they are done.
@@ -152,18 +179,9 @@ pub(super) unsafe fn tile<V: Vector, const M: usize, const C: usize, const N: us
         prefetch(out.start.wrapping_add(m * out.stride));
     }
     let (some_rows, some_columns) = out.size();
-    // SAFETY: k stays below the depth; a whole tile has M rows of N numbers, and so has `part`.
+    // SAFETY: as the caller says; a whole tile has M rows of N numbers, and so has `part`.
     unsafe {
-        let mut sums = [[V::splat(0.0); C]; M];
-        let steps = b.depth - b.depth % STEP;
-        for k in (0..steps).step_by(STEP) {
-            for i in 0..STEP {
-                add(&mut sums, a, b, k + i);
-            }
-        }
-        for k in steps..b.depth {
-            add(&mut sums, a, b, k);
-        }
+        let sums = sums::<V, M, C>(a, b);
         if (some_rows, some_columns) == (M, N) {
             return finish(out.start, out.stride, keep, alpha, &sums);
         }
@@ -180,6 +198,31 @@ pub(super) unsafe fn tile<V: Vector, const M: usize, const C: usize, const N: us
     }
 }
 
+/// `a b`: M rows and C vectors; k ascends.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+pub(super) unsafe fn sums<V: Vector, const M: usize, const C: usize>(
+    a: Rows<V::Of, M>,
+    b: Panel<V::Of>,
+) -> [[V; C]; M] {
+    // SAFETY: k stays below the depth.
+    unsafe {
+        let mut sums = [[V::splat(V::Of::default()); C]; M];
+        let steps = b.depth - b.depth % STEP;
+        for k in (0..steps).step_by(STEP) {
+            for i in 0..STEP {
+                add(&mut sums, a, b, k + i);
+            }
+        }
+        for k in steps..b.depth {
+            add(&mut sums, a, b, k);
+        }
+        sums
+    }
+}
+
 /// Depths between two looks at whether it is the last.
 const STEP: usize = 4;
 
@@ -190,13 +233,13 @@ const STEP: usize = 4;
 #[inline(always)]
 unsafe fn add<V: Vector, const M: usize, const C: usize>(
     sums: &mut [[V; C]; M],
-    a: Rows<M>,
-    b: Panel,
+    a: Rows<V::Of, M>,
+    b: Panel<V::Of>,
     k: usize,
 ) {
     // SAFETY: as the caller says.
     unsafe {
-        let mut of_b = [V::splat(0.0); C];
+        let mut of_b = [V::splat(V::Of::default()); C];
         for (c, of_b) in of_b.iter_mut().enumerate() {
             *of_b = V::load(b.start.add(k * b.stride + c * V::LANES));
         }
@@ -215,7 +258,7 @@ unsafe fn add<V: Vector, const M: usize, const C: usize>(
 /// # Safety
 /// The processor has `V`; `out` has M rows of C vectors, `stride` numbers from row to row.
 #[inline(always)]
-unsafe fn finish<V: Vector, const M: usize, const C: usize>(
+unsafe fn finish<V: Vector<Of = f32>, const M: usize, const C: usize>(
     out: *mut f32,
     stride: usize,
     keep: bool,
