@@ -13,6 +13,10 @@ use crate::cpu::simd::{Isa, Kernel, run};
 /// Columns of w that are multiplied at once: a group of them, and the numbers of x that go with it, stay in the first
 /// cache.
 const DEPTH: usize = 256;
+/// Columns of x that are multiplied with a group of w before the next one, where w is large.
+const BLOCK: usize = 128;
+/// Bytes that stay in a second cache.
+const SECOND: usize = 1 << 19;
 /// Columns of x for each row or column of w from which on packing w is paid for.
 const COLUMNS: usize = 2;
 
@@ -54,24 +58,31 @@ fn sweep<I: Isa, const Y: usize>(Multiply { mut out, keep, w, x }: Multiply<'_>)
         let depth = DEPTH.min(w.ncols() - first);
         let part = x.subrows(first, depth);
         let keep = keep || first > 0;
-        for column in (0..x.ncols()).step_by(Y) {
-            let some = Y.min(x.ncols() - column);
-            let mut of_x = [&[][..]; Y];
-            for (c, of_x) in of_x.iter_mut().enumerate() {
-                *of_x = slice(part, column + c.min(some - 1));
+        // What of w is multiplied goes by once for each block: where it does not stay in the second cache, that one does.
+        let small = number * depth * size_of::<[f64; GROUP]>() <= SECOND;
+        let block = if small { Y } else { BLOCK };
+        let mut columns = [&[][..]; BLOCK];
+        for start in (0..x.ncols()).step_by(block) {
+            let end = (start + block).min(x.ncols());
+            for (c, column) in columns.iter_mut().enumerate().take(block) {
+                *column = slice(part, (start + c).min(end - 1));
             }
-            let next = (column + 2 * Y).min(x.ncols());
-            let mut ahead = Ahead::of(part.subcols(next, Y.min(x.ncols() - next)), number);
+            let next = (if small { end + Y } else { end }).min(x.ncols());
+            let tiles = number * (end - start).div_ceil(Y);
+            let mut ahead = Ahead::of(part.subcols(next, block.min(x.ncols() - next)), tiles);
             for (i, group) in groups.chunks_exact(pitch).enumerate() {
-                ahead.ask();
-                let sums = sums::<I, f64, GROUP, Y>(&group[first..][..depth], of_x, 1);
-                for (c, sums) in sums.iter().enumerate().take(some) {
-                    let column = out.as_mut().col_mut(column + c).try_as_col_major_mut();
-                    let column = column.map(|c| c.as_slice_mut()).unwrap_or_default();
-                    let own = column[i * GROUP..].iter_mut().zip(sums);
-                    match keep {
-                        true => own.for_each(|(out, sum)| *out += sum),
-                        false => own.for_each(|(out, sum)| *out = *sum),
+                for column in (start..end).step_by(Y) {
+                    ahead.ask();
+                    let of_x = std::array::from_fn(|c| columns[column - start + c]);
+                    let sums = sums::<I, f64, GROUP, Y>(&group[first..][..depth], of_x, 1);
+                    for (c, sums) in sums.iter().enumerate().take(end - column) {
+                        let column = out.as_mut().col_mut(column + c).try_as_col_major_mut();
+                        let column = column.map(|c| c.as_slice_mut()).unwrap_or_default();
+                        let own = column[i * GROUP..].iter_mut().zip(sums);
+                        match keep {
+                            true => own.for_each(|(out, sum)| *out += sum),
+                            false => own.for_each(|(out, sum)| *out = *sum),
+                        }
                     }
                 }
             }
@@ -96,11 +107,11 @@ mod tests {
     use faer::Mat;
 
     use super::*;
-    use crate::cpu::simd::tests::{run_on, sets};
+    use crate::cpu::simd::tests::{loops, run_on};
 
     #[test]
     fn as_the_definition_on_every_instruction_set() {
-        sets().for_each(|set| as_the_definition(|m| run_on(set, m)));
+        loops().for_each(|set| as_the_definition(|m| run_on(set, m)));
     }
 
     fn as_the_definition(run: impl Fn(Multiply<'_>)) {
@@ -116,6 +127,8 @@ mod tests {
             (12, 300, 601),
             (5, 257, 514),
             (3, 2, 17),
+            // More than stays in a second cache.
+            (272, 256, 700),
         ] {
             let (w, x) = (numbers(m, k, 31), numbers(k + 2, columns, 13));
             // A part of a taller one.

@@ -15,6 +15,8 @@ pub(super) const GROUP: usize = 16;
 const GROUP_OF_SINGLE: usize = 32;
 /// Columns that are packed at once: a group of x and one of y stay in the first cache.
 const DEPTH: usize = 128;
+/// Rows of y that every group of x is multiplied with before the next ones: whole groups.
+const BLOCK: usize = 64;
 /// Columns from group to group of what is packed: with one more than there are, not all of them meet in one set of the
 /// cache.
 const PITCH: usize = DEPTH + 1;
@@ -85,21 +87,24 @@ fn sweep<I: Isa, T: Number, const G: usize, const Y: usize>(Add { mut out, x, y,
             Ahead::of(after(x, first + depth), tiles),
             (!same).then(|| Ahead::of(after(y, first + depth), tiles)),
         );
-        for row in (0..rows).step_by(Y) {
-            let (group, at) = (row / G, row % G);
-            let y = ys[group * PITCH..][..depth].as_flattened();
-            let numbers = std::array::from_fn(|j| &y[at + j..]);
-            let above = if triangle { group } else { 0 };
+        for block in (0..rows).step_by(BLOCK) {
+            // A group of x stays in the first cache while a block of rows of y goes by, which stays in the second.
+            let above = if triangle { block / G } else { 0 };
             for (i, x) in xs.chunks_exact(PITCH).enumerate().skip(above) {
-                x_next.ask();
-                if let Some(next) = &mut y_next {
-                    next.ask();
-                }
-                let sums = sums::<I, T, G, Y>(&x[..depth], numbers, G);
-                for (c, sums) in sums.iter().enumerate().take(rows - row) {
-                    let column = out.as_mut().col_mut(row + c).try_as_col_major_mut();
-                    let column = column.map(|c| c.as_slice_mut()).unwrap_or_default();
-                    column[i * G..].iter_mut().zip(sums).for_each(|(out, sum)| out.plus(*sum));
+                let end = if triangle { rows.min((i + 1) * G) } else { rows };
+                for row in (block..end.min(block + BLOCK)).step_by(Y) {
+                    x_next.ask();
+                    if let Some(next) = &mut y_next {
+                        next.ask();
+                    }
+                    let y = ys[row / G * PITCH..][..depth].as_flattened();
+                    let numbers = std::array::from_fn(|j| &y[row % G + j..]);
+                    let sums = sums::<I, T, G, Y>(&x[..depth], numbers, G);
+                    for (c, sums) in sums.iter().enumerate().take(rows - row) {
+                        let column = out.as_mut().col_mut(row + c).try_as_col_major_mut();
+                        let column = column.map(|c| c.as_slice_mut()).unwrap_or_default();
+                        column[i * G..].iter_mut().zip(sums).for_each(|(out, sum)| out.plus(*sum));
+                    }
                 }
             }
         }
@@ -114,6 +119,7 @@ fn after<T>(x: MatRef<'_, T>, first: usize) -> MatRef<'_, T> {
 /// Column `j` of a matrix whose columns are contiguous.
 #[inline(always)]
 pub(crate) fn slice<T>(x: MatRef<'_, T>, j: usize) -> &[T] {
+    debug_assert!(x.row_stride() == 1 || x.nrows() <= 1);
     x.col(j).try_as_col_major().map(|c| c.as_slice()).unwrap_or_default()
 }
 
@@ -136,11 +142,11 @@ mod tests {
     use faer::Mat;
 
     use super::*;
-    use crate::cpu::simd::tests::{run_on, sets};
+    use crate::cpu::simd::tests::{loops, run_on};
 
     #[test]
     fn as_the_definition_on_every_instruction_set() {
-        for set in sets() {
+        for set in loops() {
             as_the_definition::<f64>(|a| run_on(set, a), 1e-12);
             as_the_definition::<f32>(|a| run_on(set, a), 1e-5);
         }
@@ -172,9 +178,16 @@ mod tests {
             Mat::from_fn(m, n, |i, j| T::of(((i * by + j * 17 + i * j) % 101) as f64 / 8.0 - 6.0))
         };
         let near = |got: T, want: f64, most: f64| (got.wide() - want).abs() <= near * most;
-        for (m, n, columns) in
-            [(1, 1, 16), (8, 6, 128), (9, 7, 129), (16, 64, 300), (65, 12, 257), (23, 23, 50)]
-        {
+        for (m, n, columns) in [
+            (1, 1, 16),
+            (8, 6, 128),
+            (9, 7, 129),
+            (16, 64, 300),
+            (65, 12, 257),
+            (23, 23, 50),
+            (70, 150, 200),
+            (150, 150, 170),
+        ] {
             let (x, y) = (x(m, columns, 31), x(n, columns, 13));
             let sum = |a: &Mat<T>, b: &Mat<T>, i: usize, j: usize| -> f64 {
                 (0..columns).map(|k| a[(i, k)].wide() * b[(j, k)].wide()).sum()

@@ -39,7 +39,7 @@ pub struct Global {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
-    /// Activations and matrix inputs; sums are always f32 or wider [default: bf16 on CUDA, f32 on the CPU]
+    /// Activations and matrix inputs; sums are always f32 or wider [default: bf16 on CUDA and on CPUs with AMX, f32 on others]
     #[arg(long, global = true, value_name = "PRECISION")]
     pub precision: Option<PrecisionArg>,
     /// CPU threads; results do not depend on it [default: all]

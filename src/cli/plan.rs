@@ -102,7 +102,8 @@ pub(crate) use on_device;
 pub fn machine(global: &Global) -> Result<Machine> {
     let cpu = |reason: String| -> Result<Machine> {
         let backend = Cpu::new(threads(global)?)?;
-        let precision = global.precision.unwrap_or(PrecisionArg::F32);
+        let default = if backend.multiplies_halves() { PrecisionArg::Bf16 } else { PrecisionArg::F32 };
+        let precision = global.precision.unwrap_or(default);
         Ok(Machine { device: Device::Cpu(backend), precision, reason })
     };
     match global.device.as_str() {

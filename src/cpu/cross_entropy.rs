@@ -101,7 +101,7 @@ fn product<T: Real>(
     rooms: &Rooms<'_>,
 ) {
     let left = Source::Single { data: left, stride: k }.by_columns();
-    let (term, grid, out) = (Term { left, right, k, alpha: 1.0 }, Grid::new(rows, cols, k), Shared::new(out));
+    let (term, grid, out) = (Term { left, right, k }, Grid::new(rows, cols, k), Shared::new(out));
     rooms.each(grid.len(), |i, room| {
         let (m, n) = grid.at(i);
         // SAFETY: tiles of a grid are disjoint.

@@ -112,7 +112,7 @@ impl<T: Real> Head<'_, T> {
         let (v, d) = self.w.size();
         let tasks = v.div_ceil(COLS);
         let left = Source::Single { data: &*chunk.xs, stride: d }.by_columns();
-        let product = Term { left, right: Source::<T>::Weight(self.w).by_columns(), k: d, alpha: 1.0 };
+        let product = Term { left, right: Source::<T>::Weight(self.w).by_columns(), k: d };
         let parts = Shared::new(&mut *chunk.parts);
         rooms.each(tasks, |i, room| {
             let n = i * COLS..(i * COLS + COLS).min(v);

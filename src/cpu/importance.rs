@@ -87,7 +87,6 @@ pub fn importance<T: Real>(op: Importance<'_, Host, T>) -> Result<()> {
                 left: Source::Real { data: &dy[rows.start * o..rows.end * o], stride: o }.by_rows(),
                 right: Source::Real { data: &x[rows.start * i..rows.end * i], stride: i }.by_rows(),
                 k: rows.len(),
-                alpha: 1.0,
             };
             if second {
                 product.tile(&mut TileMut::new(acc, m.len(), n.len()), false, m.clone(), n.clone(), room);

@@ -268,12 +268,8 @@ impl<T: Real> Pass<'_, T> {
         let area = m.len() * n.len();
         let (base, room) = room.split_at_mut(if self.copies > 1 { area } else { 0 });
         let (sums, room) = room.split_at_mut(if single { 0 } else { area });
-        let product = Term {
-            left: self.x.base().by_columns(),
-            right: Source::Weight(out.w).by_columns(),
-            k: inner,
-            alpha: 1.0,
-        };
+        let product =
+            Term { left: self.x.base().by_columns(), right: Source::Weight(out.w).by_columns(), k: inner };
         if self.copies > 1 {
             product.tile(&mut TileMut::new(base, m.len(), n.len()), false, m.clone(), n.clone(), room);
         }

@@ -224,7 +224,7 @@ fn tile<T: Real>(
     for out in outs {
         let o = out.w.size().0;
         let left = Source::Real { data: out.dy, stride: o }.by_columns();
-        let product = Term { left, right: Source::Weight(out.w).by_rows(), k: o, alpha: 1.0 };
+        let product = Term { left, right: Source::Weight(out.w).by_rows(), k: o };
         product.tile(&mut sum, keep, m.clone(), n.clone(), room);
         keep = true;
     }

@@ -86,6 +86,11 @@ impl Cpu {
         self.pool.current_num_threads()
     }
 
+    /// Whether products of bf16 are much faster than those of f32: by tiles, and not only in half the memory.
+    pub fn multiplies_halves(&self) -> bool {
+        Instructions::used() == Instructions::Amx
+    }
+
     /// Runs work on a few modules on the pool that the caller is a thread of, if there is one: one that waited for
     /// another pool would take up the next modules meanwhile, and hold the numbers of all.
     fn here<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
@@ -247,10 +252,16 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Every operation with the instructions of older processors too, in a process of its own that is asked for them.
+    /// Every operation with the other instructions too, in a process of its own that is asked for them: those that the
+    /// processor has, and tiles, one instruction at a time where it has none.
     #[test]
-    fn on_the_instructions_of_older_processors() {
-        for set in Instructions::ALL.into_iter().filter(|set| *set < Instructions::widest()) {
+    fn with_other_instructions() {
+        let here: Vec<Instructions> = Instructions::here().collect();
+        let mut others: Vec<Instructions> = here.clone();
+        if here.contains(&Instructions::Avx512) && !here.contains(&Instructions::Amx) {
+            others.push(Instructions::Amx);
+        }
+        for set in others.into_iter().filter(|set| *set != Instructions::fastest()) {
             let set = set.name();
             let mut tests = Command::new(env::current_exe().unwrap());
             let done = tests
@@ -260,7 +271,7 @@ pub(crate) mod tests {
                 .unwrap();
             let said = String::from_utf8_lossy(&done.stdout);
             assert!(done.status.success(), "{set}: {said}");
-            assert!(said.contains("cpu::linear::tests::as_the_reference_in_f32 ... ok"), "{set}: {said}");
+            assert!(said.contains("cpu::linear::tests::as_the_reference_in_bf16 ... ok"), "{set}: {said}");
         }
     }
 

@@ -6,10 +6,14 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use half::bf16;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::dropout::Mask;
+#[cfg(target_arch = "x86_64")]
+use super::product::pairs::Pairs;
 use super::product::{Mat, TileMut, product};
 use super::simd::{self, Isa, Kernel};
 use crate::host::{Elements, HostMatrix};
@@ -95,6 +99,44 @@ impl<'a, T: Real> Source<'a, T> {
         Mat::new(room, size, (size.1, 1))
     }
 
+    /// Rows `rows`, columns `cols` as bf16, which is `T`, in place or in `room`.
+    #[cfg(target_arch = "x86_64")]
+    fn halves<'r>(&self, rows: Range<usize>, cols: Range<usize>, room: &'r mut [bf16]) -> Mat<'r, bf16>
+    where
+        'a: 'r,
+    {
+        let size = (rows.len(), cols.len());
+        if let Some((data, stride)) = self.halves_in_place() {
+            let start = if size.0 * size.1 == 0 { 0 } else { rows.start * stride + cols.start };
+            return Mat::new(&data[start..], size, (stride, 1));
+        }
+        let room = &mut room[..size.0 * size.1];
+        let mut line = [0f32; DEPTH];
+        for (out, r) in room.chunks_mut(size.1.max(1)).zip(rows) {
+            for (out, c) in out.chunks_mut(DEPTH).zip(cols.clone().step_by(DEPTH)) {
+                // Numbers that are bf16 already, whatever holds them.
+                let row = self.block(r..r + 1, c..c + out.len(), &mut line);
+                narrow(out, row.row(0));
+            }
+        }
+        Mat::new(room, size, (size.1, 1))
+    }
+
+    /// The elements and their stride, if they are bf16 and used as they are.
+    #[cfg(target_arch = "x86_64")]
+    fn halves_in_place(&self) -> Option<(&'a [bf16], usize)> {
+        match *self {
+            Source::Real { data, stride } => {
+                (T::DTYPE == DType::BF16).then(|| (bytemuck::cast_slice(data), stride))
+            }
+            Source::Weight(w) => match w.elements() {
+                Elements::BF16(e) => Some((e, w.size().1)),
+                _ => None,
+            },
+            Source::Masked { .. } | Source::Single { .. } => None,
+        }
+    }
+
     /// The elements and their stride, if they are f32.
     fn single(&self) -> Option<(&'a [f32], usize)> {
         match *self {
@@ -123,15 +165,24 @@ impl<T: Real> Operand<'_, T> {
             self.source.block(outer, k, room)
         }
     }
+
+    /// [`block`](Self::block) as bf16.
+    #[cfg(target_arch = "x86_64")]
+    fn halves<'r>(&'r self, outer: Range<usize>, k: Range<usize>, room: &'r mut [bf16]) -> Mat<'r, bf16> {
+        if self.k_along_rows {
+            self.source.halves(k, outer, room).t()
+        } else {
+            self.source.halves(outer, k, room)
+        }
+    }
 }
 
-/// `alpha · left[m, K] · right[n, K]ᵀ`, of which tiles are made.
+/// `left[m, K] · right[n, K]ᵀ`, of which tiles are made.
 #[derive(Clone, Copy)]
 pub(super) struct Term<'a, T> {
     pub(super) left: Operand<'a, T>,
     pub(super) right: Operand<'a, T>,
     pub(super) k: usize,
-    pub(super) alpha: f32,
 }
 
 impl<T: Real> Term<'_, T> {
@@ -144,19 +195,40 @@ impl<T: Real> Term<'_, T> {
         n: Range<usize>,
         room: &mut [f32],
     ) {
-        let places = (self.left.source.in_place(), self.right.source.in_place());
-        let step = if places == (true, true) { self.k } else { depth(self.k) };
-        let (left, right) = room.split_at_mut(if places.0 { 0 } else { m.len() * step });
+        // One row of x is a token that is decoded: dot products, which need no packing.
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(pairs), DType::BF16, true) =
+            (Pairs::used(), T::DTYPE, m.len() > 1 || self.right.k_along_rows)
+        {
+            let single = matches!(self.left.source, Source::Single { .. });
+            let in_place = |x: &Operand<'_, T>| x.source.halves_in_place().is_some();
+            let places = [single || in_place(&self.left), in_place(&self.right)];
+            let room: &mut [bf16] = bytemuck::cast_slice_mut(room);
+            let (left, right) = room.split_at_mut(if places[0] { 0 } else { m.len() * depth(self.k) });
+            return self.blocks(keep, places == [true, true], |keep, ks| {
+                let b = self.right.halves(n.clone(), ks.clone(), right);
+                match single {
+                    true => pairs.product(dst, keep, self.left.block(m.clone(), ks, &mut []), b.t()),
+                    false => pairs.product(dst, keep, self.left.halves(m.clone(), ks, left), b.t()),
+                }
+            });
+        }
+        let places = [&self.left, &self.right].map(|x| x.source.in_place());
+        let (left, right) = room.split_at_mut(if places[0] { 0 } else { m.len() * depth(self.k) });
+        self.blocks(keep, places == [true, true], |keep, ks| {
+            let a = self.left.block(m.clone(), ks.clone(), left);
+            let b = self.right.block(n.clone(), ks, right);
+            product(dst, keep, a, b.t());
+        });
+    }
+
+    /// Calls `add` for all of K at once if it is `whole`, else for blocks of it, the first of which adds only if `keep`.
+    fn blocks(&self, keep: bool, whole: bool, mut add: impl FnMut(bool, Range<usize>)) {
+        let step = if whole { self.k } else { depth(self.k) }.max(1);
         let mut k = 0;
         while k < self.k || (k == 0 && !keep) {
-            let ks = k..(k + step).min(self.k);
-            let a = self.left.block(m.clone(), ks.clone(), left);
-            let b = self.right.block(n.clone(), ks.clone(), right);
-            product(dst, keep || k > 0, self.alpha, a, b.t());
-            if ks.is_empty() {
-                break;
-            }
-            k = ks.end;
+            add(keep || k > 0, k..(k + step).min(self.k));
+            k += step;
         }
     }
 }

@@ -8,10 +8,14 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub(super) mod block;
 pub(crate) mod group;
 mod micro;
 mod pack;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod pairs;
 
 use std::any::TypeId;
 #[cfg(target_arch = "x86_64")]
@@ -40,26 +44,26 @@ pub(super) const PACKED_BYTES: usize = (COLUMNS + ROWS) * DEPTH * size_of::<f32>
 
 /// A matrix to read, of any strides.
 #[derive(Clone, Copy)]
-pub(super) struct Mat<'a> {
-    data: &'a [f32],
+pub(super) struct Mat<'a, T = f32> {
+    data: &'a [T],
     size: (usize, usize),
     strides: (usize, usize),
 }
 
-impl<'a> Mat<'a> {
+impl<'a, T: Copy> Mat<'a, T> {
     /// `rows × cols` elements, element (r, c) at `r · strides.0 + c · strides.1` of `data`.
-    pub(super) fn new(data: &'a [f32], size: (usize, usize), strides: (usize, usize)) -> Mat<'a> {
+    pub(super) fn new(data: &'a [T], size: (usize, usize), strides: (usize, usize)) -> Mat<'a, T> {
         assert!(span(size, strides) <= data.len());
         Mat { data, size, strides }
     }
 
     /// Rows `rows` of it.
-    pub(super) fn rows(self, rows: Range<usize>) -> Mat<'a> {
+    pub(super) fn rows(self, rows: Range<usize>) -> Mat<'a, T> {
         self.block(rows, 0..self.size.1)
     }
 
     /// Rows `rows`, columns `cols`.
-    fn block(self, rows: Range<usize>, cols: Range<usize>) -> Mat<'a> {
+    fn block(self, rows: Range<usize>, cols: Range<usize>) -> Mat<'a, T> {
         assert!(rows.end <= self.size.0 && cols.end <= self.size.1);
         let size = (rows.len(), cols.len());
         let empty = size.0 == 0 || size.1 == 0;
@@ -68,19 +72,19 @@ impl<'a> Mat<'a> {
     }
 
     /// It as lines, of a matrix whose rows are contiguous.
-    pub(super) fn lines(self) -> Lines<'a, f32> {
+    pub(super) fn lines(self) -> Lines<'a, T> {
         assert!(self.strides.1 == 1);
         Lines { data: self.data, stride: self.strides.0 }
     }
 
     /// Row `r`, of a matrix whose rows are contiguous.
-    pub(super) fn row(self, r: usize) -> &'a [f32] {
+    pub(super) fn row(self, r: usize) -> &'a [T] {
         assert!(self.strides.1 == 1);
         &self.data[r * self.strides.0..][..self.size.1]
     }
 
     /// The transpose.
-    pub(super) fn t(self) -> Mat<'a> {
+    pub(super) fn t(self) -> Mat<'a, T> {
         let swap = |(a, b)| (b, a);
         Mat { data: self.data, size: swap(self.size), strides: swap(self.strides) }
     }
@@ -189,16 +193,15 @@ impl<'a, T> Shared<'a, T> {
     }
 }
 
-/// `dst = alpha a b`, added to what `dst` holds if `keep`; the sums are f32, in an order that K alone decides.
-pub(super) fn product(dst: &mut TileMut<'_, f32>, keep: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
+/// `dst = a b`, added to what `dst` holds if `keep`; the sums are f32, in an order that K alone decides.
+pub(super) fn product(dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Mat<'_>) {
     assert!(a.size.0 == dst.rows && b.size.1 == dst.cols && a.size.1 == b.size.0);
-    pack::with_room(|room| simd::run(Product { dst, keep, alpha, a, b, room }));
+    pack::with_room(|room| simd::run(Product { dst, keep, a, b, room }));
 }
 
 struct Product<'a, 'b> {
     dst: &'a mut TileMut<'b, f32>,
     keep: bool,
-    alpha: f32,
     a: Mat<'a>,
     b: Mat<'a>,
     room: pack::Room<'a>,
@@ -235,10 +238,10 @@ impl Product<'_, '_> {
     /// One row, against columns that are contiguous.
     #[inline(always)]
     fn row<I: Isa>(self) {
-        let Product { dst, keep, alpha, a, b, room: _ } = self;
+        let Product { dst, keep, a, b, room: _ } = self;
         let (a, columns) = (a.row(0), b.t());
         for (n, out) in dst.row(0).iter_mut().enumerate() {
-            let dot = alpha * simd::dot::<I>(a, columns.row(n));
+            let dot = simd::dot::<I>(a, columns.row(n));
             *out = if keep { *out + dot } else { dot };
         }
     }
@@ -250,7 +253,7 @@ impl Product<'_, '_> {
     #[inline(always)]
     unsafe fn by<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(self) {
         const { assert!(COLUMNS.is_multiple_of(N)) };
-        let Product { dst, keep, alpha, a, b, room } = self;
+        let Product { dst, keep, a, b, room } = self;
         let (rows, columns, depth) = (a.size.0, b.size.1, a.size.1);
         if depth == 0 && !keep {
             (0..rows).for_each(|r| dst.row(r).fill(0.0));
@@ -268,14 +271,14 @@ impl Product<'_, '_> {
                     let a = pack::lines(room.lines, a.block(ms.clone(), ks.clone()));
                     let mut dst = dst.block(ms, ns.clone());
                     // SAFETY: the caller has `V`.
-                    unsafe { strip::<V, M, C, N>(&mut dst, keep || k > 0, alpha, a, panels) };
+                    unsafe { strip::<V, M, C, N>(&mut dst, keep || k > 0, a, panels) };
                 }
             }
         }
     }
 }
 
-/// `dst = alpha a b`, added if `keep`, of rows that are contiguous and a block of panels.
+/// `dst = a b`, added if `keep`, of rows that are contiguous and a block of panels.
 ///
 /// # Safety
 /// The processor has `V`.
@@ -283,7 +286,6 @@ impl Product<'_, '_> {
 unsafe fn strip<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(
     dst: &mut TileMut<'_, f32>,
     keep: bool,
-    alpha: f32,
     a: Mat<'_>,
     panels: &[[f32; N]],
 ) {
@@ -304,7 +306,7 @@ unsafe fn strip<V: Vector<Of = f32>, const M: usize, const C: usize, const N: us
             let a = micro::Rows { starts: of_a.map(<[f32]>::as_ptr), step: 1 };
             let b = micro::Panel { start: panel.as_ptr().cast(), stride: N, depth };
             // SAFETY: the caller has `V`; rows of a have `depth` numbers, and panels `depth` rows.
-            unsafe { micro::tile::<V, M, C, N>(&mut out, keep, alpha, a, b) };
+            unsafe { micro::tile::<V, M, C, N>(&mut out, keep, a, b) };
         }
         of_a = next;
     }
@@ -327,7 +329,7 @@ mod tests {
 
     use super::*;
     use crate::cpu::simd::Instructions;
-    use crate::cpu::simd::tests::{run_on, sets};
+    use crate::cpu::simd::tests::{loops, run_on};
     use crate::ops::cases::normal;
 
     /// Every micro-kernel that the processor has, and the one for other architectures.
@@ -338,12 +340,12 @@ mod tests {
     }
 
     fn kernels() -> impl Iterator<Item = By> {
-        sets().map(By::Set).chain([By::Lanes])
+        loops().map(By::Set).chain([By::Lanes])
     }
 
-    fn with(by: By, dst: &mut TileMut<'_, f32>, keep: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
+    fn with(by: By, dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Mat<'_>) {
         pack::with_room(|room| {
-            let product = Product { dst, keep, alpha, a, b, room };
+            let product = Product { dst, keep, a, b, room };
             match by {
                 By::Set(set) => run_on(set, product),
                 // SAFETY: these are plain numbers.
@@ -389,7 +391,7 @@ mod tests {
                     normal::<f32>(2, 4 * (k + 9) * (n + 9), 1.0),
                 );
                 let (a, b) = (Mat::new(&a, (m, k), a_strides), Mat::new(&b, (k, n), b_strides));
-                let (keep, alpha) = (at % 2 == 1, [1.0, -0.75][at % 3 / 2]);
+                let keep = at % 2 == 1;
                 // A tile in a larger matrix, which stays as it is.
                 let stride = n + 7;
                 let mut old = normal::<f32>(3, (m + 4) * stride, 1.0);
@@ -402,7 +404,7 @@ mod tests {
                     let shared = Shared::new(&mut got);
                     // SAFETY: it is the only tile.
                     let mut dst = unsafe { shared.tile(2 * stride + 3, m, n, stride) };
-                    with(by, &mut dst, keep, alpha, a, b);
+                    with(by, &mut dst, keep, a, b);
                     for (i, got) in got.iter().enumerate() {
                         let (r, c) = (i / stride, i % stride);
                         if !(2..2 + m).contains(&r) || !(3..3 + n).contains(&c) {
@@ -411,7 +413,7 @@ mod tests {
                         }
                         let (sum, size) = sum(a, b, r - 2, c - 3);
                         let was = if keep { f64::from(old[i]) } else { 0.0 };
-                        let want = f64::from(alpha) * sum + was;
+                        let want = sum + was;
                         let tol = (k + 2) as f64 * f64::from(f32::EPSILON) / 2.0 * (size + was.abs());
                         let err = (f64::from(*got) - want).abs();
                         assert!(
@@ -434,12 +436,12 @@ mod tests {
         for by in kernels() {
             let mut whole = normal::<f32>(3, m * n, 1.0);
             let old = whole.clone();
-            with(by, &mut TileMut::new(&mut whole, m, n), true, 0.3, a, b);
+            with(by, &mut TileMut::new(&mut whole, m, n), true, a, b);
             for (rows, cols) in [(0..2, 0..n), (3..17, 250..290), (11..29, 5..6)] {
                 let mut part: Vec<f32> =
                     rows.clone().flat_map(|r| old[r * n..][cols.clone()].to_vec()).collect();
                 let mut dst = TileMut::new(&mut part, rows.len(), cols.len());
-                with(by, &mut dst, true, 0.3, a.rows(rows.clone()), b.t().rows(cols.clone()).t());
+                with(by, &mut dst, true, a.rows(rows.clone()), b.t().rows(cols.clone()).t());
                 for (r, part) in rows.zip(part.chunks(cols.len())) {
                     assert_eq!(part, &whole[r * n..][cols.clone()], "{by:?}: row {r}");
                 }
@@ -455,7 +457,7 @@ mod tests {
         let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (k, n), (n, 1)));
         for by in kernels() {
             let mut c = vec![f32::NAN; m * n];
-            with(by, &mut TileMut::new(&mut c, m, n), false, 1.0, a, b);
+            with(by, &mut TileMut::new(&mut c, m, n), false, a, b);
             for (i, x) in c.iter().enumerate() {
                 let right = match (i / n, i % n) {
                     (7, _) => x.is_nan(),
@@ -507,7 +509,7 @@ mod tests {
                 let (a_start, b_start, start) = (a.data.as_ptr(), b.data.as_ptr(), out.as_mut_ptr());
                 // In turns, so that what else the machine does slows all of them.
                 let times = best([
-                    &mut || product(&mut TileMut::new(out, m, n), false, 1.0, a, b),
+                    &mut || product(&mut TileMut::new(out, m, n), false, a, b),
                     // SAFETY: sizes and strides are those of the three slices.
                     &mut || unsafe {
                         gemm::gemm(

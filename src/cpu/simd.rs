@@ -1,12 +1,14 @@
 //! Loops compiled for what the processor at hand can do.
 //!
 //! The crate is built for the oldest processor of its architecture. A hot loop is a [`Kernel`]: plain Rust that the
-//! compiler vectorises, built once per instruction set, of which [`run`] takes the widest that the processor has, or the
+//! compiler vectorises, built once per instruction set, of which [`run`] takes the fastest that the processor has, or the
 //! one that [`VARIABLE`] names. Results may therefore differ between processors, never between thread counts.
 
 use std::env;
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use super::product::amx;
 use crate::error::{Error, Result};
 
 /// The environment variable that names the instructions that loops are to use: those of an older processor, whose results
@@ -14,7 +16,7 @@ use crate::error::{Error, Result};
 pub(crate) const VARIABLE: &str = "ANABRANCH_INSTRUCTIONS";
 
 /// A set of instructions that loops are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Instructions {
     /// What every processor of the architecture has.
     Baseline,
@@ -22,12 +24,21 @@ pub(crate) enum Instructions {
     Avx2,
     /// 32 registers of 512 bits.
     Avx512,
+    /// Products of pairs of bf16 too, two of them added to a sum at once.
+    Avx512Bf16,
+    /// Tiles of bf16 too.
+    Amx,
 }
 
 impl Instructions {
     /// From the oldest on.
-    pub(crate) const ALL: [Instructions; 3] =
-        [Instructions::Baseline, Instructions::Avx2, Instructions::Avx512];
+    pub(crate) const ALL: [Instructions; 5] = [
+        Instructions::Baseline,
+        Instructions::Avx2,
+        Instructions::Avx512,
+        Instructions::Avx512Bf16,
+        Instructions::Amx,
+    ];
 
     /// Its name.
     pub(crate) fn name(self) -> &'static str {
@@ -35,34 +46,59 @@ impl Instructions {
             Instructions::Baseline => "baseline",
             Instructions::Avx2 => "avx2",
             Instructions::Avx512 => "avx512",
+            Instructions::Avx512Bf16 => "avx512-bf16",
+            Instructions::Amx => "amx",
         }
     }
 
-    /// The widest that the processor has.
-    pub(crate) fn widest() -> Instructions {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
-                return Instructions::Baseline;
+    /// Whether the processor has them, and the system lets them be used.
+    #[cfg(target_arch = "x86_64")]
+    fn are_here(self) -> bool {
+        match self {
+            Instructions::Baseline => true,
+            Instructions::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Instructions::Avx512 => {
+                Instructions::Avx2.are_here()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
             }
-            let wide = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            if wide { Instructions::Avx512 } else { Instructions::Avx2 }
+            Instructions::Avx512Bf16 => {
+                Instructions::Avx512.are_here() && is_x86_feature_detected!("avx512bf16")
+            }
+            Instructions::Amx => Instructions::Avx512.are_here() && amx::available(),
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        Instructions::Baseline
     }
 
-    /// Those that [`VARIABLE`] names, by default the widest; an error where it names none, or some that the processor has
+    /// Whether the processor has them.
+    #[cfg(not(target_arch = "x86_64"))]
+    fn are_here(self) -> bool {
+        self == Instructions::Baseline
+    }
+
+    /// Those that the processor has, from the oldest on.
+    pub(crate) fn here() -> impl Iterator<Item = Instructions> + Clone {
+        Instructions::ALL.into_iter().filter(|set| set.are_here())
+    }
+
+    /// Those that are used where nothing is asked for: the last of them that the processor is fastest with.
+    pub(crate) fn fastest() -> Instructions {
+        let fast = |set: &Instructions| *set != Instructions::Avx512Bf16 || pairs_are_fast();
+        Instructions::here().filter(fast).last().unwrap_or(Instructions::Baseline)
+    }
+
+    /// Those that [`VARIABLE`] names, by default the fastest; an error where it names none, or some that the processor has
     /// not.
     pub(crate) fn asked() -> Result<Instructions> {
-        let widest = Instructions::widest();
-        let Some(name) = env::var_os(VARIABLE) else { return Ok(widest) };
-        let known = Instructions::ALL.into_iter().filter(|set| *set <= widest);
-        let names: Vec<&str> = known.clone().map(Instructions::name).collect();
-        known.into_iter().find(|set| name == *set.name()).ok_or_else(|| {
+        let Some(name) = env::var_os(VARIABLE) else { return Ok(Instructions::fastest()) };
+        #[cfg(all(target_arch = "x86_64", target_os = "linux", any(test, feature = "emulator")))]
+        if name == Instructions::Amx.name() && Instructions::Avx512.are_here() && !amx::built_in() {
+            amx::trap::install();
+            return Ok(Instructions::Amx);
+        }
+        Instructions::here().find(|set| name == *set.name()).ok_or_else(|| {
+            let names: Vec<&str> = Instructions::here().map(Instructions::name).collect();
             Error::Usage(format!(
                 "{VARIABLE}={}: expected one of what this processor has: {}",
                 name.to_string_lossy(),
@@ -75,8 +111,24 @@ impl Instructions {
     #[inline]
     pub(crate) fn used() -> Instructions {
         static USED: OnceLock<Instructions> = OnceLock::new();
-        *USED.get_or_init(|| Instructions::asked().unwrap_or_else(|_| Instructions::widest()))
+        *USED.get_or_init(|| Instructions::asked().unwrap_or_else(|_| Instructions::fastest()))
     }
+}
+
+/// Whether products of pairs are faster than fused multiply-adds of f32: twice as fast on AMD's, half as fast on Intel's.
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+fn pairs_are_fast() -> bool {
+    // SAFETY: every x86-64 has the instruction.
+    #[allow(unused_unsafe)]
+    let id = unsafe { std::arch::x86_64::__cpuid(0) };
+    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+}
+
+/// There are none.
+#[cfg(not(target_arch = "x86_64"))]
+fn pairs_are_fast() -> bool {
+    false
 }
 
 /// What a loop may want to know of the instructions that it is compiled for.
@@ -135,10 +187,10 @@ pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
 #[allow(unsafe_code)]
 unsafe fn run_with<K: Kernel>(set: Instructions, kernel: K) -> K::Output {
     match set {
-        // SAFETY: as the caller says.
+        // SAFETY: as the caller says; what is wider has these too.
         #[cfg(target_arch = "x86_64")]
-        Instructions::Avx512 => unsafe { avx512(kernel) },
-        // SAFETY: as above.
+        Instructions::Avx512 | Instructions::Avx512Bf16 | Instructions::Amx => unsafe { avx512(kernel) },
+        // SAFETY: as the caller says.
         #[cfg(target_arch = "x86_64")]
         Instructions::Avx2 => unsafe { avx2(kernel) },
         _ => kernel.run::<Baseline>(),
@@ -212,15 +264,15 @@ pub(super) fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
 pub(crate) mod tests {
     use super::*;
 
-    /// The sets of instructions that the processor has.
-    pub(crate) fn sets() -> impl Iterator<Item = Instructions> {
-        Instructions::ALL.into_iter().filter(|set| *set <= Instructions::widest())
+    /// Those that the processor has and loops are compiled for.
+    pub(crate) fn loops() -> impl Iterator<Item = Instructions> {
+        Instructions::here().take_while(|set| *set != Instructions::Avx512Bf16 && *set != Instructions::Amx)
     }
 
     /// Runs `kernel` with the instructions of `set`.
     #[allow(unsafe_code)]
     pub(crate) fn run_on<K: Kernel>(set: Instructions, kernel: K) -> K::Output {
-        assert!(set <= Instructions::widest());
+        assert!(set.are_here());
         // SAFETY: the processor has them, as was just seen.
         unsafe { run_with(set, kernel) }
     }

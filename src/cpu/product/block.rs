@@ -169,14 +169,14 @@ unsafe fn tile<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usi
     let b = micro::Panel { start: b.as_ptr().wrapping_add(j), stride: size.columns, depth: size.depth };
     let mut c = c.block(i..i + some, j..j + N);
     // SAFETY: as the caller says; rows past the last are the last one.
-    unsafe { micro::tile::<V, M, C, N>(&mut c, add, 1.0, a, b) }
+    unsafe { micro::tile::<V, M, C, N>(&mut c, add, a, b) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cpu::simd::Instructions;
-    use crate::cpu::simd::tests::{run_on, sets};
+    use crate::cpu::simd::tests::{loops, run_on};
     use crate::ops::cases::normal;
 
     fn check(set: Instructions, rows: usize, columns: usize, depth: usize, add: bool) {
@@ -209,7 +209,7 @@ mod tests {
         let sizes = |n: usize| [8, 16, 24, 32, 48, 80].map(|columns| (n, columns));
         for (rows, columns) in (1..20).flat_map(sizes) {
             for (depth, add) in [0, 1, 5, 64].into_iter().flat_map(|n| [(n, false), (n, true)]) {
-                sets().for_each(|set| check(set, rows, columns, depth, add));
+                loops().for_each(|set| check(set, rows, columns, depth, add));
             }
         }
     }

@@ -26,17 +26,17 @@ pub(crate) unsafe trait Vector: Copy {
     unsafe fn load(x: *const Self::Of) -> Self;
     /// Writes them to `x`.
     unsafe fn store(self, x: *mut Self::Of);
-    /// `self · b`.
-    unsafe fn mul(self, b: Self) -> Self;
+    /// `self + b`.
+    unsafe fn add(self, b: Self) -> Self;
     /// `self · b + c`, rounded once where that is one instruction.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
 }
 
-/// The vectors of x86-64: type, number, lanes, splat, load, store, mul, and how a b + c is made.
+/// The vectors of x86-64: type, number, lanes, splat, load, store, add, and how a b + c is made.
 #[cfg(target_arch = "x86_64")]
 macro_rules! vector {
     (
-        $v:ty, $t:ty, $n:literal, $splat:ident, $load:ident, $store:ident, $mul:ident,
+        $v:ty, $t:ty, $n:literal, $splat:ident, $load:ident, $store:ident, $add:ident,
         |$a:ident, $b:ident, $c:ident| $fma:expr
     ) => {
         // SAFETY: loads and stores are the unaligned ones of that many numbers.
@@ -59,9 +59,9 @@ macro_rules! vector {
                 unsafe { $store(x, self) }
             }
             #[inline(always)]
-            unsafe fn mul(self, b: $v) -> $v {
+            unsafe fn add(self, b: $v) -> $v {
                 // SAFETY: the caller has the instructions.
-                unsafe { $mul(self, b) }
+                unsafe { $add(self, b) }
             }
             #[inline(always)]
             unsafe fn mul_add(self, $b: $v, $c: $v) -> $v {
@@ -74,27 +74,27 @@ macro_rules! vector {
 }
 
 #[cfg(target_arch = "x86_64")]
-vector!(__m512, f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_mul_ps, |a, b, c| {
+vector!(__m512, f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, |a, b, c| {
     _mm512_fmadd_ps(a, b, c)
 });
 #[cfg(target_arch = "x86_64")]
-vector!(__m256, f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_mul_ps, |a, b, c| {
+vector!(__m256, f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, |a, b, c| {
     _mm256_fmadd_ps(a, b, c)
 });
 #[cfg(target_arch = "x86_64")]
-vector!(__m128, f32, 4, _mm_set1_ps, _mm_loadu_ps, _mm_storeu_ps, _mm_mul_ps, |a, b, c| {
+vector!(__m128, f32, 4, _mm_set1_ps, _mm_loadu_ps, _mm_storeu_ps, _mm_add_ps, |a, b, c| {
     _mm_add_ps(_mm_mul_ps(a, b), c)
 });
 #[cfg(target_arch = "x86_64")]
-vector!(__m512d, f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_mul_pd, |a, b, c| {
+vector!(__m512d, f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, |a, b, c| {
     _mm512_fmadd_pd(a, b, c)
 });
 #[cfg(target_arch = "x86_64")]
-vector!(__m256d, f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_mul_pd, |a, b, c| {
+vector!(__m256d, f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, |a, b, c| {
     _mm256_fmadd_pd(a, b, c)
 });
 #[cfg(target_arch = "x86_64")]
-vector!(__m128d, f64, 2, _mm_set1_pd, _mm_loadu_pd, _mm_storeu_pd, _mm_mul_pd, |a, b, c| {
+vector!(__m128d, f64, 2, _mm_set1_pd, _mm_loadu_pd, _mm_storeu_pd, _mm_add_pd, |a, b, c| {
     _mm_add_pd(_mm_mul_pd(a, b), c)
 });
 
@@ -125,8 +125,8 @@ macro_rules! lanes {
                 unsafe { x.cast::<[$t; $n]>().write(self.0) }
             }
             #[inline(always)]
-            unsafe fn mul(self, b: Self) -> Self {
-                Lanes(std::array::from_fn(|i| self.0[i] * b.0[i]))
+            unsafe fn add(self, b: Self) -> Self {
+                Lanes(std::array::from_fn(|i| self.0[i] + b.0[i]))
             }
             #[inline(always)]
             unsafe fn mul_add(self, b: Self, c: Self) -> Self {
@@ -161,7 +161,7 @@ pub(super) struct Panel<T> {
     pub depth: usize,
 }
 
-/// `out = alpha a b`, added if `keep`: the first of M rows and N columns, N = C · LANES; k ascends.
+/// `out = a b`, added if `keep`: the first of M rows and N columns, N = C · LANES; k ascends.
 ///
 /// # Safety
 /// The processor has `V`; a's rows have as many numbers as b has rows, and b's rows N numbers.
@@ -169,7 +169,6 @@ pub(super) struct Panel<T> {
 pub(super) unsafe fn tile<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(
     out: &mut TileMut<'_, f32>,
     keep: bool,
-    alpha: f32,
     a: Rows<f32, M>,
     b: Panel<f32>,
 ) {
@@ -183,7 +182,7 @@ pub(super) unsafe fn tile<V: Vector<Of = f32>, const M: usize, const C: usize, c
     unsafe {
         let sums = sums::<V, M, C>(a, b);
         if (some_rows, some_columns) == (M, N) {
-            return finish(out.start, out.stride, keep, alpha, &sums);
+            return finish(out.start, out.stride, keep, &sums);
         }
         let mut part = [[0f32; N]; M];
         if keep {
@@ -191,7 +190,7 @@ pub(super) unsafe fn tile<V: Vector<Of = f32>, const M: usize, const C: usize, c
                 part[..some_columns].copy_from_slice(out.row(m));
             }
         }
-        finish(part.as_mut_ptr().cast(), N, keep, alpha, &sums);
+        finish(part.as_mut_ptr().cast(), N, keep, &sums);
         for (m, part) in part[..some_rows].iter().enumerate() {
             out.row(m).copy_from_slice(&part[..some_columns]);
         }
@@ -253,7 +252,7 @@ unsafe fn add<V: Vector, const M: usize, const C: usize>(
     }
 }
 
-/// `out = alpha · sums`, added if `keep`.
+/// `out = sums`, added if `keep`.
 ///
 /// # Safety
 /// The processor has `V`; `out` has M rows of C vectors, `stride` numbers from row to row.
@@ -262,16 +261,14 @@ unsafe fn finish<V: Vector<Of = f32>, const M: usize, const C: usize>(
     out: *mut f32,
     stride: usize,
     keep: bool,
-    alpha: f32,
     sums: &[[V; C]; M],
 ) {
     // SAFETY: as the caller says.
     unsafe {
-        let alpha = V::splat(alpha);
         for (m, sums) in sums.iter().enumerate() {
             for (c, &sum) in sums.iter().enumerate() {
                 let out = out.add(m * stride + c * V::LANES);
-                if keep { alpha.mul_add(sum, V::load(out)) } else { alpha.mul(sum) }.store(out);
+                if keep { sum.add(V::load(out)) } else { sum }.store(out);
             }
         }
     }

@@ -33,7 +33,7 @@ pub(super) fn with_room<R>(f: impl FnOnce(Room<'_>) -> R) -> R {
 }
 
 /// Rows and columns that are turned together.
-const SIDE: usize = 4;
+pub(super) const SIDE: usize = 4;
 
 /// b in panels of N columns, zeros after its last column; a panel's rows follow one another.
 #[inline(always)]
@@ -98,7 +98,7 @@ fn transpose(out: &mut [f32], stride: usize, from: Mat<'_>) {
 /// The transpose of a square.
 #[inline(always)]
 #[cfg(target_arch = "x86_64")]
-fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
+pub(super) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
     use std::arch::x86_64::{_mm_movehl_ps, _mm_movelh_ps, _mm_unpackhi_ps, _mm_unpacklo_ps};
     let [a, b, c, d] = bytemuck::cast(x);
     // SAFETY: SSE is part of x86-64.
@@ -117,6 +117,6 @@ fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
 /// The transpose of a square.
 #[inline(always)]
 #[cfg(not(target_arch = "x86_64"))]
-fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
+pub(super) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
     std::array::from_fn(|i| std::array::from_fn(|j| x[j][i]))
 }

@@ -1,0 +1,497 @@
+//! One product of bf16 on one thread, with instructions that add the products of two numbers to a sum at once.
+//!
+//! b goes through the thread's room in blocks of at most [`DEPTH`] × [`COLUMNS`], packed in panels of 16 columns: a row of
+//! a panel holds two numbers of each column, one below the other. a is read where it lies, 32 rows at a time, or is copied
+//! where those are not whole. Each element is summed over K in one order, whatever its place and the sizes of dst;
+//! where K ends, products are made of zeros. Products are exact and sums are f32, to the nearest;
+//! subnormal numbers count as 0.
+
+use std::arch::x86_64::{
+    __m512bh, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32,
+    _mm512_setzero_ps, _mm512_storeu_ps,
+};
+use std::mem::transmute;
+use std::ops::Range;
+
+use half::bf16;
+
+use super::amx::Tiles;
+use super::{Mat, TileMut, pack};
+use crate::cpu::operand::narrow;
+use crate::cpu::simd::{self, Instructions, Isa, Kernel};
+
+/// Columns of b that are packed at a time.
+const COLUMNS: usize = super::COLUMNS;
+/// Rows of b that are packed at a time, which take the room of half as many f32.
+const DEPTH: usize = 2 * super::DEPTH;
+/// Columns of a panel.
+const PANEL: usize = 16;
+/// Rows and columns of a square of sums.
+const SIDE: usize = 2 * PANEL;
+/// Pairs of K come in multiples of this.
+const PAIRS: usize = 16;
+
+/// Two numbers of a column of b, one below the other.
+pub(super) type Pair = [bf16; 2];
+
+/// The instructions that multiply pairs, which the processor has.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct Pairs(By);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// `vdpbf16ps` of AVX-512.
+    Dots,
+    /// Tiles of AMX.
+    Tiles,
+}
+
+impl Pairs {
+    /// Those that are [used](Instructions::used), if any.
+    pub(in crate::cpu) fn used() -> Option<Pairs> {
+        Pairs::of(Instructions::used())
+    }
+
+    /// Those of a set that the processor has, or that is done in its place.
+    fn of(set: Instructions) -> Option<Pairs> {
+        match set {
+            Instructions::Baseline | Instructions::Avx2 | Instructions::Avx512 => None,
+            Instructions::Avx512Bf16 => Some(Pairs(By::Dots)),
+            Instructions::Amx => Some(Pairs(By::Tiles)),
+        }
+    }
+
+    /// `dst = a b`, added to what `dst` holds if `keep`; rows or columns of each are contiguous, and a is rounded to bf16.
+    pub(in crate::cpu) fn product<A: Left>(
+        self,
+        dst: &mut TileMut<'_, f32>,
+        keep: bool,
+        a: Mat<'_, A>,
+        b: Mat<'_, bf16>,
+    ) {
+        assert!(a.size.0 == dst.rows && b.size.1 == dst.cols && a.size.1 == b.size.0);
+        // SAFETY: they are made of sets that the processor has, or of one that is done in its place.
+        unsafe {
+            match self.0 {
+                By::Dots => run(&Dots, dst, keep, a, b),
+                By::Tiles => run(&Tiles::new(), dst, keep, a, b),
+            }
+        }
+    }
+}
+
+/// What a may hold.
+pub(in crate::cpu) trait Left: Copy {
+    /// `out = from`, rounded.
+    fn round(out: &mut [bf16], from: &[Self]);
+    /// The numbers, if they are bf16.
+    fn halves(x: &[Self]) -> Option<&[bf16]>;
+}
+
+impl Left for bf16 {
+    fn round(out: &mut [bf16], from: &[bf16]) {
+        out.copy_from_slice(from);
+    }
+    fn halves(x: &[bf16]) -> Option<&[bf16]> {
+        Some(x)
+    }
+}
+
+impl Left for f32 {
+    fn round(out: &mut [bf16], from: &[f32]) {
+        narrow(out, from);
+    }
+    fn halves(_: &[f32]) -> Option<&[bf16]> {
+        None
+    }
+}
+
+/// A micro-kernel: a square of sums.
+pub(super) trait Square {
+    /// `out[32, 32] = a b`, added if `keep`; `out` and `a` with the numbers from row to row, b in two panels, one after the
+    /// other.
+    ///
+    /// # Safety
+    /// The processor has the instructions; `out` has 32 rows of 32 numbers, `a` 32 rows of `2 pairs`, a multiple of 32, and
+    /// each panel `pairs` rows of 16 pairs.
+    unsafe fn multiply(
+        &self,
+        out: (*mut f32, usize),
+        keep: bool,
+        a: (*const bf16, usize),
+        b: *const Pair,
+        pairs: usize,
+    );
+}
+
+/// The product, square by square.
+///
+/// # Safety
+/// The processor has the instructions of `square`.
+unsafe fn run<A: Left>(
+    square: &impl Square,
+    dst: &mut TileMut<'_, f32>,
+    keep: bool,
+    a: Mat<'_, A>,
+    b: Mat<'_, bf16>,
+) {
+    let (rows, columns, depth) = (a.size.0, b.size.1, a.size.1);
+    if depth == 0 && !keep {
+        (0..rows).for_each(|r| dst.row(r).fill(0.0));
+    }
+    pack::with_room(|room| {
+        let panels: &mut [Pair] = bytemuck::cast_slice_mut(room.panels);
+        let lines: &mut [bf16] = bytemuck::cast_slice_mut(room.lines);
+        for n in (0..columns).step_by(COLUMNS) {
+            let ns = n..(n + COLUMNS).min(columns);
+            for k in (0..depth).step_by(DEPTH) {
+                let ks = k..(k + DEPTH).min(depth);
+                let pairs = ks.len().div_ceil(2).next_multiple_of(PAIRS);
+                let panels = &mut panels[..ns.len().next_multiple_of(SIDE) * pairs];
+                simd::run(Pack { panels, pairs, b: b.block(ks.clone(), ns.clone()) });
+                for m in (0..rows).step_by(SIDE) {
+                    let ms = m..(m + SIDE).min(rows);
+                    let a = strip(lines, a.block(ms.clone(), ks.clone()), 2 * pairs);
+                    let mut dst = dst.block(ms, ns.clone());
+                    // SAFETY: the caller has the instructions; a strip has 32 rows of as many numbers.
+                    unsafe { row_of_squares(square, &mut dst, keep || k > 0, a, panels, pairs) };
+                }
+            }
+        }
+    });
+}
+
+/// 32 rows of `a`, zeros for those that there are not, each of `depth` numbers, zeros after its own: where it lies if it is
+/// so already.
+fn strip<'r, A: Left>(room: &'r mut [bf16], a: Mat<'r, A>, depth: usize) -> (&'r [bf16], usize) {
+    if let (Some(x), true) = (A::halves(a.data), a.strides.1 == 1 && a.size == (SIDE, depth)) {
+        return (x, a.strides.0);
+    }
+    let room = &mut room[..SIDE * depth];
+    room.fill(bf16::ZERO);
+    if a.strides.1 == 1 {
+        for (r, out) in room.chunks_exact_mut(depth).take(a.size.0).enumerate() {
+            A::round(&mut out[..a.size.1], a.row(r));
+        }
+    } else {
+        let a = a.t();
+        let mut line = [bf16::ZERO; SIDE];
+        for k in 0..a.size.0 {
+            let line = &mut line[..a.size.1];
+            A::round(line, a.row(k));
+            line.iter().enumerate().for_each(|(r, x)| room[r * depth + k] = *x);
+        }
+    }
+    (room, depth)
+}
+
+/// `dst = a b` of a strip of a and a block of panels.
+///
+/// # Safety
+/// The processor has the instructions of `square`; a has 32 rows of `2 pairs` numbers.
+unsafe fn row_of_squares(
+    square: &impl Square,
+    dst: &mut TileMut<'_, f32>,
+    keep: bool,
+    (a, stride): (&[bf16], usize),
+    panels: &[Pair],
+    pairs: usize,
+) {
+    assert!(a.len() >= (SIDE - 1) * stride + 2 * pairs && panels.len().is_multiple_of(SIDE * pairs));
+    let (rows, columns) = dst.size();
+    for (p, panels) in panels.chunks_exact(SIDE * pairs).enumerate() {
+        let ns = p * SIDE..(p * SIDE + SIDE).min(columns);
+        let mut out = dst.block(0..rows, ns);
+        // SAFETY: what is whole has 32 rows and columns, and so has `part`; a and the panels are as was just seen.
+        unsafe {
+            if out.size() == (SIDE, SIDE) {
+                square.multiply((out.start, out.stride), keep, (a.as_ptr(), stride), panels.as_ptr(), pairs);
+                continue;
+            }
+            let mut part = [[0f32; SIDE]; SIDE];
+            let columns = out.size().1;
+            if keep {
+                (0..rows).for_each(|r| part[r][..columns].copy_from_slice(out.row(r)));
+            }
+            let start = part.as_mut_ptr().cast();
+            square.multiply((start, SIDE), keep, (a.as_ptr(), stride), panels.as_ptr(), pairs);
+            (0..rows).for_each(|r| out.row(r).copy_from_slice(&part[r][..columns]));
+        }
+    }
+}
+
+/// b in panels of `pairs` rows, zeros below its last row and after its last column.
+struct Pack<'a> {
+    panels: &'a mut [Pair],
+    pairs: usize,
+    b: Mat<'a, bf16>,
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let Pack { panels, pairs, b } = self;
+        let (depth, columns) = b.size;
+        for (p, panel) in panels.chunks_exact_mut(pairs * PANEL).enumerate() {
+            let ns = (p * PANEL).min(columns)..((p + 1) * PANEL).min(columns);
+            // Only what is not written below.
+            if ns.len() < PANEL {
+                panel.fill([bf16::ZERO; 2]);
+            } else {
+                panel[depth / 2 * PANEL..].fill([bf16::ZERO; 2]);
+            }
+            if b.strides.1 == 1 {
+                interleave(panel, b, ns);
+            } else {
+                turn(panel, b.t(), ns);
+            }
+        }
+    }
+}
+
+/// Rows of b by twos.
+#[inline(always)]
+fn interleave(panel: &mut [Pair], b: Mat<'_, bf16>, ns: Range<usize>) {
+    for (k, out) in panel.chunks_exact_mut(PANEL).enumerate().take(b.size.0.div_ceil(2)) {
+        let above = &b.row(2 * k)[ns.clone()];
+        if 2 * k + 1 == b.size.0 {
+            out.iter_mut().zip(above).for_each(|(out, x)| *out = [*x, bf16::ZERO]);
+            continue;
+        }
+        let below = &b.row(2 * k + 1)[ns.clone()];
+        match (<&[bf16; PANEL]>::try_from(above), <&[bf16; PANEL]>::try_from(below)) {
+            (Ok(above), Ok(below)) => (0..PANEL).for_each(|n| out[n] = [above[n], below[n]]),
+            _ => out.iter_mut().zip(above.iter().zip(below)).for_each(|(out, (x, y))| *out = [*x, *y]),
+        }
+    }
+}
+
+/// Columns of b, which are rows of `b`, four pairs of four of them at a time.
+#[inline(always)]
+fn turn(panel: &mut [Pair], b: Mat<'_, bf16>, ns: Range<usize>) {
+    let depth = b.size.1;
+    let whole = ns.len() / pack::SIDE * pack::SIDE;
+    let squares = depth / (2 * pack::SIDE);
+    let pairs = |n: usize| b.row(ns.start + n).as_chunks::<2>();
+    for n in (0..whole).step_by(pack::SIDE) {
+        let rows: [&[[Pair; pack::SIDE]]; pack::SIDE] = std::array::from_fn(|i| pairs(n + i).0.as_chunks().0);
+        for k in 0..squares {
+            let turned = pack::square(bytemuck::cast(rows.map(|row| row[k])));
+            for (j, row) in turned.iter().enumerate() {
+                panel[(k * pack::SIDE + j) * PANEL + n..][..pack::SIDE].copy_from_slice(&bytemuck::cast::<
+                    _,
+                    [Pair; 4],
+                >(
+                    *row
+                ));
+            }
+        }
+    }
+    for n in 0..ns.len() {
+        let (pairs, last) = pairs(n);
+        let done = if n < whole { squares * pack::SIDE } else { 0 };
+        for (k, pair) in pairs.iter().enumerate().skip(done) {
+            panel[k * PANEL + n] = *pair;
+        }
+        if let [last] = last {
+            panel[pairs.len() * PANEL + n] = [*last, bf16::ZERO];
+        }
+    }
+}
+
+/// The micro-kernel of AVX-512: eight rows and two panels in registers.
+struct Dots;
+
+impl Square for Dots {
+    #[inline(always)]
+    unsafe fn multiply(
+        &self,
+        out: (*mut f32, usize),
+        keep: bool,
+        a: (*const bf16, usize),
+        b: *const Pair,
+        pairs: usize,
+    ) {
+        // SAFETY: as the caller says.
+        unsafe { dots(out, keep, a, b, pairs) }
+    }
+}
+
+/// Rows of sums in registers.
+const ROWS: usize = 8;
+
+/// [`Square::multiply`].
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn dots(
+    (out, out_stride): (*mut f32, usize),
+    keep: bool,
+    (a, a_stride): (*const bf16, usize),
+    b: *const Pair,
+    pairs: usize,
+) {
+    for row in (0..SIDE).step_by(ROWS) {
+        // SAFETY: rows stay below 32 and pairs below their number; a register of bf16 is 512 bits like any other.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+            for k in 0..pairs {
+                let left: __m512bh = transmute(_mm512_loadu_si512(b.add(k * PANEL).cast()));
+                let right: __m512bh = transmute(_mm512_loadu_si512(b.add((pairs + k) * PANEL).cast()));
+                for (m, sums) in sums.iter_mut().enumerate() {
+                    let pair = a.add((row + m) * a_stride + 2 * k).cast::<i32>().read_unaligned();
+                    let pair: __m512bh = transmute(_mm512_set1_epi32(pair));
+                    *sums = [_mm512_dpbf16_ps(sums[0], pair, left), _mm512_dpbf16_ps(sums[1], pair, right)];
+                }
+            }
+            for (m, sums) in sums.iter().enumerate() {
+                for (p, sum) in sums.iter().enumerate() {
+                    let out = out.add((row + m) * out_stride + p * PANEL);
+                    let was = if keep { _mm512_loadu_ps(out) } else { _mm512_setzero_ps() };
+                    _mm512_storeu_ps(out, _mm512_add_ps(was, *sum));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Shared;
+    use super::super::amx;
+    use super::*;
+    use crate::ops::cases::normal;
+
+    /// The instructions that the processor has, and tiles, one instruction at a time where it has none.
+    fn all() -> Vec<Pairs> {
+        let mut all: Vec<Pairs> = Instructions::here().filter_map(Pairs::of).collect();
+        #[cfg(target_os = "linux")]
+        if !amx::built_in() && all.iter().all(|pairs| pairs.0 != By::Tiles) {
+            amx::trap::install();
+            all.push(Pairs(By::Tiles));
+        }
+        all
+    }
+
+    fn at(m: Mat<'_, bf16>, r: usize, c: usize) -> f64 {
+        m.data[r * m.strides.0 + c * m.strides.1].to_f64()
+    }
+
+    #[test]
+    fn as_the_sums() {
+        let sizes = [
+            (2, 1, 1),
+            (3, 31, 5),
+            (5, 17, 0),
+            (32, 32, 64),
+            (33, 65, 33),
+            (64, 32, 1024),
+            (40, 257, 530),
+            (37, 9, 1127),
+            (0, 4, 4),
+            (4, 0, 4),
+        ];
+        for (m, n, k) in sizes {
+            // Rows that are longer than what they hold, and columns.
+            let layouts = |rows: usize, columns: usize| [(columns + 3, 1), (1, rows + 5)];
+            let both = layouts(m, k).into_iter().flat_map(|a| layouts(k, n).map(|b| (a, b)));
+            for (i, (a_strides, b_strides)) in both.enumerate() {
+                let keep = i % 2 == 1;
+                let numbers =
+                    |seed, rows: usize, columns: usize| normal::<bf16>(seed, (rows + 5) * (columns + 5), 1.0);
+                let (a, b) = (numbers(1, m, k), numbers(2, k, n));
+                let (a, b) = (Mat::new(&a, (m, k), a_strides), Mat::new(&b, (k, n), b_strides));
+                let stride = n + 7;
+                let old = normal::<f32>(3, (m + 4) * stride, 1.0);
+                for pairs in all() {
+                    let mut got = old.clone();
+                    for (r, row) in got.chunks_mut(stride).enumerate() {
+                        let inside = (2..2 + m).contains(&r) && !keep;
+                        row[3..3 + n].iter_mut().filter(|_| inside).for_each(|x| *x = f32::NAN);
+                    }
+                    let shared = Shared::new(&mut got);
+                    // SAFETY: it is the only tile.
+                    let mut dst = unsafe { shared.tile(2 * stride + 3, m, n, stride) };
+                    pairs.product(&mut dst, keep, a, b);
+                    for (i, got) in got.iter().enumerate() {
+                        let (r, c) = (i / stride, i % stride);
+                        if !(2..2 + m).contains(&r) || !(3..3 + n).contains(&c) {
+                            assert_eq!(got.to_bits(), old[i].to_bits(), "{pairs:?}: {r}, {c} is outside");
+                            continue;
+                        }
+                        let terms = (0..k).map(|k| at(a, r - 2, k) * at(b, k, c - 3));
+                        let was = if keep { f64::from(old[i]) } else { 0.0 };
+                        let (sum, size) = terms.fold((was, was.abs()), |(s, z), x| (s + x, z + x.abs()));
+                        let tol = (k + 2) as f64 * f64::from(f32::EPSILON) / 2.0 * size;
+                        let err = (f64::from(*got) - sum).abs();
+                        assert!(
+                            err <= tol,
+                            "{pairs:?} {m} × {n} × {k} [{}, {}]: {got}, expected {sum}",
+                            r - 2,
+                            c - 3
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_left_factor_in_f32_is_rounded() {
+        let (m, n, k) = (35, 40, 70);
+        let (a, b) = (normal::<f32>(1, m * k, 1.0), normal::<bf16>(2, k * n, 1.0));
+        let rounded: Vec<bf16> = a.iter().map(|x| bf16::from_f32(*x)).collect();
+        let b = Mat::new(&b, (k, n), (n, 1));
+        for pairs in all() {
+            let (mut got, mut want) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
+            pairs.product(&mut TileMut::new(&mut got, m, n), false, Mat::new(&a, (m, k), (k, 1)), b);
+            let a = Mat::new(&rounded, (m, k), (k, 1));
+            pairs.product(&mut TileMut::new(&mut want, m, n), false, a, b);
+            assert_eq!(got, want, "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn an_element_depends_on_its_row_and_column_alone() {
+        let (m, n, k) = (70, 290, 530);
+        let (a, b) = (normal::<bf16>(1, m * k, 1.0), normal::<bf16>(2, n * k, 1.0));
+        let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (n, k), (k, 1)).t());
+        for pairs in all() {
+            let mut whole = normal::<f32>(3, m * n, 1.0);
+            let old = whole.clone();
+            pairs.product(&mut TileMut::new(&mut whole, m, n), true, a, b);
+            for (rows, cols) in [(0..2, 0..n), (3..17, 250..290), (31..70, 5..6)] {
+                let mut part: Vec<f32> =
+                    rows.clone().flat_map(|r| old[r * n..][cols.clone()].to_vec()).collect();
+                let mut dst = TileMut::new(&mut part, rows.len(), cols.len());
+                pairs.product(&mut dst, true, a.rows(rows.clone()), b.t().rows(cols.clone()).t());
+                for (r, part) in rows.zip(part.chunks(cols.len())) {
+                    assert_eq!(part, &whole[r * n..][cols.clone()], "{pairs:?}: row {r}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_in_its_row_and_column() {
+        let (m, n, k) = (9, 37, 11);
+        let (mut a, mut b) = (vec![bf16::ONE; m * k], vec![bf16::ONE; k * n]);
+        (a[7 * k + 4], b[3 * n + 35]) = (bf16::NAN, bf16::INFINITY);
+        let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (k, n), (n, 1)));
+        for pairs in all() {
+            let mut c = vec![f32::NAN; m * n];
+            pairs.product(&mut TileMut::new(&mut c, m, n), false, a, b);
+            for (i, x) in c.iter().enumerate() {
+                let right = match (i / n, i % n) {
+                    (7, _) => x.is_nan(),
+                    (_, 35) => *x == f32::INFINITY,
+                    _ => *x == k as f32,
+                };
+                assert!(right, "{pairs:?} [{}, {}] = {x}", i / n, i % n);
+            }
+        }
+    }
+}
