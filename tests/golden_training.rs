@@ -71,7 +71,7 @@ struct Near {
 /// What sums in another order do.
 const SINGLE: Near = Near { numbers: 1e-4, learned: 5e-3 };
 /// What activations, weights and adapters in eight bits do.
-const HALF: Near = Near { numbers: 5e-3, learned: 0.08 };
+const HALF: Near = Near { numbers: 2e-2, learned: 0.08 };
 
 /// The run `name` on `threads` threads, each step's documents in `accumulate` micro-batches, `recomputed` layers computed
 /// twice; the trained parameters.
