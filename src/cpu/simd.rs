@@ -32,7 +32,7 @@ pub(crate) enum Instructions {
 
 impl Instructions {
     /// From the oldest on.
-    pub(crate) const ALL: [Instructions; 5] = [
+    const ALL: [Instructions; 5] = [
         Instructions::Baseline,
         Instructions::Avx2,
         Instructions::Avx512,
@@ -78,7 +78,7 @@ impl Instructions {
     }
 
     /// Those that the processor has, from the oldest on.
-    pub(crate) fn here() -> impl Iterator<Item = Instructions> + Clone {
+    pub(crate) fn here() -> impl Iterator<Item = Instructions> {
         Instructions::ALL.into_iter().filter(|set| set.are_here())
     }
 

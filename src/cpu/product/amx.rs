@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::pairs::{Pair, Square};
+use super::pairs::{Operands, Square};
 
 /// Rows of a tile.
 const ROWS: usize = 16;
@@ -92,17 +92,9 @@ impl Tiles {
 
 impl Square for Tiles {
     #[inline(always)]
-    unsafe fn multiply(
-        &self,
-        out: (*mut f32, usize),
-        keep: bool,
-        a: (*const bf16, usize),
-        b: *const Pair,
-        pairs: usize,
-    ) {
+    unsafe fn multiply(&self, Operands { out, out_stride, keep, a, a_stride, b, pairs }: Operands) {
         let steps = pairs / ROWS;
-        let (out, out_stride) = (out.0, out.1 * size_of::<f32>());
-        let (a, a_stride) = (a.0, a.1 * size_of::<bf16>());
+        let (out_stride, a_stride) = (out_stride * size_of::<f32>(), a_stride * size_of::<bf16>());
         let below = out.wrapping_byte_add(ROWS * out_stride);
         let a_below = a.wrapping_byte_add(ROWS * a_stride);
         let beside = b.wrapping_byte_add(pairs * ROW_BYTES);

@@ -106,22 +106,32 @@ impl Left for f32 {
     }
 }
 
+/// What a square of sums is made of, and where it goes.
+#[derive(Clone, Copy)]
+pub(super) struct Operands {
+    /// 32 rows of 32 numbers.
+    pub out: *mut f32,
+    /// From row to row of `out`.
+    pub out_stride: usize,
+    /// What `out` holds is added to.
+    pub keep: bool,
+    /// 32 rows of `2 pairs` numbers.
+    pub a: *const bf16,
+    /// From row to row of a.
+    pub a_stride: usize,
+    /// Two panels, one after the other, each of `pairs` rows of 16 pairs.
+    pub b: *const Pair,
+    /// Pairs of K, a multiple of 16.
+    pub pairs: usize,
+}
+
 /// A micro-kernel: a square of sums.
 pub(super) trait Square {
-    /// `out[32, 32] = a b`, added if `keep`; `out` and `a` with the numbers from row to row, b in two panels, one after the
-    /// other.
+    /// `out[32, 32] = a b`, added if `keep`.
     ///
     /// # Safety
-    /// The processor has the instructions; `out` has 32 rows of 32 numbers, `a` 32 rows of `2 pairs`, a multiple of 32, and
-    /// each panel `pairs` rows of 16 pairs.
-    unsafe fn multiply(
-        &self,
-        out: (*mut f32, usize),
-        keep: bool,
-        a: (*const bf16, usize),
-        b: *const Pair,
-        pairs: usize,
-    );
+    /// The processor has the instructions; the operands are as they say.
+    unsafe fn multiply(&self, of: Operands);
 }
 
 /// The product, square by square.
@@ -202,10 +212,13 @@ unsafe fn row_of_squares(
     for (p, panels) in panels.chunks_exact(SIDE * pairs).enumerate() {
         let ns = p * SIDE..(p * SIDE + SIDE).min(columns);
         let mut out = dst.block(0..rows, ns);
+        let (out_stride, a_stride) = (out.stride, stride);
+        let whole =
+            Operands { out: out.start, out_stride, keep, a: a.as_ptr(), a_stride, b: panels.as_ptr(), pairs };
         // SAFETY: what is whole has 32 rows and columns, and so has `part`; a and the panels are as was just seen.
         unsafe {
             if out.size() == (SIDE, SIDE) {
-                square.multiply((out.start, out.stride), keep, (a.as_ptr(), stride), panels.as_ptr(), pairs);
+                square.multiply(whole);
                 continue;
             }
             let mut part = [[0f32; SIDE]; SIDE];
@@ -213,8 +226,7 @@ unsafe fn row_of_squares(
             if keep {
                 (0..rows).for_each(|r| part[r][..columns].copy_from_slice(out.row(r)));
             }
-            let start = part.as_mut_ptr().cast();
-            square.multiply((start, SIDE), keep, (a.as_ptr(), stride), panels.as_ptr(), pairs);
+            square.multiply(Operands { out: part.as_mut_ptr().cast(), out_stride: SIDE, ..whole });
             (0..rows).for_each(|r| out.row(r).copy_from_slice(&part[r][..columns]));
         }
     }
@@ -306,16 +318,9 @@ struct Dots;
 
 impl Square for Dots {
     #[inline(always)]
-    unsafe fn multiply(
-        &self,
-        out: (*mut f32, usize),
-        keep: bool,
-        a: (*const bf16, usize),
-        b: *const Pair,
-        pairs: usize,
-    ) {
+    unsafe fn multiply(&self, of: Operands) {
         // SAFETY: as the caller says.
-        unsafe { dots(out, keep, a, b, pairs) }
+        unsafe { dots(of) }
     }
 }
 
@@ -327,13 +332,7 @@ const ROWS: usize = 8;
 /// # Safety
 /// As there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn dots(
-    (out, out_stride): (*mut f32, usize),
-    keep: bool,
-    (a, a_stride): (*const bf16, usize),
-    b: *const Pair,
-    pairs: usize,
-) {
+unsafe fn dots(Operands { out, out_stride, keep, a, a_stride, b, pairs }: Operands) {
     for row in (0..SIDE).step_by(ROWS) {
         // SAFETY: rows stay below 32 and pairs below their number; a register of bf16 is 512 bits like any other.
         unsafe {
