@@ -10,14 +10,14 @@ namespace emulator {
 namespace {
 
 constexpr int signals[] = {SIGSEGV, SIGBUS, SIGFPE};
-struct sigaction before[64];
+struct sigaction others[64];
 
 void handle(int signal, siginfo_t* info, void* context) {
     if (current) {
         if (signal == SIGFPE) fail({nullptr, 0}, "integer division by zero");
         fail({nullptr, 0}, "access to address %p, which is no memory", info->si_addr);
     }
-    struct sigaction& old = before[signal];
+    struct sigaction& old = others[signal];
     if (old.sa_flags & SA_SIGINFO) return old.sa_sigaction(signal, info, context);
     sigaction(signal, &old, nullptr); // default or ignored: the instruction faults again
 }
@@ -28,7 +28,7 @@ void install() {
         action.sa_sigaction = handle;
         // The handler leaves by a switch of stacks, not by a return: the signal must not stay blocked.
         action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-        sigaction(signal, &action, &before[signal]);
+        sigaction(signal, &action, &others[signal]);
     }
 }
 
@@ -37,22 +37,16 @@ void install() {
 FaultHandler::FaultHandler() {
     static std::once_flag once;
     std::call_once(once, install);
-    stack_t old;
-    sigaltstack(nullptr, &old);
-    if (!(old.ss_flags & SS_DISABLE)) return;
+    // A host thread's own stack for signals, where it has one, may be too small for what `fail` does: one that overflows is
+    // entered anew from its top, by the handler of that very fault, without end.
     constexpr size_t bytes = 64 << 10;
-    stack = std::make_unique<unsigned char[]>(bytes);
+    stack.reset(new unsigned char[bytes]);
     stack_t mine = {};
     mine.ss_sp = stack.get();
     mine.ss_size = bytes;
-    sigaltstack(&mine, nullptr);
+    sigaltstack(&mine, &before);
 }
 
-FaultHandler::~FaultHandler() {
-    if (!stack) return;
-    stack_t none = {};
-    none.ss_flags = SS_DISABLE;
-    sigaltstack(&none, nullptr);
-}
+FaultHandler::~FaultHandler() { sigaltstack(&before, nullptr); }
 
 } // namespace emulator

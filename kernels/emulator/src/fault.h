@@ -1,5 +1,6 @@
 // A kernel that touches memory outside the process ends its launch with an error, not the process.
 #pragma once
+#include <csignal>
 #include <memory>
 
 namespace emulator {
@@ -12,7 +13,8 @@ public:
     ~FaultHandler();
 
 private:
-    std::unique_ptr<unsigned char[]> stack; // null if the thread had one already
+    std::unique_ptr<unsigned char[]> stack;
+    stack_t before; // that of the thread
 };
 
 } // namespace emulator
