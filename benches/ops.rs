@@ -1,8 +1,9 @@
 //! One case per operation, the same for every back end, at LLaMA-3-8B's sizes, full and pruned by 0.2, 0.4, 0.6 and 0.8
 //! (8,192 tokens on CUDA, 512 on the CPU), on the CPU also at those of a 157 M-parameter model and of the demo.
 //!
-//! The device's roofs are measured first: a copy of its memory, and our largest square product. The table at the end
-//! has each case's time, TFLOP/s or GB/s, and share of its roof. CUDA is timed by events on the device; without one it is
+//! The device's roofs are measured first: a copy of its memory, our largest square product, and on the CPU multiply-adds
+//! whose operands never leave the registers, which are the roof of products there. The table at the end has each case's
+//! time, TFLOP/s or GB/s, and share of its roof. CUDA is timed by events on the device; without one it is
 //! left out, and says so.
 //!
 //! `cargo bench --bench ops -- cuda/linear` runs the cases whose names contain that. `ANABRANCH_BENCH_SIZES=toy` takes
@@ -20,7 +21,7 @@ mod ops {
 
 use anabranch::cpu::Cpu;
 use anabranch::cuda::{self, Cuda};
-use anabranch::tensor::Real;
+use anabranch::tensor::{DType, Real};
 use criterion::Criterion;
 use half::bf16;
 use ops::bench::{Bench, Timed};
@@ -46,7 +47,7 @@ fn main() {
             println!("cuda: left out, the driver is emulated; ANABRANCH_BENCH_SIZES=toy takes sizes for it");
         }
         Ok(gpu) => {
-            let mut bench = Bench::new(&gpu, &mut criterion, &mut report, scale);
+            let mut bench = Bench::new(&gpu, &mut criterion, &mut report, scale, DType::BF16);
             cases::<Cuda, bf16>(&mut bench, &Model::on_gpu(scale));
             ops::rows::optimizer(&mut bench, scale);
             ops::adapters::all(&mut bench, scale);
@@ -55,10 +56,10 @@ fn main() {
         Err(why) => println!("cuda: left out, {why}"),
     }
     let cpu = Cpu::new(std::thread::available_parallelism().map_or(1, |n| n.get())).expect("threads");
-    let mut bench = Bench::new(&cpu, &mut criterion, &mut report, scale);
     let models = Model::on_cpu(scale);
+    cases::<Cpu, bf16>(&mut Bench::new(&cpu, &mut criterion, &mut report, scale, DType::BF16), &models);
+    let mut bench = Bench::new(&cpu, &mut criterion, &mut report, scale, DType::F32);
     cases::<Cpu, f32>(&mut bench, &models);
-    cases::<Cpu, bf16>(&mut bench, &models);
     ops::rows::optimizer(&mut bench, scale);
     ops::adapters::all(&mut bench, scale);
     ops::weights::rsvd(&mut bench, &models[0]);

@@ -12,6 +12,7 @@ pub mod rsvd;
 pub mod subspace;
 
 use std::mem::swap;
+use std::ops::Range;
 use std::sync::Once;
 
 use faer::diag::Diag;
@@ -198,6 +199,21 @@ pub fn congruence(g: MatRef<'_, f64>, w: MatRef<'_, f64>) -> Mat<f64> {
     mirrored(product(w.transpose(), product(g, w).as_ref()))
 }
 
+/// `x blockdiag(wᵢ)`, the columns of x that each wᵢ takes in `blocks`.
+pub fn by_block<'a>(
+    x: MatRef<'_, f64>,
+    blocks: impl Iterator<Item = (Range<usize>, MatRef<'a, f64>)> + Clone,
+) -> Mat<f64> {
+    let mut out = Mat::zeros(x.nrows(), blocks.clone().map(|(_, w)| w.ncols()).sum());
+    let mut column = 0;
+    for (at, w) in blocks {
+        let own = out.subcols_mut(column, w.ncols());
+        Spread::Thread.product_into(own, x.subcols(at.start, at.len()), w);
+        column += w.ncols();
+    }
+    out
+}
+
 /// `Σ xᵢⱼ yᵢⱼ`.
 pub fn inner(x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> f64 {
     (0..x.ncols()).map(|j| (0..x.nrows()).map(|i| x[(i, j)] * y[(i, j)]).sum::<f64>()).sum()
@@ -237,23 +253,26 @@ pub fn eigen(g: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
 
 /// The pseudo-inverse of a symmetric positive semi-definite `g`; eigenvalues up to [`RANK_CUT`] of the largest are zero.
 pub fn pseudo_inverse(g: MatRef<'_, f64>) -> Result<Mat<f64>> {
-    spectral(g, |l| 1.0 / l)
+    spectral(g, |l| 1.0 / l, Spread::Thread)
 }
 
-/// `V diag(f(λ)) Vᵀ` of a symmetric `g`, 0 for f of eigenvalues up to [`RANK_CUT`] of the largest.
-fn spectral(g: MatRef<'_, f64>, f: impl Fn(f64) -> f64) -> Result<Mat<f64>> {
-    let (values, v) = eigen(g)?;
+/// `V diag(f(λ)) Vᵀ` of a symmetric `g`, with a positive f, or 0 for eigenvalues up to [`RANK_CUT`] of the largest.
+fn spectral(g: MatRef<'_, f64>, f: impl Fn(f64) -> f64, spread: Spread) -> Result<Mat<f64>> {
+    let (values, mut v) = spread.eigen(g)?;
     let cut = RANK_CUT * values.first().copied().unwrap_or(0.0).max(0.0);
-    let mapped: Vec<f64> = values.iter().map(|&l| if l > cut { f(l) } else { 0.0 }).collect();
-    Ok(product(scale_columns(v.as_ref(), &mapped).as_ref(), v.transpose()))
+    for (k, &l) in values.iter().enumerate() {
+        let by = if l > cut { f(l).sqrt() } else { 0.0 };
+        v.col_as_slice_mut(k).iter_mut().for_each(|x| *x *= by);
+    }
+    Ok(symmetric_product(v.as_ref(), v.transpose(), spread))
 }
 
 /// `V diag(λ^-½) Vᵀ` of a symmetric positive semi-definite `g = V diag(λ) Vᵀ`; eigenvalues up to [`RANK_CUT`] of the
 /// largest are zero, and so are their inverse roots.
 ///
 /// With `g = XᵀX`, `X` times it is the orthogonal polar factor of X on the directions that X has.
-pub fn inverse_root(g: MatRef<'_, f64>) -> Result<Mat<f64>> {
-    spectral(g, |l| 1.0 / l.sqrt())
+pub fn inverse_root(g: MatRef<'_, f64>, spread: Spread) -> Result<Mat<f64>> {
+    spectral(g, |l| 1.0 / l.sqrt(), spread)
 }
 
 /// What makes the columns of X orthonormal, from the Gram `XᵀX = toᵀ to` alone: `X from` has orthonormal columns, and

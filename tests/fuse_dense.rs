@@ -112,7 +112,12 @@ fn methods_from_factors_are_the_dense_ones() {
         let mean = weighted(&d, w);
         for lambda in [1.0, -1.75] {
             let with = |method| Fusion { lambda, ..fusion(method) };
-            same(&fused(with(Method::Tsv), &x), &plain::tsv(&d, w, lambda), &what(Method::Tsv));
+            let want = plain::tsv(&d, w, lambda);
+            same(&fused(with(Method::Tsv), &x), &want, &what(Method::Tsv));
+            // From Grams, where P is not above O.
+            let recipe = Recipe { resolve: None, fusion: with(Method::Tsv) };
+            let outcome = recipe.run(&cpu(), std::slice::from_ref(&x), false).unwrap().remove(0);
+            same(&outcome.made.factors(&x).unwrap(), &want, &what(Method::Tsv));
             same(&fused(with(Method::IsoC), &x), &plain::iso_c(&d, w, lambda), &what(Method::IsoC));
             for density in [0.2, 0.5, 1.0] {
                 let got = fused(Fusion { lambda, ..knots_ties(density) }, &x);

@@ -8,7 +8,9 @@ use anabranch::Result;
 use anabranch::backend::Backend;
 use anabranch::cpu::Cpu;
 use anabranch::cuda::Cuda;
+use anabranch::tensor::DType;
 use criterion::{Criterion, SamplingMode, Throughput};
+use half::bf16;
 use serde_json::{Value, json};
 
 use super::data;
@@ -26,6 +28,9 @@ pub trait Timed: Backend {
     fn device(&self) -> String;
     /// Time of `work` until its last effect.
     fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration>;
+    /// Multiplies and adds this dtype from registers alone, as often as `rounds` says: how many times; none where that is not
+    /// to be had.
+    fn multiply_adds(&self, dtype: DType, rounds: usize) -> Option<usize>;
 }
 
 impl Timed for Cpu {
@@ -40,6 +45,10 @@ impl Timed for Cpu {
         work()?;
         Ok(start.elapsed())
     }
+
+    fn multiply_adds(&self, dtype: DType, rounds: usize) -> Option<usize> {
+        Some(Cpu::multiply_adds(self, dtype, rounds))
+    }
 }
 
 impl Timed for Cuda {
@@ -51,6 +60,10 @@ impl Timed for Cuda {
 
     fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
         self.elapsed(work)
+    }
+
+    fn multiply_adds(&self, _: DType, _: usize) -> Option<usize> {
+        None
     }
 }
 
@@ -68,8 +81,10 @@ pub enum Work {
 struct Roofs {
     /// Bytes per second, each read and written byte counted.
     copy: f64,
-    /// Operations per second.
+    /// Operations per second of our largest product.
     product: f64,
+    /// Operations per second that no product can outrun, where that can be measured.
+    peak: Option<f64>,
 }
 
 /// One line of the table.
@@ -93,6 +108,8 @@ pub struct Bench<'a, B> {
     criterion: &'a mut Criterion,
     report: &'a mut Report,
     scale: Scale,
+    /// Of the activations.
+    dtype: DType,
     roofs: Cell<Option<Roofs>>,
 }
 
@@ -102,8 +119,9 @@ impl<'a, B: Timed> Bench<'a, B> {
         criterion: &'a mut Criterion,
         report: &'a mut Report,
         scale: Scale,
+        dtype: DType,
     ) -> Bench<'a, B> {
-        Bench { backend, criterion, report, scale, roofs: Cell::new(None) }
+        Bench { backend, criterion, report, scale, dtype, roofs: Cell::new(None) }
     }
 
     /// The case `name` of `op`. `prepare` makes its buffers and gives what is timed; it runs if the case was asked for.
@@ -115,7 +133,7 @@ impl<'a, B: Timed> Bench<'a, B> {
         prepare: impl FnOnce() -> Result<R>,
     ) {
         let samples = RefCell::new(Vec::new());
-        let (backend, scale, roofs) = (self.backend, self.scale, &self.roofs);
+        let (backend, scale, dtype, roofs) = (self.backend, self.scale, self.dtype, &self.roofs);
         let mut group = self.criterion.benchmark_group(format!("{}/{op}", B::NAME));
         group.sample_size(SAMPLES).sampling_mode(SamplingMode::Flat);
         group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_millis(1500));
@@ -126,7 +144,7 @@ impl<'a, B: Timed> Bench<'a, B> {
         let (mut prepare, mut run) = (Some(prepare), None);
         group.bench_function(name, |b| {
             if roofs.get().is_none() {
-                roofs.set(Some(Roofs::measure(backend, scale).expect("the roofs")));
+                roofs.set(Some(Roofs::measure(backend, scale, dtype).expect("the roofs")));
             }
             if let Some(prepare) = prepare.take() {
                 run = Some(prepare().expect("the case's buffers"));
@@ -143,10 +161,11 @@ impl<'a, B: Timed> Bench<'a, B> {
         let samples = samples.into_inner();
         let last = samples[samples.len().saturating_sub(SAMPLES)..].to_vec();
         if let (Some(seconds), Some(roofs)) = (data::median(last), self.roofs.get()) {
-            if self.report.devices.iter().all(|d| d["name"] != B::NAME) {
+            let (device, dtype) = (self.backend.device(), self.dtype.to_string());
+            if self.report.devices.iter().all(|d| d["name"] != B::NAME || d["dtype"] != dtype) {
                 self.report.devices.push(json!({
-                    "name": B::NAME, "device": self.backend.device(),
-                    "copy": roofs.copy, "product": roofs.product,
+                    "name": B::NAME, "device": device, "dtype": dtype,
+                    "copy": roofs.copy, "product": roofs.product, "peak": roofs.peak,
                 }));
             }
             self.report.rows.push(Row { name: format!("{}/{op}/{name}", B::NAME), seconds, work, roofs });
@@ -155,12 +174,12 @@ impl<'a, B: Timed> Bench<'a, B> {
 }
 
 impl Roofs {
-    /// Copies memory, then multiplies our largest square; the median of five times each.
-    fn measure<B: Timed>(backend: &B, scale: Scale) -> Result<Roofs> {
-        let (bytes, side) = match (scale, B::NAME) {
-            (Scale::Toy, _) => (1 << 16, 64),
-            (Scale::Full, "cuda") => (2 << 30, 8192),
-            (Scale::Full, _) => (256 << 20, 2048),
+    /// Copies memory, multiplies and adds in registers, then multiplies our largest square; the median of five times each.
+    fn measure<B: Timed>(backend: &B, scale: Scale, dtype: DType) -> Result<Roofs> {
+        let (bytes, side, rounds) = match (scale, B::NAME) {
+            (Scale::Toy, _) => (1 << 16, 64, 1 << 10),
+            (Scale::Full, "cuda") => (2 << 30, 8192, 0),
+            (Scale::Full, _) => (256 << 20, 2048, 1 << 24),
         };
         let five = |run: &mut dyn FnMut() -> Result<()>| -> Result<f64> {
             run()?;
@@ -168,11 +187,26 @@ impl Roofs {
             Ok(data::median(times.collect::<Result<_>>()?).unwrap_or(f64::NAN))
         };
         let copied = five(&mut data::copy(backend, bytes)?)?;
-        let multiplied = five(&mut products::square(backend, side)?)?;
-        let roofs =
-            Roofs { copy: 2.0 * bytes as f64 / copied, product: 2.0 * (side as f64).powi(3) / multiplied };
+        let mut done = None;
+        let spun = five(&mut || {
+            done = backend.multiply_adds(dtype, rounds);
+            Ok(())
+        })?;
+        let multiplied = match dtype {
+            DType::F32 => five(&mut products::square::<B, f32>(backend, side)?)?,
+            _ => five(&mut products::square::<B, bf16>(backend, side)?)?,
+        };
+        let roofs = Roofs {
+            copy: 2.0 * bytes as f64 / copied,
+            product: 2.0 * (side as f64).powi(3) / multiplied,
+            peak: done.map(|n| n as f64 / spun),
+        };
+        let peak = roofs.peak.map_or(String::new(), |peak| {
+            let (share, peak) = (100.0 * roofs.product / peak, peak / 1e12);
+            format!(", multiply-adds in registers at {peak:.3} TFLOP/s, of which that is {share:.1} %")
+        });
         println!(
-            "{}, {}: a copy of {} MiB runs at {:.1} GB/s, our product of {side}³ at {:.3} TFLOP/s",
+            "{}, {}, {dtype}: a copy of {} MiB runs at {:.1} GB/s, our product of {side}³ at {:.3} TFLOP/s{peak}",
             B::NAME,
             backend.device(),
             bytes >> 20,
@@ -189,7 +223,7 @@ impl Row {
         match self.work {
             Work::Flops(n) => {
                 let rate = n as f64 / self.seconds;
-                (rate / 1e12, "TFLOP/s", rate / self.roofs.product)
+                (rate / 1e12, "TFLOP/s", rate / self.roofs.peak.unwrap_or(self.roofs.product))
             }
             Work::Bytes(n) => {
                 let rate = n as f64 / self.seconds;

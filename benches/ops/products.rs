@@ -7,7 +7,6 @@ use anabranch::ops::cross_entropy::CrossEntropy;
 use anabranch::ops::importance::{Importance, Sample, Score};
 use anabranch::ops::linear::{Dropout, Epilogue, Linear, LinearBwd, LinearBwdOut, LinearOut, Lora, LoraRows};
 use anabranch::tensor::{DType, Real, Store};
-use half::bf16;
 
 use super::bench::{Bench, Timed, Work};
 use super::data;
@@ -170,14 +169,14 @@ fn backward<'a, B: Backend, T: Real>(
     })
 }
 
-/// `[n, n]` by a frozen `[n, n]`, in bf16: what products are measured against.
-pub fn square<B: Backend>(backend: &B, n: usize) -> Result<impl FnMut() -> Result<()> + '_> {
-    let x = data::rows::<B, bf16>(backend, 1, n, n)?;
-    let mut y = data::rows::<B, bf16>(backend, 2, n, n)?;
+/// `[n, n]` by a frozen `[n, n]`, which is in bf16.
+pub fn square<B: Backend, T: Real>(backend: &B, n: usize) -> Result<impl FnMut() -> Result<()> + '_> {
+    let x = data::rows::<B, T>(backend, 1, n, n)?;
+    let mut y = data::rows::<B, T>(backend, 2, n, n)?;
     let w = data::matrix(backend, (n, n))?;
-    let (mut t, params) = (backend.alloc::<bf16>("no adapter", 0)?, backend.alloc::<f32>("no adapter", 0)?);
+    let (mut t, params) = (backend.alloc::<T>("no adapter", 0)?, backend.alloc::<f32>("no adapter", 0)?);
     let group = Group { tokens: n, inner: n, outs: vec![n], swiglu: false };
-    let room = backend.linear_scratch::<bf16>(group.size(0, false));
+    let room = backend.linear_scratch::<T>(group.size(0, false));
     let mut scratch = backend.alloc("scratch", room)?;
     Ok(move || {
         let out = LinearOut {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use faer::{Mat, MatRef};
 use rayon::prelude::*;
 
-use super::{Spread, gram, product, symmetric_product};
+use super::{Spread, by_block, gram, product, symmetric_product};
 use crate::error::Result;
 use crate::ops::gate::{Rule, agreement, opposition, paper, shares};
 
@@ -76,7 +76,7 @@ impl Shared {
         let blocks: Vec<Range<usize>> = bounds.windows(2).map(|w| w[0]..w[1]).collect();
         let grams: Vec<Mat<f64>> = blocks.iter().map(|at| rows.block(at)).collect();
         let core = {
-            let weighed = by_block(r, &blocks, &grams);
+            let weighed = by_block(r, each(&blocks, &grams));
             symmetric_product(weighed.as_ref(), r.transpose(), spread)
         };
         let (squares, e) = spread.eigen(core.as_ref())?;
@@ -110,8 +110,17 @@ pub struct Subspace {
     pub energy: f64,
     /// The kept ones, by descending σ.
     pub directions: Vec<Found>,
+    /// `eₖ` as columns, `[q, K]`.
+    vectors: Mat<f64>,
+    /// `γᵢₖ coordsᵢ`, `[K, P]`.
+    coords: Mat<f64>,
+}
+
+impl Subspace {
     /// R of the resolved updates, `[q, P]`.
-    pub resolved: Mat<f64>,
+    pub fn resolved(self, spread: Spread) -> Mat<f64> {
+        spread.product(self.vectors.as_ref(), self.coords.as_ref())
+    }
 }
 
 /// Compares the updates that `r[q, P]` and `rows` describe, the bounds of each one's columns of R in `bounds`; none where
@@ -150,17 +159,15 @@ pub fn resolve(
             column.zip(&directions).for_each(|(x, d)| *x *= d.tables[2][edge]);
         }
     }
-    Ok(Some(Subspace { energy, directions, resolved: spread.product(vectors.as_ref(), coords.as_ref()) }))
+    Ok(Some(Subspace { energy, directions, vectors, coords }))
 }
 
-/// `x blockdiag(gᵢ)`, `[n, P]`.
-fn by_block(x: MatRef<'_, f64>, blocks: &[Range<usize>], grams: &[Mat<f64>]) -> Mat<f64> {
-    let mut out = Mat::zeros(x.nrows(), x.ncols());
-    for (at, g) in blocks.iter().zip(grams) {
-        let own = out.subcols_mut(at.start, at.len());
-        Spread::Thread.product_into(own, x.subcols(at.start, at.len()), g.as_ref());
-    }
-    out
+/// Each block with its Gram.
+fn each<'a>(
+    blocks: &'a [Range<usize>],
+    grams: &'a [Mat<f64>],
+) -> impl Iterator<Item = (Range<usize>, MatRef<'a, f64>)> + Clone {
+    blocks.iter().cloned().zip(grams.iter().map(Mat::as_ref))
 }
 
 /// `Σ x[k, l] y[k, l]` over the columns l of each block: a row a block, an entry a direction.
@@ -186,7 +193,7 @@ fn gates(
     rule: Rule,
 ) -> Vec<Found> {
     let (n, edges) = (coords.nrows(), blocks.len());
-    let squares = by_rows(by_block(coords, blocks, grams).as_ref(), coords, blocks);
+    let squares = by_rows(by_block(coords, each(blocks, grams)).as_ref(), coords, blocks);
     let norms: Vec<Vec<f64>> =
         (0..n).map(|k| (0..edges).map(|i| squares[(k, i)].max(0.0).sqrt()).collect()).collect();
     let share: Vec<Vec<f64>> = norms.iter().zip(sigma).map(|(norm, &sigma)| shares(sigma, norm)).collect();

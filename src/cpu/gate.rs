@@ -52,7 +52,7 @@ pub(crate) fn one(
     match found {
         Ok(Some((root, found))) => {
             put(directions, bounds, &found);
-            let found = root.map(found.resolved, Spread::Thread);
+            let found = root.map(found.resolved(Spread::Thread), Spread::Thread);
             for (i, row) in map.chunks_exact_mut(p).enumerate() {
                 row.iter_mut().enumerate().for_each(|(j, out)| *out = found[(i, j)]);
             }

@@ -60,6 +60,7 @@ use crate::ops::scatter::Scatter;
 use crate::ops::sum_sq::SumSq;
 use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
 use crate::tensor::{DType, Elem, Real};
+use product::roof;
 use simd::Instructions;
 
 /// Host memory and a pool of threads.
@@ -89,6 +90,19 @@ impl Cpu {
     /// Whether products of bf16 are much faster than those of f32: by tiles, and not only in half the memory.
     pub fn multiplies_halves(&self) -> bool {
         Instructions::used() == Instructions::Amx
+    }
+
+    /// Multiplies and adds in registers, on every thread, `rounds` times a few numbers of the dtype that products take apart
+    /// into (tiles of bf16 where there are any, else f32): what no product can outrun. The multiplications and additions.
+    pub fn multiply_adds(&self, dtype: DType, rounds: usize) -> usize {
+        let one = || match dtype {
+            DType::BF16 => roof::halves(rounds),
+            _ => None,
+        };
+        self.pool
+            .broadcast(|_| one().unwrap_or_else(|| simd::run(roof::Singles { rounds })))
+            .into_iter()
+            .sum()
     }
 
     /// Runs work on a few modules on the pool that the caller is a thread of, if there is one: one that waited for

@@ -16,6 +16,7 @@ mod micro;
 mod pack;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod pairs;
+pub(super) mod roof;
 
 use std::any::TypeId;
 #[cfg(target_arch = "x86_64")]

@@ -51,14 +51,18 @@ impl Core {
 /// What makes `(B left) diag(d) (Aᵀ right)ᵀ` of factors, `√|d|` on each, the sign on B: where both `left` and `right`
 /// make orthonormal columns, rounding the factors loses no more than rounding the product.
 pub fn balanced(left: MatRef<'_, f64>, d: &[f64], right: MatRef<'_, f64>) -> Pair {
-    if d.is_empty() {
-        // Factors have one rank at least: of updates that are zero it is zeros.
-        let zeros = |x: MatRef<'_, f64>| Linear::Map(Mat::zeros(1, x.nrows()));
-        return Pair { bt: zeros(left), a: zeros(right) };
-    }
-    let side = |x: MatRef<'_, f64>, signed: bool| {
-        let by = |d: f64| d.abs().sqrt() * if signed { d.signum() } else { 1.0 };
-        Linear::Map(Mat::from_fn(d.len(), x.nrows(), |k, p| x[(p, k)] * by(d[k])))
-    };
+    let side = |x: MatRef<'_, f64>, signed| Linear::Map(weighed(x.transpose().to_owned(), d, signed));
     Pair { bt: side(left, true), a: side(right, false) }
+}
+
+/// Rows times `√|d|`, with the sign if `signed`; of no rows one of zeros, as factors have one rank at least.
+pub fn weighed(mut rows: Mat<f64>, d: &[f64], signed: bool) -> Mat<f64> {
+    if d.is_empty() {
+        return Mat::zeros(1, rows.ncols());
+    }
+    let by: Vec<f64> = d.iter().map(|d| d.abs().sqrt() * if signed { d.signum() } else { 1.0 }).collect();
+    for j in 0..rows.ncols() {
+        rows.col_as_slice_mut(j).iter_mut().zip(&by).for_each(|(x, by)| *x *= by);
+    }
+    rows
 }

@@ -252,16 +252,16 @@ impl Fusion {
     }
 
     /// The result, the share of the energy that it keeps, and what it approximates where that is made of entries. `cover`
-    /// has its coverage applied, `raw` not; `grams` are `cover`'s, where they are known.
+    /// has its coverage applied, `raw` not; `known` are `cover`'s Grams, where they are known.
     pub(super) fn make(
         &self,
         cover: &Batch,
         raw: &Batch,
-        grams: Option<&Grams>,
+        known: Option<&Grams>,
         rank: usize,
     ) -> Result<(Made, f64, Option<Elementwise>)> {
         let frame = &cover.frame;
-        let grams = || grams.map_or_else(|| Cow::Owned(Grams::of(cover)), Cow::Borrowed);
+        let grams = || known.map_or_else(|| Cow::Owned(Grams::of(cover)), Cow::Borrowed);
         let whole = |(factors, kept): (Factors, f64)| Ok((Made::Factors(factors), kept, None));
         let pair = match self.method {
             Method::Fedavg => fedavg::pair(frame),
@@ -273,7 +273,10 @@ impl Fusion {
                 None => return whole((fedsa::lsq(cover)?, 1.0)),
             },
             Method::Fedex => fedex::pair(frame),
-            Method::Tsv => tsv::pair(frame, &grams(), self.lambda)?,
+            Method::Tsv => match known {
+                Some(grams) => tsv::pair(frame, grams, self.lambda)?,
+                None => return whole((tsv::fuse(cover, self.lambda)?, 1.0)),
+            },
             Method::IsoC => iso_c::pair(frame, &grams(), self.lambda)?,
             Method::PeftLinear => peft_linear::pair(frame),
             Method::PeftCat => peft_cat::pair(frame),

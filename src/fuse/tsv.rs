@@ -1,48 +1,102 @@
 //! `tsv`: TSV-Merge (Gargiulo et al., *Task Singular Vectors*, CVPR 2025) from factors.
 //!
 //! `wₑDₑ = Uₑ Sₑ Vₑᵀ` with all directions that an update has; `U = [U₁ … U_E]` and `V = [V₁ … V_E]` give way to the
-//! nearest matrices with orthonormal columns, `ΔW = λ U_⊥ blockdiag(Sₑ) V_⊥ᵀ`, `U_⊥ = U (UᵀU)^-½`.
+//! nearest matrices with orthonormal columns, `ΔW = λ U_⊥ blockdiag(Sₑ) V_⊥ᵀ`, `U_⊥ = U (UᵀU)^-½`. Where U has more columns
+//! than rows that is `(UUᵀ)^-½ U` with the smaller root.
 
-use faer::Mat;
+use std::ops::Range;
 
-use crate::algebra::{congruence, inverse_root, product};
+use faer::{Mat, MatRef};
+
+use crate::algebra::{Spread, by_block, gram, inverse_root, symmetric_product};
 use crate::error::Result;
-use crate::fuse::core::{Core, balanced};
-use crate::fuse::factors::Frame;
+use crate::fuse::core::{Core, weighed};
+use crate::fuse::factors::{Batch, Factors, Frame, Rows};
 use crate::fuse::grams::Grams;
-use crate::fuse::linear::Pair;
+use crate::fuse::linear::{Linear, Pair};
 
 /// What makes the factors `B[O, K]`, `A[K, I]`, K the directions of all updates, at most P.
 pub fn pair(frame: &Frame, grams: &Grams, lambda: f64) -> Result<Pair> {
-    let own = |x: &Mat<f64>, e: usize| {
-        let at = grams.block(e);
-        x.submatrix(at.start, at.start, at.len(), at.len()).to_owned()
-    };
-    let weights = &frame.weights;
-    let cores = (0..grams.edges())
-        .map(|e| {
-            let c = vec![weights[e]; grams.block(e).len()];
-            Core::of(own(&grams.b, e).as_ref(), own(&grams.a, e).as_ref(), &c)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let polar = |gram: &Mat<f64>, side: fn(&Core) -> &Mat<f64>| -> Result<Mat<f64>> {
-        let vectors = diagonal(grams, cores.iter().map(side));
-        let root = inverse_root(congruence(gram.as_ref(), vectors.as_ref()).as_ref())?;
-        Ok(product(vectors.as_ref(), root.as_ref()))
-    };
-    let (left, right) = (polar(&grams.b, |c| &c.left)?, polar(&grams.a, |c| &c.right)?);
-    let d: Vec<f64> = cores.iter().flat_map(|c| &c.sigma).map(|s| lambda * s).collect();
-    Ok(balanced(left.as_ref(), &d, right.as_ref()))
+    let own =
+        |x: &Mat<f64>, at: &Range<usize>| x.submatrix(at.start, at.start, at.len(), at.len()).to_owned();
+    let updates = Updates::new(frame, lambda, |e| {
+        let at = frame.block(e);
+        (own(&grams.b, &at), own(&grams.a, &at))
+    })?;
+    let side = |gram: &Mat<f64>, right| Ok(Linear::Map(updates.map(updates.half(gram, right), right)?));
+    Ok(Pair { bt: side(&grams.b, false)?, a: side(&grams.a, true)? })
 }
 
-/// `blockdiag(xₑ)`, `[P, K]`, from each adapter's `[Rₑ, Kₑ]`.
-fn diagonal<'a>(grams: &Grams, x: impl Iterator<Item = &'a Mat<f64>> + Clone) -> Mat<f64> {
-    let mut out = Mat::zeros(grams.rank(), x.clone().map(|x| x.ncols()).sum());
-    let mut column = 0;
-    for (e, x) in x.enumerate() {
-        let at = grams.block(e);
-        out.submatrix_mut(at.start, column, at.len(), x.ncols()).copy_from(x);
-        column += x.ncols();
+/// The factors that [`pair`] makes, where no Grams are known: no root is larger than the smaller side of a stacked factor.
+pub fn fuse(batch: &Batch, lambda: f64) -> Result<Factors> {
+    let updates = Updates::new(&batch.frame, lambda, |e| (gram(batch.bt(e)), gram(batch.a(e))))?;
+    let (bt, a) = (batch.stack.rows_bt(), batch.stack.rows_a());
+    Factors::new(updates.factor(bt, false)?, updates.factor(a, true)?)
+}
+
+/// `wₑDₑ = Uₑ Sₑ Vₑᵀ` of all updates.
+struct Updates {
+    /// The ranks of each in the stack.
+    blocks: Vec<Range<usize>>,
+    cores: Vec<Core>,
+    /// `λ Sₑ`, one after the other.
+    d: Vec<f64>,
+    spread: Spread,
+}
+
+impl Updates {
+    /// Of those in `frame`, whose Grams are `grams(e)`.
+    fn new(frame: &Frame, lambda: f64, grams: impl Fn(usize) -> (Mat<f64>, Mat<f64>)) -> Result<Updates> {
+        let blocks: Vec<Range<usize>> = (0..frame.edges()).map(|e| frame.block(e)).collect();
+        let one = |(e, at): (usize, &Range<usize>)| {
+            let (b, a) = grams(e);
+            Core::of(b.as_ref(), a.as_ref(), &vec![frame.weights[e]; at.len()])
+        };
+        let cores: Vec<Core> = blocks.iter().enumerate().map(one).collect::<Result<_>>()?;
+        let d = cores.iter().flat_map(|c| &c.sigma).map(|s| lambda * s).collect();
+        Ok(Updates { blocks, cores, d, spread: frame.spread() })
     }
-    out
+
+    /// What makes Uₑ or Vₑ of an update's factor, `[Rₑ, Kₑ]`, and where that is in the stack.
+    fn vectors(&self, right: bool) -> impl Iterator<Item = (Range<usize>, MatRef<'_, f64>)> + Clone {
+        let own: fn(&Core) -> MatRef<'_, f64> =
+            if right { |core| core.right.as_ref() } else { |core| core.left.as_ref() };
+        self.blocks.iter().cloned().zip(self.cores.iter().map(own))
+    }
+
+    /// `g V`, `[P, K]`, of the Gram g of the stacked factor, with V the block diagonal of all vectors.
+    fn half(&self, gram: &Mat<f64>, right: bool) -> Mat<f64> {
+        by_block(gram.as_ref(), self.vectors(right))
+    }
+
+    /// `√d (VᵀgV)^-½ Vᵀ`, `[K, P]`, from [`Updates::half`], which is dropped before the root takes its room.
+    fn map(&self, half: Mat<f64>, right: bool) -> Result<Mat<f64>> {
+        let vectors = self.vectors(right);
+        let gram = by_block(half.transpose(), vectors.clone());
+        drop(half);
+        let root = inverse_root(gram.as_ref(), self.spread)?;
+        drop(gram);
+        let mut end = 0;
+        let rows: Vec<Range<usize>> = vectors
+            .clone()
+            .map(|(_, w)| {
+                end += w.ncols();
+                end - w.ncols()..end
+            })
+            .collect();
+        let back = rows.iter().cloned().zip(vectors.map(|(_, w)| w.transpose()));
+        Ok(weighed(by_block(root.as_ref(), back), &self.d, !right))
+    }
+
+    /// [`Updates::map`] of the stacked factor `x[P, n]`, `[K, n]`.
+    fn factor(&self, x: &Rows, right: bool) -> Result<Rows> {
+        if x.rank() <= x.columns() {
+            let half = self.half(&symmetric_product(x.get(), x.get().transpose(), self.spread), right);
+            return Ok(Linear::Map(self.map(half, right)?).factor(x, self.spread));
+        }
+        let u = by_block(x.get().transpose(), self.vectors(right));
+        let root =
+            inverse_root(symmetric_product(u.as_ref(), u.transpose(), self.spread).as_ref(), self.spread)?;
+        Ok(weighed(self.spread.product(u.transpose(), root.as_ref()), &self.d, !right).into())
+    }
 }

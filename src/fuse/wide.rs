@@ -5,8 +5,8 @@
 //! same with the factors in each other's place. Temporary matrices are dropped as soon as they can be: of a thousand
 //! adapters each has half a gigabyte.
 
-use std::iter;
 use std::ops::Range;
+use std::{iter, mem};
 
 use faer::{Mat, MatMut, MatRef};
 use rayon::prelude::*;
@@ -204,8 +204,9 @@ impl<'a> Module<'a> {
     fn one_side(&mut self, right: bool, options: &LoraCr, form: bool) -> Result<Option<OneSide>> {
         let half = self.half(right);
         let Some(base) = half.root(self.spread)? else { return Ok(None) };
-        let Some(found) = half.subspace(base.r(&half), self, options)? else { return Ok(None) };
-        let Subspace { energy, directions, resolved: root } = found;
+        let Some(mut found) = half.subspace(base.r(&half), self, options)? else { return Ok(None) };
+        let (energy, directions) = (found.energy, mem::take(&mut found.directions));
+        let root = found.resolved(self.spread);
         let map = match &base {
             Base::Itself => None,
             Base::Gram(of) => Some(of.map(root.clone(), self.spread)),
