@@ -2,8 +2,8 @@
 """The products of our bench in PyTorch: F.linear of a frozen weight, PEFT's LoRA linear, and their backward passes.
 
 Reads the names of our cases, so that both sides measure the same shapes, and prints the seconds of each under its name.
-Weights are what a pruned checkpoint gives: bf16, rows as wide as they are, not padded. Adapters are f32 under autocast,
-as PEFT makes them.
+Weights are what a pruned checkpoint gives: rows as wide as they are, not padded, in the dtype of the activations.
+Adapters are f32, of bf16 under autocast, as PEFT makes them.
 
     products.py --cases ours.json [--device cuda]
 """
@@ -14,15 +14,15 @@ import torch.nn.functional as F
 
 import timing
 
-NAME = r"(linear|linear_bwd)/(\d+)×(\d+)→([\d+]+), (?:frozen|rank (\d+))(, dropout)?, BF16$"
+NAME = r"(linear|linear_bwd)/(\d+)×(\d+)→([\d+]+), (?:frozen|rank (\d+))(, dropout)?, (BF16|F32)$"
 
 
 class Linears(torch.nn.Module):
     """Linears that read one x."""
 
-    def __init__(self, inner, outs, device):
+    def __init__(self, inner, outs, dtype, device):
         super().__init__()
-        made = [torch.nn.Linear(inner, out, bias=False, dtype=torch.bfloat16, device=device) for out in outs]
+        made = [torch.nn.Linear(inner, out, bias=False, dtype=dtype, device=device) for out in outs]
         self.linears = torch.nn.ModuleList(made)
 
     def forward(self, x):
@@ -33,9 +33,9 @@ class Linears(torch.nn.Module):
         return ys
 
 
-def case(kind, tokens, inner, outs, rank, dropout, device):
+def case(kind, tokens, inner, outs, rank, dropout, dtype, device):
     """What is timed, as a call."""
-    model = Linears(inner, outs, device)
+    model = Linears(inner, outs, dtype, device)
     if rank:
         config = peft.LoraConfig(
             r=rank, lora_alpha=2 * rank, lora_dropout=0.1 if dropout else 0.0, init_lora_weights=False,
@@ -44,8 +44,8 @@ def case(kind, tokens, inner, outs, rank, dropout, device):
         model = peft.get_peft_model(model, config).train()
     else:
         model.requires_grad_(False)
-    x = torch.randn(tokens, inner, device=device, dtype=torch.bfloat16)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=rank > 0)
+    x = torch.randn(tokens, inner, device=device, dtype=dtype)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=rank > 0 and dtype == torch.bfloat16)
     if kind == "linear":
 
         def forward():
@@ -65,9 +65,10 @@ def case(kind, tokens, inner, outs, rank, dropout, device):
 def main():
     args = timing.arguments(__doc__, cases=True)
     cases = []
-    for name, (kind, tokens, inner, outs, rank, dropout) in timing.asked(args.cases, NAME):
+    for name, (kind, tokens, inner, outs, rank, dropout, dtype) in timing.asked(args.cases, NAME):
         outs = [int(o) for o in outs.split("+")]
-        run = case(kind, int(tokens), int(inner), outs, int(rank or 0), bool(dropout), args.device)
+        dtype = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]
+        run = case(kind, int(tokens), int(inner), outs, int(rank or 0), bool(dropout), dtype, args.device)
         cases.append({"case": name, **timing.attempt(run, args.device)})
         del run
     sides = [64] if args.device == "cpu" else [4096, 8192]
