@@ -12,7 +12,6 @@ pub mod rsvd;
 pub mod subspace;
 
 use std::mem::swap;
-use std::ops::Range;
 use std::sync::Once;
 
 use faer::diag::Diag;
@@ -199,17 +198,14 @@ pub fn congruence(g: MatRef<'_, f64>, w: MatRef<'_, f64>) -> Mat<f64> {
     mirrored(product(w.transpose(), product(g, w).as_ref()))
 }
 
-/// `x blockdiag(wᵢ)`, the columns of x that each wᵢ takes in `blocks`.
-pub fn by_block<'a>(
-    x: MatRef<'_, f64>,
-    blocks: impl Iterator<Item = (Range<usize>, MatRef<'a, f64>)> + Clone,
-) -> Mat<f64> {
-    let mut out = Mat::zeros(x.nrows(), blocks.clone().map(|(_, w)| w.ncols()).sum());
-    let mut column = 0;
-    for (at, w) in blocks {
-        let own = out.subcols_mut(column, w.ncols());
-        Spread::Thread.product_into(own, x.subcols(at.start, at.len()), w);
-        column += w.ncols();
+/// `x blockdiag(wᵢ)`: each wᵢ takes as many columns of x as it has rows, from where the one before ended.
+pub fn by_block<'a>(x: MatRef<'_, f64>, blocks: impl Iterator<Item = MatRef<'a, f64>> + Clone) -> Mat<f64> {
+    let mut out = Mat::zeros(x.nrows(), blocks.clone().map(|w| w.ncols()).sum());
+    let (mut from, mut to) = (0, 0);
+    for w in blocks {
+        let own = out.subcols_mut(to, w.ncols());
+        Spread::Thread.product_into(own, x.subcols(from, w.nrows()), w);
+        (from, to) = (from + w.nrows(), to + w.ncols());
     }
     out
 }

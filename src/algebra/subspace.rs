@@ -76,7 +76,7 @@ impl Shared {
         let blocks: Vec<Range<usize>> = bounds.windows(2).map(|w| w[0]..w[1]).collect();
         let grams: Vec<Mat<f64>> = blocks.iter().map(|at| rows.block(at)).collect();
         let core = {
-            let weighed = by_block(r, each(&blocks, &grams));
+            let weighed = by_block(r, grams.iter().map(Mat::as_ref));
             symmetric_product(weighed.as_ref(), r.transpose(), spread)
         };
         let (squares, e) = spread.eigen(core.as_ref())?;
@@ -162,14 +162,6 @@ pub fn resolve(
     Ok(Some(Subspace { energy, directions, vectors, coords }))
 }
 
-/// Each block with its Gram.
-fn each<'a>(
-    blocks: &'a [Range<usize>],
-    grams: &'a [Mat<f64>],
-) -> impl Iterator<Item = (Range<usize>, MatRef<'a, f64>)> + Clone {
-    blocks.iter().cloned().zip(grams.iter().map(Mat::as_ref))
-}
-
 /// `Σ x[k, l] y[k, l]` over the columns l of each block: a row a block, an entry a direction.
 fn by_rows(x: MatRef<'_, f64>, y: MatRef<'_, f64>, blocks: &[Range<usize>]) -> Mat<f64> {
     let mut out = Mat::zeros(x.nrows(), blocks.len());
@@ -193,7 +185,7 @@ fn gates(
     rule: Rule,
 ) -> Vec<Found> {
     let (n, edges) = (coords.nrows(), blocks.len());
-    let squares = by_rows(by_block(coords, each(blocks, grams)).as_ref(), coords, blocks);
+    let squares = by_rows(by_block(coords, grams.iter().map(Mat::as_ref)).as_ref(), coords, blocks);
     let norms: Vec<Vec<f64>> =
         (0..n).map(|k| (0..edges).map(|i| squares[(k, i)].max(0.0).sqrt()).collect()).collect();
     let share: Vec<Vec<f64>> = norms.iter().zip(sigma).map(|(norm, &sigma)| shares(sigma, norm)).collect();

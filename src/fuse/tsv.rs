@@ -4,8 +4,6 @@
 //! nearest matrices with orthonormal columns, `ΔW = λ U_⊥ blockdiag(Sₑ) V_⊥ᵀ`, `U_⊥ = U (UᵀU)^-½`. Where U has more columns
 //! than rows that is `(UUᵀ)^-½ U` with the smaller root.
 
-use std::ops::Range;
-
 use faer::{Mat, MatRef};
 
 use crate::algebra::{Spread, by_block, gram, inverse_root, symmetric_product};
@@ -17,12 +15,11 @@ use crate::fuse::linear::{Linear, Pair};
 
 /// What makes the factors `B[O, K]`, `A[K, I]`, K the directions of all updates, at most P.
 pub fn pair(frame: &Frame, grams: &Grams, lambda: f64) -> Result<Pair> {
-    let own =
-        |x: &Mat<f64>, at: &Range<usize>| x.submatrix(at.start, at.start, at.len(), at.len()).to_owned();
-    let updates = Updates::new(frame, lambda, |e| {
+    let own = |x: &Mat<f64>, e: usize| {
         let at = frame.block(e);
-        (own(&grams.b, &at), own(&grams.a, &at))
-    })?;
+        x.submatrix(at.start, at.start, at.len(), at.len()).to_owned()
+    };
+    let updates = Updates::new(frame, lambda, |e| (own(&grams.b, e), own(&grams.a, e)))?;
     let side = |gram: &Mat<f64>, right| Ok(Linear::Map(updates.map(updates.half(gram, right), right)?));
     Ok(Pair { bt: side(&grams.b, false)?, a: side(&grams.a, true)? })
 }
@@ -36,8 +33,6 @@ pub fn fuse(batch: &Batch, lambda: f64) -> Result<Factors> {
 
 /// `wₑDₑ = Uₑ Sₑ Vₑᵀ` of all updates.
 struct Updates {
-    /// The ranks of each in the stack.
-    blocks: Vec<Range<usize>>,
     cores: Vec<Core>,
     /// `λ Sₑ`, one after the other.
     d: Vec<f64>,
@@ -47,21 +42,20 @@ struct Updates {
 impl Updates {
     /// Of those in `frame`, whose Grams are `grams(e)`.
     fn new(frame: &Frame, lambda: f64, grams: impl Fn(usize) -> (Mat<f64>, Mat<f64>)) -> Result<Updates> {
-        let blocks: Vec<Range<usize>> = (0..frame.edges()).map(|e| frame.block(e)).collect();
-        let one = |(e, at): (usize, &Range<usize>)| {
+        let one = |e: usize| {
             let (b, a) = grams(e);
-            Core::of(b.as_ref(), a.as_ref(), &vec![frame.weights[e]; at.len()])
+            Core::of(b.as_ref(), a.as_ref(), &vec![frame.weights[e]; b.nrows()])
         };
-        let cores: Vec<Core> = blocks.iter().enumerate().map(one).collect::<Result<_>>()?;
+        let cores: Vec<Core> = (0..frame.edges()).map(one).collect::<Result<_>>()?;
         let d = cores.iter().flat_map(|c| &c.sigma).map(|s| lambda * s).collect();
-        Ok(Updates { blocks, cores, d, spread: frame.spread() })
+        Ok(Updates { cores, d, spread: frame.spread() })
     }
 
-    /// What makes Uₑ or Vₑ of an update's factor, `[Rₑ, Kₑ]`, and where that is in the stack.
-    fn vectors(&self, right: bool) -> impl Iterator<Item = (Range<usize>, MatRef<'_, f64>)> + Clone {
+    /// What makes Uₑ or Vₑ of each update's factor, `[Rₑ, Kₑ]`.
+    fn vectors(&self, right: bool) -> impl Iterator<Item = MatRef<'_, f64>> + Clone {
         let own: fn(&Core) -> MatRef<'_, f64> =
             if right { |core| core.right.as_ref() } else { |core| core.left.as_ref() };
-        self.blocks.iter().cloned().zip(self.cores.iter().map(own))
+        self.cores.iter().map(own)
     }
 
     /// `g V`, `[P, K]`, of the Gram g of the stacked factor, with V the block diagonal of all vectors.
@@ -71,21 +65,12 @@ impl Updates {
 
     /// `√d (VᵀgV)^-½ Vᵀ`, `[K, P]`, from [`Updates::half`], which is dropped before the root takes its room.
     fn map(&self, half: Mat<f64>, right: bool) -> Result<Mat<f64>> {
-        let vectors = self.vectors(right);
-        let gram = by_block(half.transpose(), vectors.clone());
+        let gram = by_block(half.transpose(), self.vectors(right));
         drop(half);
         let root = inverse_root(gram.as_ref(), self.spread)?;
         drop(gram);
-        let mut end = 0;
-        let rows: Vec<Range<usize>> = vectors
-            .clone()
-            .map(|(_, w)| {
-                end += w.ncols();
-                end - w.ncols()..end
-            })
-            .collect();
-        let back = rows.iter().cloned().zip(vectors.map(|(_, w)| w.transpose()));
-        Ok(weighed(by_block(root.as_ref(), back), &self.d, !right))
+        let map = by_block(root.as_ref(), self.vectors(right).map(|w| w.transpose()));
+        Ok(weighed(map, &self.d, !right))
     }
 
     /// [`Updates::map`] of the stacked factor `x[P, n]`, `[K, n]`.
