@@ -47,6 +47,15 @@ pub struct LinearSize {
     pub dropout: bool,
 }
 
+/// What a product with a frozen weight is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// `x Wᵀ`.
+    Forward,
+    /// `dy W`.
+    Backward,
+}
+
 /// How much room operations need besides their outputs; part of the memory plan, so it is asked without a device too.
 pub trait Scratch: Send + Sync {
     /// Room for [`Backend::linear`].
@@ -65,6 +74,11 @@ pub trait Scratch: Send + Sync {
     fn rsvd_scratch(&self, weights: usize, size: (usize, usize), sketch: &Sketch) -> usize;
     /// Bytes that operations and kept libraries hold per thread besides scratch, on all threads together: a fixed bound.
     fn kept_bytes(&self) -> usize;
+    /// Bytes that [`Backend::pack`] takes for a weight `[out, inner]`; 0 where products read weights as they are kept.
+    fn packed_bytes<T: Real>(&self, size: (usize, usize), pass: Pass) -> usize {
+        let _ = (size, pass);
+        0
+    }
 }
 
 /// A device.
@@ -106,6 +120,12 @@ pub trait Backend: Scratch {
     fn zero<T: Elem>(&self, dst: <Self::Store as Store>::ViewMut<'_, T>) -> Result<()>;
     /// Makes a frozen weight usable, in its file's dtype.
     fn matrix(&self, source: MatrixSource) -> Result<<Self::Store as Store>::Matrix>;
+    /// Lays a copy of a frozen weight as the products of a pass read it, so that none has to do so again; results are the
+    /// same without. Does nothing where [`Scratch::packed_bytes`] is 0.
+    fn pack<T: Real>(&self, w: &mut <Self::Store as Store>::Matrix, pass: Pass) -> Result<()> {
+        let _ = (w, pass);
+        Ok(())
+    }
 
     /// See [`Embed`].
     fn embed<T: Real>(&self, op: Embed<'_, Self::Store, T>) -> Result<()>;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
+use crate::backend::Pass;
+use crate::cpu::packed::Packed;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Elem, Frozen, MemoryLayout, Real, Store};
 
@@ -73,12 +75,14 @@ pub struct MatrixSource {
     pub size: (usize, usize),
 }
 
-/// A frozen weight in host memory, in the dtype of its file.
+/// A frozen weight in host memory, in the dtype of its file, and its packed copies.
 pub struct HostMatrix {
     bytes: Bytes,
     range: Range<usize>,
     dtype: DType,
     size: (usize, usize),
+    /// Forward, backward.
+    packed: [Option<Packed>; 2],
 }
 
 /// The elements of a [`HostMatrix`], typed.
@@ -103,12 +107,13 @@ impl HostMatrix {
         match held {
             Some(held) if Some(held.len()) == need => {
                 if (held.as_ptr() as usize).is_multiple_of(dtype.size()) {
-                    return Ok(HostMatrix { bytes, range, dtype, size });
+                    return Ok(HostMatrix { bytes, range, dtype, size, packed: [None, None] });
                 }
                 let mut words = vec![0u64; held.len().div_ceil(8)];
                 bytemuck::cast_slice_mut(&mut words)[..held.len()].copy_from_slice(held);
                 let range = 0..held.len();
-                Ok(HostMatrix { bytes: Arc::new(Words(words)), range, dtype, size })
+                let bytes = Arc::new(Words(words));
+                Ok(HostMatrix { bytes, range, dtype, size, packed: [None, None] })
             }
             _ => Err(Error::Op {
                 op: "matrix",
@@ -122,6 +127,16 @@ impl HostMatrix {
                 ),
             }),
         }
+    }
+
+    /// The copy for products of a pass, if it was packed.
+    pub(crate) fn packed(&self, pass: Pass) -> Option<&Packed> {
+        self.packed[pass as usize].as_ref()
+    }
+
+    /// Keeps a packed copy for products of a pass.
+    pub(crate) fn keep_packed(&mut self, pass: Pass, packed: Packed) {
+        self.packed[pass as usize] = Some(packed);
     }
 
     /// All elements, row-major.

@@ -51,6 +51,45 @@ fn config_8b(dir: &Path) -> PathBuf {
 }
 
 #[test]
+fn weights_are_packed_where_they_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, out) = (asset("base"), dir.path().join("out").display().to_string());
+    let data = asset("harbour.train.jsonl");
+    for command in [
+        vec!["train", "--model", &base, "--data", &data, "--out", &out, "--steps", "1", "--seq", "64"],
+        vec!["grams", "--model", &base, "--data", &data, "--out", &out],
+    ] {
+        // Bytes of the plan, and the names of what is packed.
+        let plan = |more: &[&str]| -> (u64, Vec<String>) {
+            let args =
+                [&command[..], &["--device", "cpu", "--precision", "f32", "--dry-run", "--json"], more]
+                    .concat();
+            let done = anabranch(&args).assert().success().get_output().stdout.clone();
+            let outline: serde_json::Value = serde_json::from_slice(&done).unwrap();
+            let rows = outline["memory"]["rows"].as_array().unwrap();
+            let name = |row: &serde_json::Value| row["name"].as_str().unwrap().to_string();
+            let packed = rows.iter().map(name).filter(|name| name.contains("packed")).collect();
+            (rows.iter().map(|row| row["bytes"].as_u64().unwrap()).sum(), packed)
+        };
+        let (off, none) = plan(&["--pack-weights", "off"]);
+        let (on, all) = plan(&["--pack-weights", "on"]);
+        let passes = if command[0] == "train" { 2 } else { 1 };
+        assert_eq!((none.len(), all.len()), (0, passes));
+        for (limit, count) in [(off, 0), (on - 1, passes - 1), (on, passes)] {
+            let limit = limit.to_string();
+            let (bytes, packed) = plan(&["--memory-limit", &limit]);
+            assert_eq!(packed, all[..count], "{bytes} of {limit}");
+            if count < passes {
+                let on = ["--device", "cpu", "--memory-limit", &limit, "--pack-weights", "on"];
+                let said = ["--pack-weights on: the plan takes ", "use auto, or raise --memory-limit"];
+                refused(&[&command[..], &on].concat(), 1, &said);
+            }
+        }
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was written");
+}
+
+#[test]
 fn budget_of_llama_3_8b_needs_no_weights() {
     let dir = tempfile::tempdir().unwrap();
     let config = config_8b(dir.path()).display().to_string();
@@ -93,6 +132,8 @@ fn mistakes_in_options_are_told() {
     with(&["--threads", "0"], 2, &["--threads"]);
     with(&["--device", "cuda:60000"], 1, &["cuda"]);
     with(&["--device", "cuda", "--precision", "f32"], 2, &["bf16", "--device cpu"]);
+    with(&["--device", "cuda", "--pack-weights", "on"], 2, &["--pack-weights on", "--device cpu"]);
+    with(&["--pack-weights", "maybe"], 2, &["maybe", "auto, on, off"]);
     with(&["--grad-accum", "18446744073709551615"], 2, &["--grad-accum", "too many tokens"]);
     anabranch(
         &[&train[..5], &["--out", &out, "--seq", "64", "--steps", "1000000000000", "--dry-run"]].concat(),

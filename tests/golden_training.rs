@@ -6,6 +6,7 @@ mod seeded;
 
 use std::process::Command;
 
+use anabranch::backend::Pass;
 use anabranch::checkpoint::adapter::{name_a, name_b};
 use anabranch::checkpoint::checkpoint::Checkpoint;
 use anabranch::checkpoint::module::Target;
@@ -15,6 +16,7 @@ use anabranch::data::batch::Batch;
 use anabranch::data::documents::Document;
 use anabranch::model::adapters::Layout;
 use anabranch::model::forward::DropoutKey;
+use anabranch::model::packing::TRAINING;
 use anabranch::model::room::{Head, Keep, RoomSize};
 use anabranch::model::rope::Tables;
 use anabranch::model::schedule::LearningRate;
@@ -76,15 +78,16 @@ const HALF: Near = Near { numbers: 2e-2, learned: 0.08 };
 /// The run `name` on `threads` threads, each step's documents in `accumulate` micro-batches, `recomputed` layers computed
 /// twice; the trained parameters.
 fn follows_peft(name: &str, threads: usize, accumulate: usize, recomputed: usize) -> Vec<f32> {
-    follows::<f32>(name, threads, accumulate, recomputed, SINGLE)
+    follows::<f32>(name, threads, accumulate, recomputed, &[], SINGLE)
 }
 
-/// The same in `T`.
+/// The same in `T`, with the weights of the passes `packed` packed.
 fn follows<T: Real>(
     name: &str,
     threads: usize,
     accumulate: usize,
     recomputed: usize,
+    packed: &[Pass],
     near: Near,
 ) -> Vec<f32> {
     let (golden, bytes) = stored();
@@ -99,7 +102,8 @@ fn follows<T: Real>(
     seeded::write_model(dir.path(), &golden["config"], seed, "F32");
     let backend = Cpu::new(threads).expect("threads");
     let checkpoint = Checkpoint::open(dir.path(), OpenOptions::default()).expect("a checkpoint");
-    let model = Model::new(&backend, &checkpoint).expect("a model");
+    let mut model = Model::new(&backend, &checkpoint).expect("a model");
+    model.pack::<T>(&backend, packed, || Ok(())).expect("memory");
     let layout = Layout::uniform(&model.config, &Target::ALL, rank, scale as f32);
     let documents: Vec<Document> = golden["documents"]
         .as_array()
@@ -207,9 +211,20 @@ fn the_same_bytes_on_any_number_of_threads() {
 
 #[test]
 fn in_half_precision_the_same_bytes_on_any_number_of_threads() {
-    let one = follows::<bf16>("linear_decay", 1, 1, 0, HALF);
+    let one = follows::<bf16>("linear_decay", 1, 1, 0, &[], HALF);
     for threads in [2, 3] {
-        assert!(follows::<bf16>("linear_decay", threads, 1, 0, HALF) == one, "{threads} threads");
+        assert!(follows::<bf16>("linear_decay", threads, 1, 0, &[], HALF) == one, "{threads} threads");
+    }
+}
+
+#[test]
+fn the_same_bytes_whichever_weights_are_packed() {
+    let none = follows::<f32>("linear_decay", 2, 1, 0, &[], SINGLE);
+    let halves = follows::<bf16>("linear_decay", 2, 1, 0, &[], HALF);
+    for count in 1..=TRAINING.len() {
+        let packed = &TRAINING[..count];
+        assert!(follows::<f32>("linear_decay", 2, 1, 0, packed, SINGLE) == none, "{packed:?}");
+        assert!(follows::<bf16>("linear_decay", 2, 1, 0, packed, HALF) == halves, "{packed:?}");
     }
 }
 
@@ -230,11 +245,18 @@ fn with_other_instructions() {
             println!("skipped {set}: this processor has nothing wider, or not this");
             continue;
         }
-        let tests = ["zero_b", "trained_adapter", "frozen_a", "any_number_of_threads", "and_recomputed"];
+        let tests = [
+            "zero_b",
+            "trained_adapter",
+            "frozen_a",
+            "any_number_of_threads",
+            "and_recomputed",
+            "weights_are_packed",
+        ];
         let mut run = Command::new(std::env::current_exe().expect("this program"));
         let done = run.args(tests).env("ANABRANCH_INSTRUCTIONS", set).output().expect("it starts");
         let said = String::from_utf8_lossy(&done.stdout);
-        assert!(done.status.success() && said.contains("6 passed"), "{set}: {said}");
+        assert!(done.status.success() && said.contains("7 passed"), "{set}: {said}");
     }
 }
 

@@ -31,6 +31,7 @@ fn the_plan_is_what_a_step_takes() {
         ("train", "8", &["--precision", "f32"][..]),
         ("train", "8", &["--precision", "bf16"]),
         ("train", "8", &["--recompute", "3"]),
+        ("train", "8", &["--pack-weights", "off"]),
         ("eval", "32", &[]),
         ("prune", "1", &[]),
     ] {

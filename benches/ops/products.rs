@@ -1,7 +1,7 @@
 //! Operations that multiply by a frozen weight.
 
 use anabranch::Result;
-use anabranch::backend::{Backend, LinearSize};
+use anabranch::backend::{Backend, LinearSize, Pass};
 use anabranch::ops::choice::Choice;
 use anabranch::ops::cross_entropy::CrossEntropy;
 use anabranch::ops::importance::{Importance, Sample, Score};
@@ -73,37 +73,65 @@ pub fn linears<B: Timed, T: Real>(bench: &mut Bench<'_, B>, model: &Model) {
         groups.push(Group { swiglu: true, ..group(d, &[mlp, mlp]) });
     }
     for (n, group) in groups.iter().enumerate() {
-        for rank in [0, RANK] {
-            case::<B, T>(bench, group, rank, false);
+        for (rank, packed) in [(0, false), (0, true), (RANK, false), (RANK, true)] {
+            case::<B, T>(bench, group, Adapters { rank, dropout: false }, packed);
         }
         // What dropout costs, once.
         if n == 0 {
-            case::<B, T>(bench, group, RANK, true);
+            case::<B, T>(bench, group, Adapters { rank: RANK, dropout: true }, false);
         }
     }
 }
 
-fn case<B: Timed, T: Real>(bench: &mut Bench<'_, B>, group: &Group, rank: usize, dropout: bool) {
-    let with = if rank == 0 { "frozen".into() } else { format!("rank {rank}") };
-    let dropped = if dropout { ", dropout" } else { "" };
-    let name = format!("{}, {with}{dropped}, {}", group.name(), T::DTYPE);
+/// The adapters of a group's outputs.
+#[derive(Clone, Copy)]
+struct Adapters {
+    rank: usize,
+    dropout: bool,
+}
+
+/// `packed` where weights are packed once for all products; left out where products read them as they are kept.
+fn case<B: Timed, T: Real>(bench: &mut Bench<'_, B>, group: &Group, of: Adapters, packed: bool) {
     let b = bench.backend;
-    bench.case("linear", &name, group.work(), || forward::<B, T>(b, group, rank, dropout));
-    bench.case("linear_bwd", &name, group.work(), || backward::<B, T>(b, group, rank, dropout));
+    if packed && b.packed_bytes::<T>((group.outs[0], group.inner), Pass::Forward) == 0 {
+        return;
+    }
+    let with = if of.rank == 0 { "frozen".into() } else { format!("rank {}", of.rank) };
+    let more = [(of.dropout, ", dropout"), (packed, ", packed")].map(|(on, what)| if on { what } else { "" });
+    let name = format!("{}, {with}{}, {}", group.name(), more.concat(), T::DTYPE);
+    bench.case("linear", &name, group.work(), || forward::<B, T>(b, group, of, packed));
+    bench.case("linear_bwd", &name, group.work(), || backward::<B, T>(b, group, of, packed));
+}
+
+/// The weights of a group, packed for `pass` if they are to be.
+fn weights<B: Backend, T: Real>(
+    backend: &B,
+    group: &Group,
+    packed: bool,
+    pass: Pass,
+) -> Result<Vec<<B::Store as Store>::Matrix>> {
+    let one = |&o: &usize| {
+        let mut w = data::matrix(backend, (o, group.inner))?;
+        if packed {
+            backend.pack::<T>(&mut w, pass)?;
+        }
+        Ok(w)
+    };
+    group.outs.iter().map(one).collect()
 }
 
 fn forward<'a, B: Backend, T: Real>(
     backend: &'a B,
     group: &'a Group,
-    rank: usize,
-    dropout: bool,
+    Adapters { rank, dropout }: Adapters,
+    packed: bool,
 ) -> Result<impl FnMut() -> Result<()> + 'a> {
     let (tokens, inner, outs) = (group.tokens, group.inner, &group.outs);
     let (loras, end) = group.adapters(rank);
     let rows = |&lora: &Lora| vec![LoraRows { rows: 0..tokens, lora }; usize::from(rank > 0)];
     let carried: Vec<Vec<LoraRows>> = loras.iter().map(rows).collect();
     let (x, params) = (data::rows::<B, T>(backend, 1, tokens, inner)?, data::vector(backend, 2, end)?);
-    let ws = outs.iter().map(|&o| data::matrix(backend, (o, inner))).collect::<Result<Vec<_>>>()?;
+    let ws = weights::<B, T>(backend, group, packed, Pass::Forward)?;
     let written = |&o: &usize| {
         Ok((data::rows::<B, T>(backend, 3, tokens, o)?, data::rows::<B, T>(backend, 4, tokens, rank)?))
     };
@@ -135,15 +163,15 @@ fn forward<'a, B: Backend, T: Real>(
 fn backward<'a, B: Backend, T: Real>(
     backend: &'a B,
     group: &'a Group,
-    rank: usize,
-    dropout: bool,
+    Adapters { rank, dropout }: Adapters,
+    packed: bool,
 ) -> Result<impl FnMut() -> Result<()> + 'a> {
     let (tokens, inner, outs) = (group.tokens, group.inner, &group.outs);
     let (loras, end) = group.adapters(rank);
     let (x, params) = (data::rows::<B, T>(backend, 1, tokens, inner)?, data::vector(backend, 2, end)?);
     let mut dx = data::rows::<B, T>(backend, 3, tokens, inner)?;
     let mut grads = backend.alloc::<f32>("gradients", end)?;
-    let ws = outs.iter().map(|&o| data::matrix(backend, (o, inner))).collect::<Result<Vec<_>>>()?;
+    let ws = weights::<B, T>(backend, group, packed, Pass::Backward)?;
     let read = |&o: &usize| {
         Ok((data::rows::<B, T>(backend, 4, tokens, o)?, data::rows::<B, T>(backend, 5, tokens, rank)?))
     };

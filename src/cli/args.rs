@@ -48,6 +48,10 @@ pub struct Global {
     /// Hard cap on the memory a run allocates, e.g. 6GiB; a plan over it fails before any work
     #[arg(long, global = true, value_name = "SIZE")]
     pub memory_limit: Option<ByteSize>,
+    /// Weights packed once for all products of train, eval, search, grams and budget --measure on a CPU, rather than anew in
+    /// each; results are the same. auto: where the plan then fits --memory-limit, or half of the free memory
+    #[arg(long, global = true, default_value = "auto", value_name = "WHEN")]
+    pub pack_weights: PackArg,
     /// Read weights into memory instead of mapping them (files that may be truncated meanwhile)
     #[arg(long, global = true)]
     pub no_mmap: bool,
@@ -81,6 +85,17 @@ pub enum PrecisionArg {
     F32,
     /// bfloat16.
     Bf16,
+}
+
+/// When weights are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PackArg {
+    /// As far as they fit.
+    Auto,
+    /// An error where they do not fit.
+    On,
+    /// Never.
+    Off,
 }
 
 /// The commands.

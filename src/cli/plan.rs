@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::args::{
     BudgetArgs, ConflictArgs, EvalArgs, ExportArgs, FuseArgs, FuseHow, FuseSettings, GenerateArgs, Global,
-    GramsArgs, JoinArgs, LogitsArgs, OccasionArgs, PrecisionArg, PruneArgs, PruneHow, RecoverArgs,
+    GramsArgs, JoinArgs, LogitsArgs, OccasionArgs, PackArg, PrecisionArg, PruneArgs, PruneHow, RecoverArgs,
     ResolveArgs, SearchArgs, ShapeArgs, SignArgs, TrainCommand, TrainHow, TrustArgs, VerifyArgs,
 };
 use crate::checkpoint::manifest::Occasion;
@@ -18,6 +18,7 @@ use crate::fuse::elementwise::Sparse;
 use crate::fuse::options::Method;
 use crate::fuse::weights::Weights;
 use crate::fuse::{Fusion, LoraCr, Recipe, goes_with};
+use crate::model::packing::PackWeights;
 use crate::model::shape::TrainingShape;
 use crate::stage::admit::Screen;
 use crate::stage::budget::BudgetOptions;
@@ -109,6 +110,7 @@ pub fn machine(global: &Global) -> Result<Machine> {
     match global.device.as_str() {
         "cpu" => cpu("asked for".into()),
         "auto" if global.precision == Some(PrecisionArg::F32) => cpu("for --precision f32".into()),
+        "auto" if global.pack_weights == PackArg::On => cpu("for --pack-weights on".into()),
         "auto" => match cuda(global, 0) {
             Ok(device) => {
                 Ok(Machine { device, precision: PrecisionArg::Bf16, reason: "found by itself".into() })
@@ -138,6 +140,13 @@ pub fn machine(global: &Global) -> Result<Machine> {
 }
 
 fn cuda(global: &Global, number: usize) -> Result<Device> {
+    if global.pack_weights == PackArg::On {
+        return Err(Error::Usage(
+            "--pack-weights on: the CUDA back end's products read weights as they are kept; leave it out, or use --device \
+             cpu"
+            .into(),
+        ));
+    }
     let backend = Cuda::new(number, global.memory_limit.map(|s| s.0))?;
     Ok(Device::Cuda(Box::new(backend), number))
 }
@@ -210,6 +219,11 @@ pub fn common(global: &Global, stop: Arc<AtomicBool>) -> Common {
     Common {
         no_mmap: global.no_mmap,
         memory_limit: limit,
+        pack_weights: match global.pack_weights {
+            PackArg::Auto => PackWeights::Auto,
+            PackArg::On => PackWeights::On,
+            PackArg::Off => PackWeights::Off,
+        },
         seed: global.seed,
         force: global.force,
         resume: global.resume,

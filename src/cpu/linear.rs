@@ -31,8 +31,8 @@ fn room<T: Real>(size: LinearSize) -> usize {
     let sums = if single { 0 } else { thin * size.rank };
     let t = if size.rank == 0 { 0 } else { x + sums + Factor::new(k, size.rank).len() };
     let (m, n) = Grid::most(size.tokens, size.out);
-    // The base's tile and the output's, where they are not made in place, and widened operands or sB packed.
-    let tiles = usize::from(!single) + usize::from(size.copies > 1);
+    // The output's tile and the base's, and widened operands or sB packed.
+    let tiles = 1 + usize::from(size.copies > 1);
     let base = if single { 0 } else { m * k } + if weight_in_place::<T>(size.dtype) { 0 } else { n * k };
     t.max(tiles * m * n + base.max(Factor::new(size.rank, n).len()))
 }
@@ -264,10 +264,10 @@ impl<T: Real> Pass<'_, T> {
         room: &mut [f32],
     ) {
         let (o, inner) = out.w.size();
-        let single = T::DTYPE == DType::F32;
         let area = m.len() * n.len();
         let (base, room) = room.split_at_mut(if self.copies > 1 { area } else { 0 });
-        let (sums, room) = room.split_at_mut(if single { 0 } else { area });
+        // Rows of y may be a power of two apart, and push each other out of the caches.
+        let (sums, room) = room.split_at_mut(area);
         let product =
             Term { left: self.x.base().by_columns(), right: Source::Weight(out.w).by_columns(), k: inner };
         if self.copies > 1 {
@@ -277,10 +277,7 @@ impl<T: Real> Pass<'_, T> {
             let rows = copy * self.x.tokens + m.start..copy * self.x.tokens + m.end;
             // SAFETY: tiles of a grid are disjoint, and so are outputs and copies.
             let mut y = unsafe { out.y.tile(rows.start * o + n.start, m.len(), n.len(), o) };
-            let mut sum = match y.single() {
-                Some(y) => y,
-                None => TileMut::new(sums, m.len(), n.len()),
-            };
+            let mut sum = TileMut::new(sums, m.len(), n.len());
             let bias = out.bias.map(|bias| &bias[n.clone()]);
             for (r, row) in rows.clone().enumerate() {
                 let base = (self.copies > 1).then(|| &base[r * n.len()..][..n.len()]);
@@ -301,10 +298,8 @@ impl<T: Real> Pass<'_, T> {
                 let mut part = sum.part(of_y.start - rows.start..of_y.end - rows.start);
                 multiply(&mut part, true, 1.0, t, b, l.rank);
             }
-            if !single {
-                for r in 0..m.len() {
-                    narrow(y.row(r), &sums[r * n.len()..][..n.len()]);
-                }
+            for r in 0..m.len() {
+                narrow(y.row(r), &sums[r * n.len()..][..n.len()]);
             }
         }
     }

@@ -33,7 +33,7 @@ fn room<T: Real>(size: LinearSize) -> usize {
     let db = WIDE.min(size.out) * (size.rank + if single { 0 } else { wide });
     // The tile, then dy and W widened, or A packed.
     let base = if single { 0 } else { m * k } + if weight_in_place::<T>(size.dtype) { 0 } else { n * k };
-    let dx = base.max(Factor::new(size.rank, n).len()) + if single { 0 } else { m * n };
+    let dx = base.max(Factor::new(size.rank, n).len()) + m * n;
     // x widened.
     let da = if single && !size.dropout { 0 } else { wide * WIDE.min(size.inner) };
     let thin = if size.rank == 0 { 0 } else { u.max(db).max(da) };
@@ -199,15 +199,10 @@ fn tile<T: Real>(
     room: &mut [f32],
 ) {
     let (m, n) = grid.at(i);
-    let single = T::DTYPE == DType::F32;
-    let area = if single { 0 } else { m.len() * n.len() };
-    let (sums, room) = room.split_at_mut(area);
+    let (sums, room) = room.split_at_mut(m.len() * n.len());
     // SAFETY: tiles of a grid are disjoint.
     let mut dx = unsafe { dx.tile(m.start * x.inner + n.start, m.len(), n.len(), x.inner) };
-    let mut sum = match dx.single() {
-        Some(dx) => dx,
-        None => TileMut::new(sums, m.len(), n.len()),
-    };
+    let mut sum = TileMut::new(sums, m.len(), n.len());
     let mut keep = false;
     for adapter in adapted {
         let rank = adapter.lora.rank;
@@ -228,9 +223,7 @@ fn tile<T: Real>(
         product.tile(&mut sum, keep, m.clone(), n.clone(), room);
         keep = true;
     }
-    if !single {
-        (0..m.len()).for_each(|r| narrow(dx.row(r), &sums[r * n.len()..][..n.len()]));
-    }
+    (0..m.len()).for_each(|r| narrow(dx.row(r), &sums[r * n.len()..][..n.len()]));
 }
 
 /// Block `i` of the columns of dA, of all outputs: one pass over x.

@@ -21,6 +21,7 @@ mod linear;
 mod linear_bwd;
 mod merge;
 mod operand;
+pub(crate) mod packed;
 mod parts;
 pub(crate) mod product;
 mod rms_norm;
@@ -38,7 +39,7 @@ pub(crate) use gate::one as gate_of;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::backend::{Backend, LinearSize, Scratch};
+use crate::backend::{Backend, LinearSize, Pass, Scratch};
 use crate::error::{Error, Result};
 use crate::host::{Host, HostMatrix, MatrixSource};
 use crate::ops::adamw::AdamW;
@@ -140,6 +141,9 @@ impl Scratch for Cpu {
     fn kept_bytes(&self) -> usize {
         (attention::ROOM_BYTES + product::PACKED_BYTES) * self.threads()
     }
+    fn packed_bytes<T: Real>(&self, size: (usize, usize), pass: Pass) -> usize {
+        packed::bytes::<T>(size, pass)
+    }
 }
 
 impl Backend for Cpu {
@@ -178,6 +182,12 @@ impl Backend for Cpu {
 
     fn matrix(&self, source: MatrixSource) -> Result<HostMatrix> {
         HostMatrix::new(source)
+    }
+
+    fn pack<T: Real>(&self, w: &mut HostMatrix, pass: Pass) -> Result<()> {
+        let packed = self.pool.install(|| packed::Packed::new::<T>(w, pass))?;
+        w.keep_packed(pass, packed);
+        Ok(())
     }
 
     fn embed<T: Real>(&self, op: Embed<'_, Host, T>) -> Result<()> {

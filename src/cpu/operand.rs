@@ -12,10 +12,12 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::dropout::Mask;
+use super::packed::Packed;
 #[cfg(target_arch = "x86_64")]
 use super::product::pairs::Pairs;
-use super::product::{Mat, TileMut, product};
+use super::product::{Mat, Right, TileMut, product};
 use super::simd::{self, Isa, Kernel};
+use crate::backend::Pass;
 use crate::host::{Elements, HostMatrix};
 use crate::tensor::{DType, Frozen, Real};
 
@@ -158,7 +160,8 @@ pub(super) fn weight_in_place<T: Real>(dtype: DType) -> bool {
 }
 
 impl<T: Real> Operand<'_, T> {
-    fn block<'r>(&'r self, outer: Range<usize>, k: Range<usize>, room: &'r mut [f32]) -> Mat<'r> {
+    /// Rows `outer` of `[outer, K]`, columns `k`, in place or in `room`.
+    pub(super) fn block<'r>(&'r self, outer: Range<usize>, k: Range<usize>, room: &'r mut [f32]) -> Mat<'r> {
         if self.k_along_rows {
             self.source.block(k, outer, room).t()
         } else {
@@ -166,9 +169,23 @@ impl<T: Real> Operand<'_, T> {
         }
     }
 
+    /// A frozen weight's copy that was packed for such products, if there is one.
+    fn packed(&self) -> Option<&Packed> {
+        let pass = if self.k_along_rows { Pass::Backward } else { Pass::Forward };
+        match self.source {
+            Source::Weight(w) => w.packed(pass).filter(|packed| packed.serves::<T>()),
+            _ => None,
+        }
+    }
+
     /// [`block`](Self::block) as bf16.
     #[cfg(target_arch = "x86_64")]
-    fn halves<'r>(&'r self, outer: Range<usize>, k: Range<usize>, room: &'r mut [bf16]) -> Mat<'r, bf16> {
+    pub(super) fn halves<'r>(
+        &'r self,
+        outer: Range<usize>,
+        k: Range<usize>,
+        room: &'r mut [bf16],
+    ) -> Mat<'r, bf16> {
         if self.k_along_rows {
             self.source.halves(k, outer, room).t()
         } else {
@@ -196,29 +213,34 @@ impl<T: Real> Term<'_, T> {
         room: &mut [f32],
     ) {
         // One row of x is a token that is decoded: dot products, which need no packing.
+        let decoded = m.len() == 1 && !self.right.k_along_rows;
+        let packed = self.right.packed().filter(|_| !decoded);
         #[cfg(target_arch = "x86_64")]
-        if let (Some(pairs), DType::BF16, true) =
-            (Pairs::used(), T::DTYPE, m.len() > 1 || self.right.k_along_rows)
-        {
+        if let (Some(pairs), DType::BF16, false) = (Pairs::used(), T::DTYPE, decoded) {
             let single = matches!(self.left.source, Source::Single { .. });
             let in_place = |x: &Operand<'_, T>| x.source.halves_in_place().is_some();
-            let places = [single || in_place(&self.left), in_place(&self.right)];
+            let places = [single || in_place(&self.left), packed.is_some() || in_place(&self.right)];
             let room: &mut [bf16] = bytemuck::cast_slice_mut(room);
             let (left, right) = room.split_at_mut(if places[0] { 0 } else { m.len() * depth(self.k) });
             return self.blocks(keep, places == [true, true], |keep, ks| {
-                let b = self.right.halves(n.clone(), ks.clone(), right);
+                let b = match packed {
+                    Some(packed) => Right::Packed(packed.pairs(n.start, ks.start)),
+                    None => Right::Lies(self.right.halves(n.clone(), ks.clone(), right).t()),
+                };
                 match single {
-                    true => pairs.product(dst, keep, self.left.block(m.clone(), ks, &mut []), b.t()),
-                    false => pairs.product(dst, keep, self.left.halves(m.clone(), ks, left), b.t()),
+                    true => pairs.product(dst, keep, self.left.block(m.clone(), ks, &mut []), b),
+                    false => pairs.product(dst, keep, self.left.halves(m.clone(), ks, left), b),
                 }
             });
         }
-        let places = [&self.left, &self.right].map(|x| x.source.in_place());
+        let places = [self.left.source.in_place(), packed.is_some() || self.right.source.in_place()];
         let (left, right) = room.split_at_mut(if places[0] { 0 } else { m.len() * depth(self.k) });
         self.blocks(keep, places == [true, true], |keep, ks| {
-            let a = self.left.block(m.clone(), ks.clone(), left);
-            let b = self.right.block(n.clone(), ks, right);
-            product(dst, keep, a, b.t());
+            let b = match packed {
+                Some(packed) => Right::Packed(packed.singles(n.start, ks.start)),
+                None => Right::Lies(self.right.block(n.clone(), ks.clone(), right).t()),
+            };
+            product(dst, keep, self.left.block(m.clone(), ks, left), b);
         });
     }
 

@@ -1,10 +1,11 @@
 //! One matrix product on one thread.
 //!
 //! b goes through the thread's room in blocks of at most [`DEPTH`] × [`COLUMNS`], packed in panels as the micro-kernel
-//! reads them; a is read where it lies, a few rows at a time, which stay in the first-level cache while the panels come
-//! from the second. Each element is a sum over blocks of K of sums over k, whatever its place and the sizes of dst:
-//! it depends on a row of a and a column of b alone. One row against columns that are contiguous, a token that is
-//! decoded, is an exception: dot products, for packing the columns would take longer than multiplying them.
+//! reads them, unless it was packed before. Of a a few rows at a time are copied there too, and stay in the first-level
+//! cache while the panels come from the second: where they lie, rows whose distance is a power of two would push each
+//! other out. Each element is a sum over blocks of K of sums over k, whatever its place, the sizes of dst, and whether b
+//! was packed: it depends on a row of a and a column of b alone. One row against columns that are contiguous, a token
+//! that is decoded, is an exception: dot products, for packing the columns would take longer than multiplying them.
 
 #![allow(unsafe_code)]
 
@@ -13,7 +14,7 @@ pub(crate) mod amx;
 pub(super) mod block;
 pub(crate) mod group;
 mod micro;
-mod pack;
+pub(super) mod pack;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod pairs;
 pub(super) mod roof;
@@ -25,6 +26,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use micro::Vector;
+use pack::Panels;
 
 use super::simd::{self, Isa, Kernel};
 use super::thin::Lines;
@@ -35,8 +37,8 @@ const COLUMNS: usize = 256;
 /// Rows of b that are packed at a time: a panel takes half of a first-level cache, a block of panels half of a
 /// second-level one.
 const DEPTH: usize = 256;
-/// Rows of a that are transposed at a time where its columns are contiguous.
-const ROWS: usize = 48;
+/// Rows of a that are copied at a time, at most.
+const ROWS: usize = 32;
 /// Numbers of a line of the caches.
 const LINE: usize = 16;
 
@@ -194,9 +196,21 @@ impl<'a, T> Shared<'a, T> {
     }
 }
 
+/// A right factor.
+#[derive(Clone, Copy)]
+pub(super) enum Right<'a, T = f32, E = f32> {
+    /// Where it lies; rows or columns are contiguous.
+    Lies(Mat<'a, T>),
+    /// Packed before, with as many rows and columns as the others have.
+    Packed(Panels<'a, E>),
+}
+
 /// `dst = a b`, added to what `dst` holds if `keep`; the sums are f32, in an order that K alone decides.
-pub(super) fn product(dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Mat<'_>) {
-    assert!(a.size.0 == dst.rows && b.size.1 == dst.cols && a.size.1 == b.size.0);
+pub(super) fn product(dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Right<'_>) {
+    assert!(a.size.0 == dst.rows);
+    if let Right::Lies(b) = b {
+        assert!(b.size.1 == dst.cols && a.size.1 == b.size.0);
+    }
     pack::with_room(|room| simd::run(Product { dst, keep, a, b, room }));
 }
 
@@ -204,7 +218,7 @@ struct Product<'a, 'b> {
     dst: &'a mut TileMut<'b, f32>,
     keep: bool,
     a: Mat<'a>,
-    b: Mat<'a>,
+    b: Right<'a>,
     room: pack::Room<'a>,
 }
 
@@ -212,115 +226,144 @@ impl Kernel for Product<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let contiguous = self.a.strides.1 == 1 && self.b.strides.0 == 1;
-        if contiguous && self.a.size.0 == 1 && self.a.size.1 > 0 {
-            return self.row::<I>();
+        if let Right::Lies(b) = self.b
+            && self.a.size.0 == 1
+            && self.a.size.1 > 0
+            && self.a.strides.1 == 1
+            && b.strides.0 == 1
+        {
+            return row::<I>(self.dst.row(0), self.keep, self.a.row(0), b.t());
         }
         // SAFETY: kernels run with instructions that the processor has (`simd::run`), and these are I's.
         #[cfg(target_arch = "x86_64")]
         unsafe {
             if I::WIDE {
-                self.by::<__m512, 8, 2, 32>();
+                self.by::<__m512, 14, 8, 2, 32>();
             } else if I::FMA {
-                self.by::<__m256, 6, 2, 16>();
+                self.by::<__m256, 6, 3, 2, 16>();
             } else {
-                self.by::<__m128, 6, 2, 8>();
+                self.by::<__m128, 6, 3, 2, 8>();
             }
         }
         // SAFETY: these are plain numbers.
         #[cfg(not(target_arch = "x86_64"))]
         unsafe {
-            self.by::<micro::Lanes<f32, 4>, 6, 2, 8>();
+            self.by::<micro::Lanes<f32, 4>, 6, 3, 2, 8>();
         }
+    }
+}
+
+/// One row of dst, against columns that are contiguous.
+#[inline(always)]
+fn row<I: Isa>(dst: &mut [f32], keep: bool, a: &[f32], columns: Mat<'_>) {
+    for (n, out) in dst.iter_mut().enumerate() {
+        let dot = simd::dot::<I>(a, columns.row(n));
+        *out = if keep { *out + dot } else { dot };
     }
 }
 
 impl Product<'_, '_> {
-    /// One row, against columns that are contiguous.
-    #[inline(always)]
-    fn row<I: Isa>(self) {
-        let Product { dst, keep, a, b, room: _ } = self;
-        let (a, columns) = (a.row(0), b.t());
-        for (n, out) in dst.row(0).iter_mut().enumerate() {
-            let dot = simd::dot::<I>(a, columns.row(n));
-            *out = if keep { *out + dot } else { dot };
-        }
-    }
-
-    /// M rows and N columns, which are C vectors, at a time.
+    /// M rows and N columns, which are C vectors, at a time; S rows where no more are left.
     ///
     /// # Safety
     /// The processor has `V`.
     #[inline(always)]
-    unsafe fn by<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(self) {
-        const { assert!(COLUMNS.is_multiple_of(N)) };
+    unsafe fn by<V: Vector<Of = f32>, const M: usize, const S: usize, const C: usize, const N: usize>(self) {
+        const { assert!(COLUMNS.is_multiple_of(N) && M <= ROWS && S <= M) };
         let Product { dst, keep, a, b, room } = self;
-        let (rows, columns, depth) = (a.size.0, b.size.1, a.size.1);
+        let (rows, columns, depth) = (a.size.0, dst.cols, a.size.1);
+        if rows == 0 {
+            return;
+        }
         if depth == 0 && !keep {
             (0..rows).for_each(|r| dst.row(r).fill(0.0));
         }
-        // Parts of nearly one size.
-        let step = depth.div_ceil(depth.div_ceil(DEPTH).max(1)).max(1);
-        let at_once = if a.strides.1 == 1 { rows.max(1) } else { ROWS };
         for n in (0..columns).step_by(COLUMNS) {
             let ns = n..(n + COLUMNS).min(columns);
-            for k in (0..depth).step_by(step) {
-                let ks = k..(k + step).min(depth);
-                let panels = pack::panels::<N>(room.panels, b.block(ks.clone(), ns.clone()));
-                for m in (0..rows).step_by(at_once) {
-                    let ms = m..(m + at_once).min(rows);
-                    let a = pack::lines(room.lines, a.block(ms.clone(), ks.clone()));
-                    let mut dst = dst.block(ms, ns.clone());
+            for k in (0..depth).step_by(DEPTH) {
+                let ks = k..(k + DEPTH).min(depth);
+                let (panels, next) = match b {
+                    Right::Lies(b) => {
+                        let stride = ks.len() * N;
+                        pack::panels::<N>(room.panels, stride, b.block(ks.clone(), ns.clone()));
+                        (Panels::new(room.panels, stride), None)
+                    }
+                    Right::Packed(panels) => {
+                        let next = (ks.end < depth).then(|| panels.from(n / N, ks.end * N));
+                        (panels.from(n / N, k * N), next)
+                    }
+                };
+                let a = a.block(0..rows, ks);
+                let mut dst = dst.block(0..rows, ns.clone());
+                let block = Block { keep: keep || k > 0, a, panels, next };
+                let mut r = 0;
+                while r < rows {
                     // SAFETY: the caller has `V`.
-                    unsafe { strip::<V, M, C, N>(&mut dst, keep || k > 0, a, panels) };
+                    r += unsafe {
+                        match rows - r {
+                            left if left <= S || (M + 1..=2 * S).contains(&left) => {
+                                block.strip::<V, S, C, N>(&mut dst, r, room.lines)
+                            }
+                            _ => block.strip::<V, M, C, N>(&mut dst, r, room.lines),
+                        }
+                    };
                 }
             }
         }
     }
 }
 
-/// `dst = a b`, added if `keep`, of rows that are contiguous and a block of panels.
-///
-/// # Safety
-/// The processor has `V`.
-#[inline(always)]
-unsafe fn strip<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(
-    dst: &mut TileMut<'_, f32>,
+/// A block of b and what it is multiplied with.
+struct Block<'a> {
     keep: bool,
-    a: Mat<'_>,
-    panels: &[[f32; N]],
-) {
-    let (rows, columns) = dst.size();
-    let depth = a.size.1;
-    let share = depth.div_ceil(columns.div_ceil(N)).next_multiple_of(LINE);
-    let mut of_a = some_rows::<M>(a, 0);
-    for r in (0..rows).step_by(M) {
-        let next = some_rows::<M>(a, r + M);
-        for (p, panel) in panels.chunks_exact(depth).enumerate() {
-            // The next rows may come from afar: a share of them with each panel.
-            for k in (p * share..((p + 1) * share).min(depth)).step_by(LINE) {
-                for row in &next {
-                    simd::prefetch(&row[k]);
-                }
-            }
-            let mut out = dst.block(r..(r + M).min(rows), p * N..(p * N + N).min(columns));
-            let a = micro::Rows { starts: of_a.map(<[f32]>::as_ptr), step: 1 };
-            let b = micro::Panel { start: panel.as_ptr().cast(), stride: N, depth };
-            // SAFETY: the caller has `V`; rows of a have `depth` numbers, and panels `depth` rows.
-            unsafe { micro::tile::<V, M, C, N>(&mut out, keep, a, b) };
-        }
-        of_a = next;
-    }
+    a: Mat<'a>,
+    panels: Panels<'a>,
+    /// The next block, where that is packed already.
+    next: Option<Panels<'a>>,
 }
 
-/// M rows from `r` on; the last one again for those that there are not, which are not stored.
-#[inline(always)]
-fn some_rows<const M: usize>(a: Mat<'_>, r: usize) -> [&[f32]; M] {
-    let mut some = [a.row(0); M];
-    for (i, some) in some.iter_mut().enumerate() {
-        *some = a.row((r + i).min(a.size.0 - 1));
+impl Block<'_> {
+    /// `dst = a b`, added if `keep`, of at most M rows from `r` on; M.
+    ///
+    /// # Safety
+    /// The processor has `V`.
+    #[inline(always)]
+    unsafe fn strip<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(
+        &self,
+        dst: &mut TileMut<'_, f32>,
+        r: usize,
+        lines: &mut [f32],
+    ) -> usize {
+        let Block { keep, a, panels, next } = *self;
+        let ((rows, columns), depth) = (dst.size(), a.size.1);
+        let (end, count) = ((r + M).min(rows), columns.div_ceil(N));
+        let lines = &mut lines[..M * DEPTH];
+        pack::lines::<DEPTH>(lines, a.block(r..end, 0..depth));
+        // A share of the next rows with each panel, and of the next block with each tile: both come from afar.
+        let share = if end < rows && a.strides.1 == 1 { depth.div_ceil(LINE).div_ceil(count) } else { 0 };
+        let of_tile = depth.div_ceil(LINE) * LINE;
+        for p in 0..count {
+            let mut out = dst.block(r..end, p * N..(p * N + N).min(columns));
+            let panel = panels.some(p, depth * N);
+            let tile = r.div_ceil(M) * count + p;
+            let ahead = micro::Next {
+                rows: a.data.as_ptr().wrapping_add(end * a.strides.0 + p * share * LINE),
+                stride: a.strides.0,
+                lines: share,
+                panel: match next {
+                    Some(next) if tile * of_tile < count * DEPTH * N => {
+                        next.start(tile * of_tile / (DEPTH * N)).wrapping_add(tile * of_tile % (DEPTH * N))
+                    }
+                    _ => panel.as_ptr(),
+                },
+            };
+            let a = micro::Strip::<f32, DEPTH>(lines.as_ptr());
+            let b = micro::Panel { start: panel.as_ptr(), stride: N, depth };
+            // SAFETY: the caller has `V`; the lines are M rows of `DEPTH` numbers, and panels `depth` rows, which are no more.
+            unsafe { micro::tile::<V, M, C, N>(&mut out, keep, a, b, ahead) };
+        }
+        M
     }
-    some
 }
 
 #[cfg(test)]
@@ -345,12 +388,16 @@ mod tests {
     }
 
     fn with(by: By, dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Mat<'_>) {
+        multiply(by, dst, keep, a, Right::Lies(b));
+    }
+
+    fn multiply(by: By, dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Right<'_>) {
         pack::with_room(|room| {
             let product = Product { dst, keep, a, b, room };
             match by {
                 By::Set(set) => run_on(set, product),
                 // SAFETY: these are plain numbers.
-                By::Lanes => unsafe { product.by::<micro::Lanes<f32, 4>, 6, 2, 8>() },
+                By::Lanes => unsafe { product.by::<micro::Lanes<f32, 4>, 6, 3, 2, 8>() },
             }
         });
     }
@@ -451,6 +498,48 @@ mod tests {
     }
 
     #[test]
+    fn packed_columns_give_the_same_bits() {
+        for (m, n, k) in [(1, 1, 1), (3, 31, 5), (15, 290, 530), (29, 512, 256), (2, 33, 0)] {
+            let (a, b) = (normal::<f32>(1, m * k, 1.0), normal::<f32>(2, n * k, 1.0));
+            let a = Mat::new(&a, (m, k), (k, 1));
+            for (by, b) in kernels().flat_map(|by| {
+                [Mat::new(&b, (k, n), (n, 1)), Mat::new(&b, (n, k), (k, 1)).t()].map(|b| (by, b))
+            }) {
+                let width = match by {
+                    By::Set(set) => run_on(set, pack::Width),
+                    By::Lanes => 8,
+                };
+                let mut packed = vec![f32::NAN; k * n.next_multiple_of(width)];
+                match by {
+                    By::Set(set) => run_on(set, pack::Pack { out: &mut packed, stride: k * width, b }),
+                    By::Lanes => pack::panels::<8>(&mut packed, k * width, b),
+                }
+                let panels = Panels::new(&packed, k * width);
+                let old = normal::<f32>(3, m * n, 1.0);
+                // One row by dot products is another sum.
+                let by_dots = m == 1 && b.strides.0 == 1;
+                for keep in [false, true].into_iter().filter(|_| !by_dots) {
+                    let (mut got, mut want) = (old.clone(), old.clone());
+                    multiply(by, &mut TileMut::new(&mut got, m, n), keep, a, Right::Packed(panels));
+                    multiply(by, &mut TileMut::new(&mut want, m, n), keep, a, Right::Lies(b));
+                    assert_eq!(got, want, "{by:?} {m} × {n} × {k}");
+                }
+                // From a panel's column and a block's row on.
+                if (n, k) == (290, 530) {
+                    let (mut got, mut want) = (old.clone(), old.clone());
+                    let (columns, rows) = (n - 256, k - 256);
+                    let part = Right::Packed(panels.from(256 / width, 256 * width));
+                    let a = a.block(0..m, 256..k);
+                    multiply(by, &mut TileMut::new(&mut got, m, columns), true, a, part);
+                    let part = Right::Lies(b.block(256..k, 256..n));
+                    multiply(by, &mut TileMut::new(&mut want, m, columns), true, a, part);
+                    assert_eq!(got, want, "{by:?}: {rows} rows");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_is_no_number_stays_in_its_row_and_column() {
         let (m, n, k) = (9, 37, 11);
         let (mut a, mut b) = (vec![1f32; m * k], vec![1f32; k * n]);
@@ -510,7 +599,7 @@ mod tests {
                 let (a_start, b_start, start) = (a.data.as_ptr(), b.data.as_ptr(), out.as_mut_ptr());
                 // In turns, so that what else the machine does slows all of them.
                 let times = best([
-                    &mut || product(&mut TileMut::new(out, m, n), false, a, b),
+                    &mut || product(&mut TileMut::new(out, m, n), false, a, Right::Lies(b)),
                     // SAFETY: sizes and strides are those of the three slices.
                     &mut || unsafe {
                         gemm::gemm(

@@ -211,15 +211,28 @@ fn avx2<K: Kernel>(kernel: K) -> K::Output {
 
 /// Asks for the line of the caches that `x` is in, wherever that is.
 #[inline(always)]
-#[allow(unsafe_code)]
 pub(crate) fn prefetch<T>(x: *const T) {
-    // SAFETY: SSE is part of x86-64, and a prefetch reads nothing.
     #[cfg(target_arch = "x86_64")]
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(x.cast());
-    }
+    ask::<{ std::arch::x86_64::_MM_HINT_T0 }, T>(x);
     #[cfg(not(target_arch = "x86_64"))]
     let _ = x;
+}
+
+/// [`prefetch`] into the second-level cache alone.
+#[inline(always)]
+pub(crate) fn prefetch_second<T>(x: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    ask::<{ std::arch::x86_64::_MM_HINT_T1 }, T>(x);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = x;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[allow(unsafe_code)]
+fn ask<const HINT: i32, T>(x: *const T) {
+    // SAFETY: SSE is part of x86-64, and a prefetch reads nothing.
+    unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(x.cast()) }
 }
 
 /// `a · b + c`, rounded once where that is one instruction.

@@ -7,6 +7,7 @@ pub mod forward;
 pub mod input;
 pub mod inputs;
 pub mod memory;
+pub mod packing;
 pub mod paper;
 pub mod recompute;
 pub mod room;

@@ -2,12 +2,12 @@
 
 use super::memory::Plan;
 use super::paper::Paper;
-use crate::backend::Backend;
+use crate::backend::{Backend, Pass};
 use crate::checkpoint::checkpoint::{Checkpoint, EMBED, HEAD, NORM, norm_name};
 use crate::checkpoint::config::ModelConfig;
 use crate::checkpoint::module::{Module, Target};
 use crate::error::Result;
-use crate::tensor::Store;
+use crate::tensor::{Real, Store};
 
 /// One layer.
 pub struct Layer<S: Store> {
@@ -75,6 +75,22 @@ impl<B: Backend> Model<B> {
             head: if config.tied { None } else { Some(matrix(HEAD)?) },
             config,
         })
+    }
+
+    /// Packs what products of these passes read, see [`Backend::pack`]; calls `done` after each of the matrices, and ends
+    /// with its error.
+    pub fn pack<T: Real>(
+        &mut self,
+        backend: &B,
+        passes: &[Pass],
+        mut done: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let head = self.head.as_mut().unwrap_or(&mut self.embed);
+        for w in self.layers.iter_mut().flat_map(|layer| &mut layer.linears).chain([head]) {
+            passes.iter().try_for_each(|pass| backend.pack::<T>(w, *pass))?;
+            done()?;
+        }
+        Ok(())
     }
 
     /// The matrix that turns hidden states into logits, `[V, D]`.

@@ -4,10 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::progress::Progress;
+use crate::backend::{Backend, Pass, Scratch};
 use crate::checkpoint::checkpoint::Checkpoint;
+use crate::checkpoint::config::ModelConfig;
+use crate::checkpoint::module::Target;
 use crate::checkpoint::output::OutputOptions;
 use crate::checkpoint::weights::OpenOptions;
 use crate::error::{Error, Result};
+use crate::host::available_memory;
+use crate::model::memory::Plan;
+use crate::model::packing::PackWeights;
+use crate::model::weights::Model;
+use crate::tensor::Real;
 
 /// The options that all commands share.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +24,8 @@ pub struct Common {
     pub no_mmap: bool,
     /// The most bytes that a run may allocate.
     pub memory_limit: Option<u64>,
+    /// Which weights are packed once for all products.
+    pub pack_weights: PackWeights,
     /// Everything random but the common A₀.
     pub seed: u64,
     /// Replace an existing output that this program made.
@@ -32,6 +42,42 @@ impl Common {
     /// How weights are opened.
     pub fn open_options(&self) -> OpenOptions {
         OpenOptions { no_mmap: self.no_mmap }
+    }
+
+    /// The plan of a run of these passes with the weights that it packs, and whose they are. By default the whole plan fits the
+    /// memory limit or, where there is none, half of the memory that is free; and in any case what is free.
+    pub fn packing<T: Real>(
+        &self,
+        scratch: &impl Scratch,
+        config: &ModelConfig,
+        passes: &'static [Pass],
+        plan: Plan,
+    ) -> Result<(Plan, &'static [Pass])> {
+        let limit = match (self.pack_weights, available_memory()) {
+            (PackWeights::Auto, Some(free)) => Some(self.memory_limit.unwrap_or(free / 2).min(free)),
+            _ => self.memory_limit,
+        };
+        self.pack_weights.choose::<T>(scratch, config, passes, limit, plan)
+    }
+
+    /// The model of `checkpoint`, its weights packed for `passes`.
+    pub fn model<B: Backend, T: Real>(
+        &self,
+        backend: &B,
+        checkpoint: &Checkpoint,
+        passes: &[Pass],
+    ) -> Result<Model<B>> {
+        let mut model = Model::new(backend, checkpoint)?;
+        if !passes.is_empty() {
+            let bar =
+                self.progress.bar("pack weights", Target::ALL.len() as u64 * model.layers.len() as u64 + 1);
+            model.pack::<T>(backend, passes, || {
+                bar.inc(1);
+                self.check_stop("nothing was changed")
+            })?;
+            bar.finish_and_clear();
+        }
+        Ok(model)
     }
 
     /// What to do about an output that is there.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::adapters::load_adapters;
 use super::common::{Common, blame};
 use super::evaluate::text;
-use crate::backend::Backend;
+use crate::backend::{Backend, Pass};
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::config::ModelConfig;
 use crate::checkpoint::digest;
@@ -29,10 +29,10 @@ use crate::error::{Error, Result};
 use crate::model::adapters::Stack;
 use crate::model::inputs::{Watch, watch};
 use crate::model::memory::{Part, Plan};
+use crate::model::packing;
 use crate::model::room::{Head, Keep, RoomSize};
 use crate::model::rope::Tables;
 use crate::model::session::{self, Adapters, Session};
-use crate::model::weights::Model;
 use crate::random::{Philox, Purpose};
 use crate::tensor::{DType, Real};
 
@@ -93,6 +93,7 @@ pub struct Prepared<B: Backend> {
     size: RoomSize,
     /// All buffers.
     pub plan: Plan,
+    packed: &'static [Pass],
 }
 
 impl<B: Backend> Prepared<B> {
@@ -138,8 +139,20 @@ impl<B: Backend> Prepared<B> {
         if let Some(limit) = common.memory_limit {
             plan.fit(limit)?;
         }
+        let (plan, packed) = common.packing::<T>(backend, config, packing::INFERENCE, plan)?;
         let (documents, skipped) = (taken.len(), data.skipped.len());
-        Ok(Prepared { adapters, batches, documents, skipped, tables, size, plan, checkpoint, options })
+        Ok(Prepared {
+            adapters,
+            batches,
+            documents,
+            skipped,
+            tables,
+            size,
+            plan,
+            packed,
+            checkpoint,
+            options,
+        })
     }
 
     /// Tokens of all documents that are used.
@@ -194,7 +207,7 @@ impl<B: Backend> Prepared<B> {
             }
         };
         let config = self.checkpoint.config();
-        let model = Model::new(backend, &self.checkpoint)?;
+        let model = common.model::<B, T>(backend, &self.checkpoint, self.packed)?;
         let mut session = Session::<B, T>::new(backend, &model, self.tables.clone(), self.size)?;
         let count = tokens.to_string();
         let path = output.dir().join(INPUT_GRAMS);

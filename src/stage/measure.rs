@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::adapters::Stack;
 use crate::model::forward::DropoutKey;
 use crate::model::memory::{Part, Plan};
+use crate::model::packing;
 use crate::model::paper::{Noted, Paper};
 use crate::model::recompute;
 use crate::model::room::{Head, Keep, Room, RoomSize};
@@ -25,7 +26,6 @@ use crate::model::rope::Tables;
 use crate::model::session::Session;
 use crate::model::shape::TrainingShape;
 use crate::model::trainer::{Buffers, Trainer};
-use crate::model::weights::Model;
 use crate::ops::adamw::Hyper;
 use crate::prune::scores::Importance;
 use crate::random::{Philox, Purpose};
@@ -183,7 +183,8 @@ fn train<B: Backend, T: Real>(
     if let Some(limit) = common.memory_limit {
         choice.plan.fit(limit)?;
     }
-    let model = Model::new(backend, checkpoint)?;
+    let (plan, packed) = common.packing::<T>(backend, config, packing::TRAINING, choice.plan)?;
+    let model = common.model::<B, T>(backend, checkpoint, packed)?;
     let tables = Tables::new(config, shape.seq);
     let room = shape.room(config, dtype, choice.recomputed);
     let mut trainer: Trainer<'_, B, T> = Trainer::new(backend, &model, layout, shape.freeze_a, tables, room)?;
@@ -192,7 +193,7 @@ fn train<B: Backend, T: Real>(
     let p = if shape.dropout { 0.1 } else { 0.0 };
     let start = Instant::now();
     trainer.step(&[batch], hyper, DropoutKey { p, seed: common.seed, step: 0 }, 1)?;
-    Ok((choice.plan, start.elapsed().as_secs_f64(), backend.device_free()?))
+    Ok((plan, start.elapsed().as_secs_f64(), backend.device_free()?))
 }
 
 fn prune<B: Backend, T: Real>(
@@ -243,7 +244,8 @@ fn eval<B: Backend, T: Real>(
     if let Some(limit) = common.memory_limit {
         paper.plan.fit(limit)?;
     }
-    let model = Model::new(backend, checkpoint)?;
+    let (plan, packed) = common.packing::<T>(backend, config, packing::INFERENCE, paper.plan)?;
+    let model = common.model::<B, T>(backend, checkpoint, packed)?;
     let mut session = Session::<B, T>::new(backend, &model, tables, size)?;
     let Batch { ids, bounds, .. } = random_batch(shape.batch, shape.seq, config.vocab, common.seed);
     // The last token of each document, against the first tokens of the vocabulary.
@@ -258,7 +260,7 @@ fn eval<B: Backend, T: Real>(
     session.forward(&model, backend, &input, Stack { params: &params, layouts: &[None] })?;
     let mut out = vec![0.0; rows.len()];
     model.choices(&mut out, &mut session.room, backend, &rows, &options, input.rows())?;
-    Ok((paper.plan, start.elapsed().as_secs_f64(), backend.device_free()?))
+    Ok((plan, start.elapsed().as_secs_f64(), backend.device_free()?))
 }
 
 #[cfg(test)]

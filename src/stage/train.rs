@@ -11,7 +11,7 @@ use super::common::{Common, blame};
 use super::metrics::{MetricsFile, StepMetrics, anonymous_bytes};
 use super::sign::{SignOptions, Signer};
 use super::train_state::{self, Saved};
-use crate::backend::Backend;
+use crate::backend::{Backend, Pass};
 use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::adapter_config::AdapterConfig;
 use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::model::adapters::{Layout, init_a};
 use crate::model::forward::DropoutKey;
 use crate::model::memory::{Part, Plan};
+use crate::model::packing;
 use crate::model::paper::Paper;
 use crate::model::recompute;
 use crate::model::room::{Head, Keep, RoomSize};
@@ -35,7 +36,6 @@ use crate::model::rope::Tables;
 use crate::model::schedule::{Decay, LearningRate};
 use crate::model::shape::TrainingShape;
 use crate::model::trainer::{Buffers, Trainer};
-use crate::model::weights::Model;
 use crate::ops::adamw::Hyper;
 use crate::tensor::{DType, Real, Store};
 
@@ -154,6 +154,7 @@ pub struct Prepared {
     signer: Option<Signer>,
     /// All buffers.
     pub plan: Plan,
+    packed: &'static [Pass],
 }
 
 impl Prepared {
@@ -218,7 +219,7 @@ impl Prepared {
             choice.plan.fit(limit)?;
         }
         let size = RoomSize { keep: Keep::Training { recomputed: choice.recomputed }, ..base };
-        let plan = choice.plan;
+        let (plan, packed) = common.packing::<T>(backend, config, packing::TRAINING, choice.plan)?;
         Ok(Prepared {
             options,
             checkpoint,
@@ -231,6 +232,7 @@ impl Prepared {
             rate,
             signer,
             plan,
+            packed,
         })
     }
 
@@ -257,7 +259,7 @@ impl Prepared {
             }
             Begun::Work(output) => output,
         };
-        let model = Model::new(backend, &self.checkpoint)?;
+        let model = common.model::<B, T>(backend, &self.checkpoint, self.packed)?;
         let tables = Tables::new(self.checkpoint.config(), self.options.shape.seq);
         let mut trainer: Trainer<'_, B, T> = Trainer::new(
             backend,

@@ -3,7 +3,7 @@
 
 Reads the names of our cases, so that both sides measure the same shapes, and prints the seconds of each under its name.
 Weights are what a pruned checkpoint gives: rows as wide as they are, not padded, in the dtype of the activations.
-Adapters are f32, of bf16 under autocast, as PEFT makes them.
+Whether ours are packed before is no matter of theirs. Adapters are f32, of bf16 under autocast, as PEFT makes them.
 
     products.py --cases ours.json [--device cuda]
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import timing
 
-NAME = r"(linear|linear_bwd)/(\d+)×(\d+)→([\d+]+), (?:frozen|rank (\d+))(, dropout)?, (BF16|F32)$"
+NAME = r"(linear|linear_bwd)/(\d+)×(\d+)→([\d+]+), (?:frozen|rank (\d+))(, dropout)?(?:, packed)?, (BF16|F32)$"
 
 
 class Linears(torch.nn.Module):

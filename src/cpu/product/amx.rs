@@ -124,12 +124,11 @@ impl Tiles {
 
 impl Square for Tiles {
     #[inline(always)]
-    unsafe fn multiply(&self, Operands { out, out_stride, keep, a, a_stride, b, pairs }: Operands) {
+    unsafe fn multiply(&self, Operands { out, out_stride, keep, a, a_stride, b, beside, pairs }: Operands) {
         let steps = pairs / ROWS;
         let (out_stride, a_stride) = (out_stride * size_of::<f32>(), a_stride * size_of::<bf16>());
         let below = out.wrapping_byte_add(ROWS * out_stride);
         let a_below = a.wrapping_byte_add(ROWS * a_stride);
-        let beside = b.wrapping_byte_add(pairs * ROW_BYTES);
         // SAFETY: tiles are configured, and all that is read and written is the caller's; no compiler keeps anything in
         // tiles.
         unsafe {

@@ -169,7 +169,7 @@ unsafe fn tile<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usi
     let b = micro::Panel { start: b.as_ptr().wrapping_add(j), stride: size.columns, depth: size.depth };
     let mut c = c.block(i..i + some, j..j + N);
     // SAFETY: as the caller says; rows past the last are the last one.
-    unsafe { micro::tile::<V, M, C, N>(&mut c, add, a, b) }
+    unsafe { micro::tile::<V, M, C, N>(&mut c, add, a, b, ()) }
 }
 
 #[cfg(test)]

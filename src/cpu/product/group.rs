@@ -79,7 +79,7 @@ unsafe fn stored<V: Vector, const G: usize, const Y: usize, const C: usize>(
     let mut out = [[V::Of::default(); G]; Y];
     // SAFETY: as the caller says; a row of `out` takes C vectors.
     unsafe {
-        for (out, sums) in out.iter_mut().zip(micro::sums::<V, Y, C>(a, b)) {
+        for (out, sums) in out.iter_mut().zip(micro::sums::<V, Y, C>(a, b, ())) {
             for (out, sum) in out.chunks_exact_mut(V::LANES).zip(sums) {
                 sum.store(out.as_mut_ptr());
             }

@@ -6,10 +6,10 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use super::TileMut;
-use crate::cpu::simd::prefetch;
+use super::{LINE, TileMut};
 #[cfg(any(test, not(target_arch = "x86_64")))]
 use crate::cpu::simd::{Baseline, Isa};
+use crate::cpu::simd::{prefetch, prefetch_second};
 
 /// A register of [`Vector::LANES`] numbers.
 ///
@@ -142,12 +142,36 @@ lanes!(f32, 4);
 lanes!(f64, 2);
 
 /// M rows of a.
+pub(super) trait Left<T, const M: usize>: Copy {
+    /// Where number `k` of row `m` is.
+    fn at(&self, m: usize, k: usize) -> *const T;
+}
+
+/// Rows wherever they are.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<T, const M: usize> {
     /// Where each begins.
     pub starts: [*const T; M],
     /// From number to number of a row.
     pub step: usize,
+}
+
+impl<T: Copy, const M: usize> Left<T, M> for Rows<T, M> {
+    #[inline(always)]
+    fn at(&self, m: usize, k: usize) -> *const T {
+        self.starts[m].wrapping_add(k * self.step)
+    }
+}
+
+/// Rows that begin `STRIDE` numbers apart: one register says where all of them are.
+#[derive(Clone, Copy)]
+pub(super) struct Strip<T, const STRIDE: usize>(pub *const T);
+
+impl<T: Copy, const M: usize, const STRIDE: usize> Left<T, M> for Strip<T, STRIDE> {
+    #[inline(always)]
+    fn at(&self, m: usize, k: usize) -> *const T {
+        self.0.wrapping_add(m * STRIDE + k)
+    }
 }
 
 /// Columns of b.
@@ -169,8 +193,9 @@ pub(super) struct Panel<T> {
 pub(super) unsafe fn tile<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usize>(
     out: &mut TileMut<'_, f32>,
     keep: bool,
-    a: Rows<f32, M>,
+    a: impl Left<f32, M>,
     b: Panel<f32>,
+    ahead: impl Ahead,
 ) {
     const { assert!(N == C * V::LANES) };
     // What the sums are added to is wanted when they are done.
@@ -180,7 +205,7 @@ pub(super) unsafe fn tile<V: Vector<Of = f32>, const M: usize, const C: usize, c
     let (some_rows, some_columns) = out.size();
     // SAFETY: as the caller says; a whole tile has M rows of N numbers, and so has `part`.
     unsafe {
-        let sums = sums::<V, M, C>(a, b);
+        let sums = sums::<V, M, C>(a, b, ahead);
         if (some_rows, some_columns) == (M, N) {
             return finish(out.start, out.stride, keep, &sums);
         }
@@ -203,19 +228,28 @@ pub(super) unsafe fn tile<V: Vector<Of = f32>, const M: usize, const C: usize, c
 /// As for [`tile`].
 #[inline(always)]
 pub(super) unsafe fn sums<V: Vector, const M: usize, const C: usize>(
-    a: Rows<V::Of, M>,
+    a: impl Left<V::Of, M>,
     b: Panel<V::Of>,
+    ahead: impl Ahead,
 ) -> [[V; C]; M] {
     // SAFETY: k stays below the depth.
     unsafe {
         let mut sums = [[V::splat(V::Of::default()); C]; M];
-        let steps = b.depth - b.depth % STEP;
-        for k in (0..steps).step_by(STEP) {
+        let (blocks, steps) = (b.depth / BLOCK, b.depth / STEP);
+        for block in 0..blocks {
+            ahead.ask(block);
+            for k in (block * BLOCK..(block + 1) * BLOCK).step_by(STEP) {
+                for i in 0..STEP {
+                    add(&mut sums, a, b, k + i);
+                }
+            }
+        }
+        for k in (blocks * BLOCK..steps * STEP).step_by(STEP) {
             for i in 0..STEP {
                 add(&mut sums, a, b, k + i);
             }
         }
-        for k in steps..b.depth {
+        for k in steps * STEP..b.depth {
             add(&mut sums, a, b, k);
         }
         sums
@@ -224,6 +258,41 @@ pub(super) unsafe fn sums<V: Vector, const M: usize, const C: usize>(
 
 /// Depths between two looks at whether it is the last.
 const STEP: usize = 4;
+/// Depths between two questions of what is ahead.
+const BLOCK: usize = 16;
+
+/// What other caches hold and is wanted soon, asked for little by little while sums are made.
+pub(super) trait Ahead: Copy {
+    /// Asks for part `block` of it.
+    fn ask(&self, block: usize);
+}
+
+impl Ahead for () {
+    #[inline(always)]
+    fn ask(&self, _: usize) {}
+}
+
+/// The next rows of a, and what follows in a panel of b.
+#[derive(Clone, Copy)]
+pub(super) struct Next {
+    /// Where the rows begin, or a part of them.
+    pub rows: *const f32,
+    /// From row to row.
+    pub stride: usize,
+    /// Lines of each row.
+    pub lines: usize,
+    /// A line of b for each block.
+    pub panel: *const f32,
+}
+
+impl Ahead for Next {
+    #[inline(always)]
+    fn ask(&self, block: usize) {
+        let row = self.rows.wrapping_add(block * self.stride);
+        (0..self.lines).for_each(|line| prefetch_second(row.wrapping_add(line * LINE)));
+        prefetch_second(self.panel.wrapping_add(block * LINE));
+    }
+}
 
 /// `sums[m, n] += a[m][k] b[k, n]`.
 ///
@@ -232,7 +301,7 @@ const STEP: usize = 4;
 #[inline(always)]
 unsafe fn add<V: Vector, const M: usize, const C: usize>(
     sums: &mut [[V; C]; M],
-    a: Rows<V::Of, M>,
+    a: impl Left<V::Of, M>,
     b: Panel<V::Of>,
     k: usize,
 ) {
@@ -242,11 +311,10 @@ unsafe fn add<V: Vector, const M: usize, const C: usize>(
         for (c, of_b) in of_b.iter_mut().enumerate() {
             *of_b = V::load(b.start.add(k * b.stride + c * V::LANES));
         }
-        let starts = a.starts;
-        for m in 0..M {
-            let x = V::splat(*starts[m].add(k * a.step));
+        for (m, sums) in sums.iter_mut().enumerate() {
+            let x = V::splat(*a.at(m, k));
             for c in 0..C {
-                sums[m][c] = x.mul_add(of_b[c], sums[m][c]);
+                sums[c] = x.mul_add(of_b[c], sums[c]);
             }
         }
     }

@@ -5,14 +5,15 @@ use std::cell::RefCell;
 use bytemuck::{Pod, Zeroable};
 
 use super::{COLUMNS, DEPTH, Mat, PACKED_BYTES};
+use crate::cpu::simd::{Isa, Kernel};
 
 /// A line of the caches, so that no vector of a panel lies in two.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-struct Line([f32; 16]);
+pub(in crate::cpu) struct Line([f32; 16]);
 
 /// A thread's room.
-pub(super) struct Room<'a> {
+pub(in crate::cpu) struct Room<'a> {
     /// For a block of b.
     pub panels: &'a mut [f32],
     /// For rows of a.
@@ -20,7 +21,7 @@ pub(super) struct Room<'a> {
 }
 
 /// Calls `f` with the calling thread's room, which holds what the last product left. `f` must not wait for other tasks.
-pub(super) fn with_room<R>(f: impl FnOnce(Room<'_>) -> R) -> R {
+pub(in crate::cpu) fn with_room<R>(f: impl FnOnce(Room<'_>) -> R) -> R {
     const { assert!(PACKED_BYTES.is_multiple_of(size_of::<Line>())) };
     thread_local! {
         static ROOM: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
@@ -35,43 +36,110 @@ pub(super) fn with_room<R>(f: impl FnOnce(Room<'_>) -> R) -> R {
 /// Rows and columns that are turned together.
 pub(super) const SIDE: usize = 4;
 
-/// b in panels of N columns, zeros after its last column; a panel's rows follow one another.
+/// Panels of a matrix, one `stride` numbers after the other.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Panels<'a, E = f32> {
+    data: &'a [E],
+    stride: usize,
+}
+
+impl<'a, E> Panels<'a, E> {
+    /// Those of `data`.
+    pub(in crate::cpu) fn new(data: &'a [E], stride: usize) -> Panels<'a, E> {
+        Panels { data, stride }
+    }
+
+    /// The panels from `p` on, each from its number `at` on.
+    pub(in crate::cpu) fn from(self, p: usize, at: usize) -> Panels<'a, E> {
+        Panels { data: &self.data[p * self.stride + at..], stride: self.stride }
+    }
+
+    /// Where panel `p` begins, if there are so many.
+    #[inline(always)]
+    pub(super) fn start(&self, p: usize) -> *const E {
+        self.data.as_ptr().wrapping_add(p * self.stride)
+    }
+
+    /// The first `len` numbers of panel `p`.
+    #[inline(always)]
+    pub(super) fn some(&self, p: usize, len: usize) -> &'a [E] {
+        &self.data[p * self.stride..][..len]
+    }
+}
+
+/// Columns of a panel.
+pub(in crate::cpu) struct Width;
+
+impl Kernel for Width {
+    type Output = usize;
+    #[inline(always)]
+    fn run<I: Isa>(self) -> usize {
+        match (cfg!(target_arch = "x86_64"), I::WIDE, I::FMA) {
+            (true, true, _) => 32,
+            (true, _, true) => 16,
+            _ => 8,
+        }
+    }
+}
+
+/// b in panels of that width, `stride` numbers apart.
+pub(in crate::cpu) struct Pack<'a> {
+    pub out: &'a mut [f32],
+    pub stride: usize,
+    pub b: Mat<'a>,
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let Pack { out, stride, b } = self;
+        match Width.run::<I>() {
+            32 => panels::<32>(out, stride, b),
+            16 => panels::<16>(out, stride, b),
+            _ => panels::<8>(out, stride, b),
+        }
+    }
+}
+
+/// b in panels of N columns, zeros after its last column; a panel's rows follow one another, and panels are `stride` numbers
+/// apart.
 #[inline(always)]
-pub(super) fn panels<'r, const N: usize>(room: &'r mut [f32], b: Mat<'_>) -> &'r [[f32; N]] {
+pub(super) fn panels<const N: usize>(out: &mut [f32], stride: usize, b: Mat<'_>) {
     let (depth, columns) = b.size;
-    let room = &mut room.as_chunks_mut::<N>().0[..columns.div_ceil(N) * depth];
     if b.strides.1 == 1 {
         for r in 0..depth {
             let (whole, rest) = b.row(r).as_chunks::<N>();
             for (p, from) in whole.iter().enumerate() {
-                room[p * depth + r] = *from;
+                out[p * stride + r * N..][..N].copy_from_slice(from);
             }
             if !rest.is_empty() {
-                let out = &mut room[whole.len() * depth + r];
-                *out = [0.0; N];
+                let out = &mut out[whole.len() * stride + r * N..][..N];
+                out.fill(0.0);
                 out[..rest.len()].copy_from_slice(rest);
             }
         }
-        return room;
+        return;
     }
-    for (p, panel) in room.chunks_exact_mut(depth.max(1)).enumerate() {
+    for p in 0..columns.div_ceil(N) {
+        let panel = &mut out[p * stride..][..depth * N];
         let some = N.min(columns - p * N);
         if some < N {
-            panel.as_flattened_mut().fill(0.0);
+            panel.fill(0.0);
         }
-        transpose(panel.as_flattened_mut(), N, b.block(0..depth, p * N..p * N + some).t());
+        transpose(panel, N, b.block(0..depth, p * N..p * N + some).t());
     }
-    room
 }
 
-/// a with contiguous rows: where it lies, or transposed.
+/// The rows of a, `STRIDE` numbers apart.
 #[inline(always)]
-pub(super) fn lines<'r>(room: &'r mut [f32], a: Mat<'r>) -> Mat<'r> {
+pub(super) fn lines<const STRIDE: usize>(out: &mut [f32], a: Mat<'_>) {
     if a.strides.1 == 1 {
-        return a;
+        let (depth, rows) = (a.size.1, out.chunks_exact_mut(STRIDE));
+        rows.enumerate().take(a.size.0).for_each(|(r, out)| out[..depth].copy_from_slice(a.row(r)));
+    } else {
+        transpose(out, STRIDE, a.t());
     }
-    transpose(room, a.size.1, a.t());
-    Mat::new(room, a.size, (a.size.1, 1))
 }
 
 /// `out[c · stride + r] = from[r, c]`.

@@ -16,7 +16,8 @@ use std::ops::Range;
 use half::bf16;
 
 use super::amx::Tiles;
-use super::{Mat, TileMut, pack};
+use super::pack::{self, Panels};
+use super::{Mat, Right, TileMut};
 use crate::cpu::operand::narrow;
 use crate::cpu::simd::{self, Instructions, Isa, Kernel};
 
@@ -25,14 +26,14 @@ const COLUMNS: usize = super::COLUMNS;
 /// Rows of b that are packed at a time, which take the room of half as many f32.
 const DEPTH: usize = 2 * super::DEPTH;
 /// Columns of a panel.
-const PANEL: usize = 16;
+pub(in crate::cpu) const PANEL: usize = 16;
 /// Rows and columns of a square of sums.
 const SIDE: usize = 2 * PANEL;
 /// Pairs of K come in multiples of this.
 const PAIRS: usize = 16;
 
 /// Two numbers of a column of b, one below the other.
-pub(super) type Pair = [bf16; 2];
+pub(in crate::cpu) type Pair = [bf16; 2];
 
 /// The instructions that multiply pairs, which the processor has.
 #[derive(Clone, Copy, Debug)]
@@ -67,9 +68,12 @@ impl Pairs {
         dst: &mut TileMut<'_, f32>,
         keep: bool,
         a: Mat<'_, A>,
-        b: Mat<'_, bf16>,
+        b: Right<'_, bf16, Pair>,
     ) {
-        assert!(a.size.0 == dst.rows && b.size.1 == dst.cols && a.size.1 == b.size.0);
+        assert!(a.size.0 == dst.rows);
+        if let Right::Lies(b) = b {
+            assert!(b.size.1 == dst.cols && a.size.1 == b.size.0);
+        }
         // SAFETY: they are made of sets that the processor has, or of one that is done in its place.
         unsafe {
             match self.0 {
@@ -119,8 +123,10 @@ pub(super) struct Operands {
     pub a: *const bf16,
     /// From row to row of a.
     pub a_stride: usize,
-    /// Two panels, one after the other, each of `pairs` rows of 16 pairs.
+    /// A panel of `pairs` rows of 16 pairs.
     pub b: *const Pair,
+    /// The next one.
+    pub beside: *const Pair,
     /// Pairs of K, a multiple of 16.
     pub pairs: usize,
 }
@@ -143,22 +149,28 @@ unsafe fn run<A: Left>(
     dst: &mut TileMut<'_, f32>,
     keep: bool,
     a: Mat<'_, A>,
-    b: Mat<'_, bf16>,
+    b: Right<'_, bf16, Pair>,
 ) {
-    let (rows, columns, depth) = (a.size.0, b.size.1, a.size.1);
+    let (rows, columns, depth) = (a.size.0, dst.cols, a.size.1);
     if depth == 0 && !keep {
         (0..rows).for_each(|r| dst.row(r).fill(0.0));
     }
     pack::with_room(|room| {
-        let panels: &mut [Pair] = bytemuck::cast_slice_mut(room.panels);
+        let packed: &mut [Pair] = bytemuck::cast_slice_mut(room.panels);
         let lines: &mut [bf16] = bytemuck::cast_slice_mut(room.lines);
         for n in (0..columns).step_by(COLUMNS) {
             let ns = n..(n + COLUMNS).min(columns);
             for k in (0..depth).step_by(DEPTH) {
                 let ks = k..(k + DEPTH).min(depth);
-                let pairs = ks.len().div_ceil(2).next_multiple_of(PAIRS);
-                let panels = &mut panels[..ns.len().next_multiple_of(SIDE) * pairs];
-                simd::run(Pack { panels, pairs, b: b.block(ks.clone(), ns.clone()) });
+                let pairs = rows_of_pairs(ks.len());
+                let panels = match b {
+                    Right::Lies(b) => {
+                        let stride = pairs * PANEL;
+                        pack(packed, stride, b.block(ks.clone(), ns.clone()));
+                        Panels::new(packed, stride)
+                    }
+                    Right::Packed(panels) => panels.from(n / PANEL, k / 2 * PANEL),
+                };
                 for m in (0..rows).step_by(SIDE) {
                     let ms = m..(m + SIDE).min(rows);
                     let a = strip(lines, a.block(ms.clone(), ks.clone()), 2 * pairs);
@@ -204,17 +216,17 @@ unsafe fn row_of_squares(
     dst: &mut TileMut<'_, f32>,
     keep: bool,
     (a, stride): (&[bf16], usize),
-    panels: &[Pair],
+    panels: Panels<'_, Pair>,
     pairs: usize,
 ) {
-    assert!(a.len() >= (SIDE - 1) * stride + 2 * pairs && panels.len().is_multiple_of(SIDE * pairs));
+    assert!(a.len() >= (SIDE - 1) * stride + 2 * pairs);
     let (rows, columns) = dst.size();
-    for (p, panels) in panels.chunks_exact(SIDE * pairs).enumerate() {
+    for p in 0..columns.div_ceil(SIDE) {
         let ns = p * SIDE..(p * SIDE + SIDE).min(columns);
+        let [b, beside] = [2 * p, 2 * p + 1].map(|p| panels.some(p, pairs * PANEL).as_ptr());
         let mut out = dst.block(0..rows, ns);
         let (out_stride, a_stride) = (out.stride, stride);
-        let whole =
-            Operands { out: out.start, out_stride, keep, a: a.as_ptr(), a_stride, b: panels.as_ptr(), pairs };
+        let whole = Operands { out: out.start, out_stride, keep, a: a.as_ptr(), a_stride, b, beside, pairs };
         // SAFETY: what is whole has 32 rows and columns, and so has `part`; a and the panels are as was just seen.
         unsafe {
             if out.size() == (SIDE, SIDE) {
@@ -232,10 +244,24 @@ unsafe fn row_of_squares(
     }
 }
 
-/// b in panels of `pairs` rows, zeros below its last row and after its last column.
+/// Rows of a panel of `depth` rows of b: pairs, and zeros.
+const fn rows_of_pairs(depth: usize) -> usize {
+    depth.div_ceil(2).next_multiple_of(PAIRS)
+}
+
+/// Pairs of a panel of `depth` rows of b, and the panels that `columns` take, an even number.
+pub(in crate::cpu) const fn panels(depth: usize, columns: usize) -> (usize, usize) {
+    (rows_of_pairs(depth) * PANEL, columns.next_multiple_of(SIDE) / PANEL)
+}
+
+/// b in panels `stride` apart, an even number of them, zeros below its last row and after its last column.
+pub(in crate::cpu) fn pack(out: &mut [Pair], stride: usize, b: Mat<'_, bf16>) {
+    simd::run(Pack { out, stride, b });
+}
+
 struct Pack<'a> {
-    panels: &'a mut [Pair],
-    pairs: usize,
+    out: &'a mut [Pair],
+    stride: usize,
     b: Mat<'a, bf16>,
 }
 
@@ -244,9 +270,11 @@ impl Kernel for Pack<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let Pack { panels, pairs, b } = self;
+        let Pack { out, stride, b } = self;
         let (depth, columns) = b.size;
-        for (p, panel) in panels.chunks_exact_mut(pairs * PANEL).enumerate() {
+        let (len, count) = panels(depth, columns);
+        for p in 0..count {
+            let panel = &mut out[p * stride..][..len];
             let ns = (p * PANEL).min(columns)..((p + 1) * PANEL).min(columns);
             // Only what is not written below.
             if ns.len() < PANEL {
@@ -332,14 +360,14 @@ const ROWS: usize = 8;
 /// # Safety
 /// As there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn dots(Operands { out, out_stride, keep, a, a_stride, b, pairs }: Operands) {
+unsafe fn dots(Operands { out, out_stride, keep, a, a_stride, b, beside, pairs }: Operands) {
     for row in (0..SIDE).step_by(ROWS) {
         // SAFETY: rows stay below 32 and pairs below their number; a register of bf16 is 512 bits like any other.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
             for k in 0..pairs {
                 let left: __m512bh = transmute(_mm512_loadu_si512(b.add(k * PANEL).cast()));
-                let right: __m512bh = transmute(_mm512_loadu_si512(b.add((pairs + k) * PANEL).cast()));
+                let right: __m512bh = transmute(_mm512_loadu_si512(beside.add(k * PANEL).cast()));
                 for (m, sums) in sums.iter_mut().enumerate() {
                     let pair = a.add((row + m) * a_stride + 2 * k).cast::<i32>().read_unaligned();
                     let pair: __m512bh = transmute(_mm512_set1_epi32(pair));
@@ -414,7 +442,7 @@ mod tests {
                     let shared = Shared::new(&mut got);
                     // SAFETY: it is the only tile.
                     let mut dst = unsafe { shared.tile(2 * stride + 3, m, n, stride) };
-                    pairs.product(&mut dst, keep, a, b);
+                    pairs.product(&mut dst, keep, a, Right::Lies(b));
                     for (i, got) in got.iter().enumerate() {
                         let (r, c) = (i / stride, i % stride);
                         if !(2..2 + m).contains(&r) || !(3..3 + n).contains(&c) {
@@ -446,9 +474,10 @@ mod tests {
         let b = Mat::new(&b, (k, n), (n, 1));
         for pairs in all() {
             let (mut got, mut want) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
-            pairs.product(&mut TileMut::new(&mut got, m, n), false, Mat::new(&a, (m, k), (k, 1)), b);
+            let left = Mat::new(&a, (m, k), (k, 1));
+            pairs.product(&mut TileMut::new(&mut got, m, n), false, left, Right::Lies(b));
             let a = Mat::new(&rounded, (m, k), (k, 1));
-            pairs.product(&mut TileMut::new(&mut want, m, n), false, a, b);
+            pairs.product(&mut TileMut::new(&mut want, m, n), false, a, Right::Lies(b));
             assert_eq!(got, want, "{pairs:?}");
         }
     }
@@ -461,14 +490,39 @@ mod tests {
         for pairs in all() {
             let mut whole = normal::<f32>(3, m * n, 1.0);
             let old = whole.clone();
-            pairs.product(&mut TileMut::new(&mut whole, m, n), true, a, b);
+            pairs.product(&mut TileMut::new(&mut whole, m, n), true, a, Right::Lies(b));
             for (rows, cols) in [(0..2, 0..n), (3..17, 250..290), (31..70, 5..6)] {
                 let mut part: Vec<f32> =
                     rows.clone().flat_map(|r| old[r * n..][cols.clone()].to_vec()).collect();
                 let mut dst = TileMut::new(&mut part, rows.len(), cols.len());
-                pairs.product(&mut dst, true, a.rows(rows.clone()), b.t().rows(cols.clone()).t());
+                let right = Right::Lies(b.t().rows(cols.clone()).t());
+                pairs.product(&mut dst, true, a.rows(rows.clone()), right);
                 for (r, part) in rows.zip(part.chunks(cols.len())) {
                     assert_eq!(part, &whole[r * n..][cols.clone()], "{pairs:?}: row {r}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn packed_columns_give_the_same_bits() {
+        for (m, n, k) in [(1, 1, 1), (35, 31, 5), (70, 290, 1127), (3, 512, 512), (2, 33, 0)] {
+            let (a, b) = (normal::<bf16>(1, m * k, 1.0), normal::<bf16>(2, n * k, 1.0));
+            let a = Mat::new(&a, (m, k), (k, 1));
+            for b in [Mat::new(&b, (k, n), (n, 1)), Mat::new(&b, (n, k), (k, 1)).t()] {
+                let (stride, count) = panels(k, n);
+                let mut packed = vec![[bf16::NAN; 2]; stride * count];
+                for at in (0..k).step_by(DEPTH) {
+                    let rows = at..(at + DEPTH).min(k);
+                    pack(&mut packed[at / 2 * PANEL..], stride, b.block(rows, 0..n));
+                }
+                let packed = Panels::new(&packed, stride);
+                let old = normal::<f32>(3, m * n, 1.0);
+                for (pairs, keep) in all().into_iter().flat_map(|p| [(p, false), (p, true)]) {
+                    let (mut got, mut want) = (old.clone(), old.clone());
+                    pairs.product(&mut TileMut::new(&mut got, m, n), keep, a, Right::Packed(packed));
+                    pairs.product(&mut TileMut::new(&mut want, m, n), keep, a, Right::Lies(b));
+                    assert_eq!(got, want, "{pairs:?} {m} × {n} × {k}");
                 }
             }
         }
@@ -482,7 +536,7 @@ mod tests {
         let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (k, n), (n, 1)));
         for pairs in all() {
             let mut c = vec![f32::NAN; m * n];
-            pairs.product(&mut TileMut::new(&mut c, m, n), false, a, b);
+            pairs.product(&mut TileMut::new(&mut c, m, n), false, a, Right::Lies(b));
             for (i, x) in c.iter().enumerate() {
                 let right = match (i / n, i % n) {
                     (7, _) => x.is_nan(),

@@ -21,8 +21,8 @@ use crate::data::documents::Document;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::memory::Plan;
+use crate::model::packing;
 use crate::model::session::{self, Adapters};
-use crate::model::weights::Model;
 use crate::tensor::Real;
 
 pub mod accuracy;
@@ -210,7 +210,9 @@ pub fn run<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Com
 /// What the evaluation would hold in memory, from its files without the weights.
 pub fn plan<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Common) -> Result<Plan> {
     check(options)?;
-    Read::new(backend, options, common)?.plan::<T>(backend, options)
+    let read = Read::new(backend, options, common)?;
+    let (config, plan) = (read.checkpoint.config(), read.plan::<T>(backend, options)?);
+    Ok(common.packing::<T>(backend, config, packing::INFERENCE, plan)?.0)
 }
 
 fn evaluate<B: Backend, T: Real>(
@@ -219,11 +221,14 @@ fn evaluate<B: Backend, T: Real>(
     common: &Common,
 ) -> Result<(EvalReport, Items)> {
     let read = Read::new(backend, options, common)?;
+    let plan = read.plan::<T>(backend, options)?;
     if let Some(limit) = common.memory_limit {
-        read.plan::<T>(backend, options)?.fit(limit)?;
+        plan.fit(limit)?;
     }
+    let config = read.checkpoint.config();
+    let (_, packed) = common.packing::<T>(backend, config, packing::INFERENCE, plan)?;
     let Read { checkpoint, tokenizer, columns, windows, items, adapters } = read;
-    let model = Model::new(backend, &checkpoint)?;
+    let model = common.model::<B, T>(backend, &checkpoint, packed)?;
     let stacked = Columns { backend, checkpoint: &checkpoint, model: &model, adapters: &adapters };
     if options.text.is_some() {
         let text = stacked.text::<T>(&windows, options.batch_tokens, common).map_err(blame(&checkpoint))?;

@@ -101,15 +101,17 @@ pub fn run<B: Backend, T: Real>(
     common: &Common,
 ) -> Result<SearchReport> {
     let ready = Ready::new(options, common)?;
+    let plan = ready.memory::<B, T>(backend)?;
     if let Some(limit) = common.memory_limit {
-        ready.memory::<B, T>(backend)?.fit(limit)?;
+        plan.fit(limit)?;
     }
+    let (_, packed) = ready.packing::<B, T>(backend, plan, common)?;
     let fingerprint = ready.fingerprint::<T>(common)?;
     let mut output = match Output::begin(&options.out, "search", &fingerprint, common.output())? {
         Begun::Finished => return finished(&options.out),
         Begun::Work(output) => output,
     };
-    let done = ready.search::<B, T>(backend, output.dir(), common).and_then(|(search, journal)| {
+    let done = ready.search::<B, T>(backend, packed, output.dir(), common).and_then(|(search, journal)| {
         let chosen = match search.refused.is_empty() {
             true => Some(ready.write(backend, output.dir(), &search, common)?),
             false => None,
@@ -167,7 +169,8 @@ pub fn plan<B: Backend, T: Real>(
     if let Some(test) = &ready.test {
         does += &format!(", then the base, the adapters and the best candidate on {} others", test.len());
     }
-    Ok((does, ready.memory::<B, T>(backend)?))
+    let plan = ready.memory::<B, T>(backend)?;
+    Ok((does, ready.packing::<B, T>(backend, plan, common)?.0))
 }
 
 /// What has no meaning, before anything is read.
@@ -302,7 +305,7 @@ mod tests {
         else {
             panic!("it was not begun");
         };
-        let (_, journal) = ready.search::<Cpu, f32>(&backend, output.dir(), &common).unwrap();
+        let (_, journal) = ready.search::<Cpu, f32>(&backend, &[], output.dir(), &common).unwrap();
         drop(journal);
         let file = output.dir().join(".scores.jsonl");
         output.keep();

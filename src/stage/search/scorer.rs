@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Pass};
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::data::grove::Grove;
 use crate::data::tokenizer::Tokenizer;
@@ -180,8 +180,14 @@ pub(super) struct Scorer<'a, B: Backend, T: Real> {
 
 impl<'a, B: Backend, T: Real> Scorer<'a, B, T> {
     /// Loads the model and makes all buffers.
-    pub fn new(backend: &'a B, checkpoint: &'a Checkpoint, needs: &Needs) -> Result<Scorer<'a, B, T>> {
-        let model = Model::new(backend, checkpoint)?;
+    pub fn new(
+        backend: &'a B,
+        checkpoint: &'a Checkpoint,
+        needs: &Needs,
+        packed: &[Pass],
+        common: &Common,
+    ) -> Result<Scorer<'a, B, T>> {
+        let model = common.model::<B, T>(backend, checkpoint, packed)?;
         let params = backend.alloc("adapter", needs.values)?;
         let (tables, size) = needs.room(checkpoint)?;
         let session = Session::new(backend, &model, tables, size)?;

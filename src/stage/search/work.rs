@@ -10,7 +10,7 @@ use super::Rival;
 use super::ready::Ready;
 use super::scorer::{Answers, Outcome, Questions, Scorer};
 use super::table::{self, Kind, Search, Table};
-use crate::backend::Backend;
+use crate::backend::{Backend, Pass};
 use crate::error::{Error, Result};
 use crate::stage::adapters;
 use crate::stage::common::Common;
@@ -25,10 +25,12 @@ const SCORES: &str = ".scores.jsonl";
 const KEPT: &str = "the scores so far are kept, --resume goes on from them";
 
 impl Ready<'_> {
-    /// Scores every row, chooses, and scores the chosen one on the held-out tasks; with the journal in the folder `dir`.
+    /// Scores every row, chooses, and scores the chosen one on the held-out tasks, with the weights of `packed` packed; with the
+    /// journal in the folder `dir`.
     pub fn search<B: Backend, T: Real>(
         &self,
         backend: &B,
+        packed: &'static [Pass],
         dir: &Path,
         common: &Common,
     ) -> Result<(Search, Journal)> {
@@ -49,7 +51,7 @@ impl Ready<'_> {
         let (journal, done) = Journal::resume(&dir.join(SCORES), counts)?;
         let bar = common.progress.bar("search", (scored + held_out) as u64);
         let mut work: Work<'_, B, T> =
-            Work { ready: self, backend, common, scorer: None, journal, done: done.into(), bar };
+            Work { ready: self, backend, packed, common, scorer: None, journal, done: done.into(), bar };
         let outcomes = (0..scored)
             .map(|n| work.outcome(&rows[n].name, &self.questions, n))
             .collect::<Result<Vec<_>>>()?;
@@ -145,6 +147,8 @@ struct Line {
 struct Work<'a, B: Backend, T: Real> {
     ready: &'a Ready<'a>,
     backend: &'a B,
+    /// Passes whose weights are packed.
+    packed: &'static [Pass],
     common: &'a Common,
     /// The model, once something is to be scored.
     scorer: Option<Scorer<'a, B, T>>,
@@ -185,7 +189,9 @@ impl<B: Backend, T: Real> Work<'_, B, T> {
         silent.check_stop(KEPT)?;
         let scorer = match &mut self.scorer {
             Some(scorer) => scorer,
-            none => none.insert(Scorer::new(self.backend, &ready.checkpoint, &ready.needs)?),
+            none => {
+                none.insert(Scorer::new(self.backend, &ready.checkpoint, &ready.needs, self.packed, &silent)?)
+            }
         };
         let edges = ready.edges.len();
         if n == 0 {
