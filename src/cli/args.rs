@@ -48,8 +48,8 @@ pub struct Global {
     /// Hard cap on the memory a run allocates, e.g. 6GiB; a plan over it fails before any work
     #[arg(long, global = true, value_name = "SIZE")]
     pub memory_limit: Option<ByteSize>,
-    /// Weights packed once for all products of train, eval, search, grams and budget --measure on a CPU, rather than anew in
-    /// each; results are the same. auto: where the plan then fits --memory-limit, or half of the free memory
+    /// Weights packed once for all products of train, eval, search, grams, run, demo and budget --measure on a CPU, rather
+    /// than anew in each; results are the same. auto: where an eighth of --memory-limit stays free, or half of the memory
     #[arg(long, global = true, default_value = "auto", value_name = "WHEN")]
     pub pack_weights: PackArg,
     /// Read weights into memory instead of mapping them (files that may be truncated meanwhile)
@@ -90,7 +90,7 @@ pub enum PrecisionArg {
 /// When weights are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PackArg {
-    /// As far as they fit.
+    /// As far as they fit, with room left.
     Auto,
     /// An error where they do not fit.
     On,

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::args::{
-    BudgetArgs, ConflictArgs, EvalArgs, ExportArgs, FuseArgs, FuseHow, FuseSettings, GenerateArgs, Global,
-    GramsArgs, JoinArgs, LogitsArgs, OccasionArgs, PackArg, PrecisionArg, PruneArgs, PruneHow, RecoverArgs,
-    ResolveArgs, SearchArgs, ShapeArgs, SignArgs, TrainCommand, TrainHow, TrustArgs, VerifyArgs,
+    BudgetArgs, Cli, Command, ConflictArgs, EvalArgs, ExportArgs, FuseArgs, FuseHow, FuseSettings,
+    GenerateArgs, Global, GramsArgs, JoinArgs, LogitsArgs, OccasionArgs, PackArg, PrecisionArg, PruneArgs,
+    PruneHow, RecoverArgs, ResolveArgs, SearchArgs, ShapeArgs, SignArgs, TrainCommand, TrainHow, TrustArgs,
+    VerifyArgs,
 };
 use crate::checkpoint::manifest::Occasion;
 use crate::cpu::Cpu;
@@ -197,6 +198,20 @@ pub fn doctor(global: &Global) -> Result<Doctor> {
         Device::Cuda(_, number) => format!("cuda:{number}"),
     };
     Ok(doctor::run(label, machine.reason, threads(global)?, cgroup_limit(), gpu))
+}
+
+/// Fails where weights are to be packed by a command that packs none.
+pub fn check_packing(cli: &Cli) -> Result<()> {
+    use Command::{Budget, Demo, Eval, Grams, Run, Search, Train};
+    match &cli.command {
+        Train(_) | Eval(_) | Search(_) | Grams(_) | Run(_) | Demo(_) | Budget(_) => Ok(()),
+        _ if cli.global.pack_weights != PackArg::On => Ok(()),
+        _ => Err(Error::Usage(
+            "--pack-weights on: train, eval, search, grams, run, demo and budget --measure pack weights, this command does \
+             not; leave it out"
+                .into(),
+        )),
+    }
 }
 
 /// How many threads: all that the process may run on, unless told.

@@ -23,6 +23,7 @@ use crate::tensor::Real;
 /// Runs `cli`.
 pub fn run(cli: &Cli, stop: Arc<AtomicBool>) -> Result<()> {
     let global = &cli.global;
+    plan::check_packing(cli)?;
     let common = plan::common(global, stop);
     let out = print::Output { json: global.json };
     if global.dry_run {

@@ -202,15 +202,31 @@ mod tests {
     }
 
     #[test]
-    fn as_the_reference_where_it_lies() {
+    fn as_the_reference_packed_or_not() {
         let cpu = Cpu::new(2).expect("threads");
-        for size in [(1, 1), (33, 7), (300, 600), (64, 1127), (1127, 64)] {
+        let sizes =
+            [(1, 1), (33, 7), (300, 600), (300, 65), (64, 1127), (1127, 64), (520, 1), (1, 520), (8, 1025)];
+        for size in sizes {
             for dtype in [DType::F32, DType::BF16, DType::F16] {
                 conforms::<f32>(&cpu, dtype, size);
                 conforms::<bf16>(&cpu, dtype, size);
                 conforms::<f16>(&cpu, dtype, size);
             }
         }
+    }
+
+    #[test]
+    fn products_read_the_copy() {
+        let cpu = Cpu::new(1).expect("threads");
+        let [one, mut other] =
+            [1.0, 2.0].map(|x| Backend::matrix(&cpu, source(&[x; 12], (3, 4), DType::F32)).expect("w"));
+        let packed = cpu.pool.install(|| Packed::new::<f32>(&one, Pass::Backward)).expect("memory");
+        other.keep_packed(Pass::Backward, packed);
+        let x = Source::<f32>::Real { data: &[1.0; 6], stride: 3 }.by_columns();
+        let mut out = [f32::NAN; 8];
+        let term = Term { left: x, right: Source::Weight(&other).by_rows(), k: 3 };
+        term.tile(&mut TileMut::new(&mut out, 2, 4), false, 0..2, 0..4, &mut []);
+        assert_eq!(out, [3.0; 8]);
     }
 
     #[test]

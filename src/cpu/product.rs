@@ -34,8 +34,8 @@ use crate::tensor::Real;
 
 /// Columns of b that are packed at a time, whole panels.
 const COLUMNS: usize = 256;
-/// Rows of b that are packed at a time: a panel takes half of a first-level cache, a block of panels half of a
-/// second-level one.
+/// Rows of b that are packed at a time: a panel takes most of a first-level cache, a block of panels half of a second-level
+/// one.
 const DEPTH: usize = 256;
 /// Rows of a that are copied at a time, at most.
 const ROWS: usize = 32;
@@ -226,22 +226,28 @@ impl Kernel for Product<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self) {
+        // Not where b is one column that lies in rows: a block of a wider one, whose others are no dot products.
         if let Right::Lies(b) = self.b
             && self.a.size.0 == 1
             && self.a.size.1 > 0
             && self.a.strides.1 == 1
             && b.strides.0 == 1
+            && b.strides.1 != 1
         {
             return row::<I>(self.dst.row(0), self.keep, self.a.row(0), b.t());
         }
         // SAFETY: kernels run with instructions that the processor has (`simd::run`), and these are I's.
         #[cfg(target_arch = "x86_64")]
         unsafe {
+            let width = pack::Width.run::<I>();
             if I::WIDE {
+                assert!(width == 32);
                 self.by::<__m512, 14, 8, 2, 32>();
             } else if I::FMA {
+                assert!(width == 16);
                 self.by::<__m256, 6, 3, 2, 16>();
             } else {
+                assert!(width == 8);
                 self.by::<__m128, 6, 3, 2, 8>();
             }
         }
@@ -263,7 +269,8 @@ fn row<I: Isa>(dst: &mut [f32], keep: bool, a: &[f32], columns: Mat<'_>) {
 }
 
 impl Product<'_, '_> {
-    /// M rows and N columns, which are C vectors, at a time; S rows where no more are left.
+    /// M rows and N columns, which are C vectors, at a time; S rows where no more are left, or twice as many, which takes less
+    /// than M and S.
     ///
     /// # Safety
     /// The processor has `V`.
@@ -296,17 +303,18 @@ impl Product<'_, '_> {
                 let a = a.block(0..rows, ks);
                 let mut dst = dst.block(0..rows, ns.clone());
                 let block = Block { keep: keep || k > 0, a, panels, next };
-                let mut r = 0;
+                let (mut r, mut strips) = (0, 0);
                 while r < rows {
                     // SAFETY: the caller has `V`.
                     r += unsafe {
                         match rows - r {
                             left if left <= S || (M + 1..=2 * S).contains(&left) => {
-                                block.strip::<V, S, C, N>(&mut dst, r, room.lines)
+                                block.strip::<V, S, C, N>(&mut dst, r, strips, room.lines)
                             }
-                            _ => block.strip::<V, M, C, N>(&mut dst, r, room.lines),
+                            _ => block.strip::<V, M, C, N>(&mut dst, r, strips, room.lines),
                         }
                     };
+                    strips += 1;
                 }
             }
         }
@@ -323,7 +331,7 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// `dst = a b`, added if `keep`, of at most M rows from `r` on; M.
+    /// `dst = a b`, added if `keep`, of at most M rows from `r` on, `before` which there were as many strips; M.
     ///
     /// # Safety
     /// The processor has `V`.
@@ -332,23 +340,27 @@ impl Block<'_> {
         &self,
         dst: &mut TileMut<'_, f32>,
         r: usize,
+        before: usize,
         lines: &mut [f32],
     ) -> usize {
         let Block { keep, a, panels, next } = *self;
         let ((rows, columns), depth) = (dst.size(), a.size.1);
         let (end, count) = ((r + M).min(rows), columns.div_ceil(N));
+        let following = (end + M).min(rows) - end;
         let lines = &mut lines[..M * DEPTH];
         pack::lines::<DEPTH>(lines, a.block(r..end, 0..depth));
         // A share of the next rows with each panel, and of the next block with each tile: both come from afar.
-        let share = if end < rows && a.strides.1 == 1 { depth.div_ceil(LINE).div_ceil(count) } else { 0 };
+        let share = if a.strides.1 == 1 { depth.div_ceil(LINE).div_ceil(count) } else { 0 };
         let of_tile = depth.div_ceil(LINE) * LINE;
         for p in 0..count {
             let mut out = dst.block(r..end, p * N..(p * N + N).min(columns));
             let panel = panels.some(p, depth * N);
-            let tile = r.div_ceil(M) * count + p;
+            let tile = before * count + p;
             let ahead = micro::Next {
                 rows: a.data.as_ptr().wrapping_add(end * a.strides.0 + p * share * LINE),
                 stride: a.strides.0,
+                count: following,
+                at_once: M.div_ceil((depth / micro::BLOCK).max(1)),
                 lines: share,
                 panel: match next {
                     Some(next) if tile * of_tile < count * DEPTH * N => {
@@ -499,7 +511,9 @@ mod tests {
 
     #[test]
     fn packed_columns_give_the_same_bits() {
-        for (m, n, k) in [(1, 1, 1), (3, 31, 5), (15, 290, 530), (29, 512, 256), (2, 33, 0)] {
+        for (m, n, k) in
+            [(1, 1, 1), (1, 1, 530), (1, 290, 530), (3, 31, 5), (15, 290, 530), (29, 512, 256), (2, 33, 0)]
+        {
             let (a, b) = (normal::<f32>(1, m * k, 1.0), normal::<f32>(2, n * k, 1.0));
             let a = Mat::new(&a, (m, k), (k, 1));
             for (by, b) in kernels().flat_map(|by| {
@@ -517,7 +531,7 @@ mod tests {
                 let panels = Panels::new(&packed, k * width);
                 let old = normal::<f32>(3, m * n, 1.0);
                 // One row by dot products is another sum.
-                let by_dots = m == 1 && b.strides.0 == 1;
+                let by_dots = m == 1 && b.strides.0 == 1 && b.strides.1 != 1;
                 for keep in [false, true].into_iter().filter(|_| !by_dots) {
                     let (mut got, mut want) = (old.clone(), old.clone());
                     multiply(by, &mut TileMut::new(&mut got, m, n), keep, a, Right::Packed(panels));

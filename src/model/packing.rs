@@ -4,19 +4,70 @@
 use super::memory::{Part, Plan, human_bytes, sum};
 use crate::backend::{Pass, Scratch};
 use crate::checkpoint::config::ModelConfig;
-use crate::checkpoint::module::Module;
+use crate::checkpoint::module::{Module, Target};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 
-/// Passes of a run that trains, that first which gains most: its products would turn the weights.
-pub const TRAINING: &[Pass] = &[Pass::Forward, Pass::Backward];
-/// Passes of a run that only looks.
-pub const INFERENCE: &[Pass] = &[Pass::Forward];
+/// What is packed of a model: the weights that the products of some passes read, with the head or without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedWeights {
+    passes: &'static [Pass],
+    head: bool,
+}
+
+impl PackedWeights {
+    /// Nothing.
+    pub const NONE: PackedWeights = PackedWeights { passes: &[], head: false };
+    /// A run that trains. First the pass that gains most: its products would turn the weights.
+    pub const TRAINING: PackedWeights =
+        PackedWeights { passes: &[Pass::Forward, Pass::Backward], head: true };
+    /// A run that only looks.
+    pub const INFERENCE: PackedWeights = PackedWeights { passes: &[Pass::Forward], head: true };
+    /// A run that looks at the layers, and makes no logits.
+    pub const LAYERS: PackedWeights = PackedWeights { passes: &[Pass::Forward], head: false };
+
+    /// The first passes alone.
+    pub fn first(self, passes: usize) -> PackedWeights {
+        PackedWeights { passes: &self.passes[..passes.min(self.passes.len())], ..self }
+    }
+
+    /// How many passes there are.
+    pub fn passes(self) -> usize {
+        self.passes.len()
+    }
+
+    /// The products whose weights are packed: of a linear, or of the head.
+    pub fn products(self, config: &ModelConfig) -> impl Iterator<Item = (Option<Module>, Pass)> {
+        let linears: Vec<Module> = (0..config.layers).flat_map(|layer| config.modules_of(layer)).collect();
+        let head = self.head.then_some(None);
+        self.passes.iter().flat_map(move |&pass| {
+            // Nothing is trained below the first layer, so nobody asks for the gradient of its input.
+            let read = move |module: &Module| {
+                let of_input = matches!(module.target, Target::Q | Target::K | Target::V);
+                pass == Pass::Forward || module.layer > 0 || !of_input
+            };
+            let modules: Vec<Option<Module>> =
+                linears.iter().copied().filter(read).map(Some).chain(head).collect();
+            modules.into_iter().map(move |module| (module, pass))
+        })
+    }
+
+    /// Bytes of the weights that are packed for a pass.
+    fn bytes<T: Real>(self, scratch: &impl Scratch, config: &ModelConfig, pass: Pass) -> u64 {
+        sum(self.products(config).filter(|product| product.1 == pass).map(|(module, pass)| {
+            let size = match module {
+                Some(Module { layer, target }) => config.dims(target, layer),
+                None => (config.vocab, config.hidden),
+            };
+            scratch.packed_bytes::<T>(size, pass) as u64
+        }))
+    }
+}
 
 /// Which weights are packed once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PackWeights {
-    /// Those of as many passes as fit the memory.
+    /// Those of as many passes as fit the memory, with room left.
     #[default]
     Auto,
     /// Those of all passes; an error where they do not fit.
@@ -26,7 +77,20 @@ pub enum PackWeights {
 }
 
 impl PackWeights {
-    /// The plan with what is packed, and the passes whose weights are: the first of `passes`.
+    /// What a plan with packed weights may take, by the memory limit and what is free: all of the smaller one where that is
+    /// asked for. By itself it leaves an eighth for what no plan counts, half where nobody set a limit, and all where neither
+    /// is known.
+    pub fn limit(self, limit: Option<u64>, free: Option<u64>) -> Option<u64> {
+        let least = limit.into_iter().chain(free).min();
+        match self {
+            PackWeights::On | PackWeights::Off => least,
+            PackWeights::Auto => {
+                Some(least.map_or(0, |least| if limit.is_some() { least - least / 8 } else { least / 2 }))
+            }
+        }
+    }
+
+    /// The plan with what is packed, and what that is: the first passes of `packing`.
     ///
     /// None are where products read weights as they are kept. `limit` is what the plan may take; that it takes no more without
     /// them is checked elsewhere. Fails where all are asked for and do not fit.
@@ -34,50 +98,40 @@ impl PackWeights {
         self,
         scratch: &impl Scratch,
         config: &ModelConfig,
-        passes: &'static [Pass],
+        packing: PackedWeights,
         limit: Option<u64>,
         plan: Plan,
-    ) -> Result<(Plan, &'static [Pass])> {
+    ) -> Result<(Plan, PackedWeights)> {
         let with = |count: usize| {
             let mut plan = plan.clone();
-            for pass in &passes[..count] {
+            for pass in packing.first(count).passes {
                 let name = match pass {
                     Pass::Forward => "weights packed, forward",
                     Pass::Backward => "weights packed, backward",
                 };
-                plan.add(Part::Weights, name, packed_bytes::<T>(scratch, config, *pass));
+                plan.add(Part::Weights, name, packing.bytes::<T>(scratch, config, *pass));
             }
-            (plan, &passes[..count])
+            (plan, packing.first(count))
         };
         let fits = |plan: &Plan| limit.is_none_or(|limit| plan.total() <= limit);
-        let all = with(passes.len());
+        let all = with(packing.passes());
         match self {
             _ if all.0 == plan => Ok(with(0)),
             PackWeights::Off => Ok(with(0)),
             PackWeights::On if fits(&all.0) => Ok(all),
             PackWeights::On => Err(Error::Memory(format!(
-                "--pack-weights on: the plan takes {} and packed weights {} more, the limit is {}; use auto, or raise \
-                 --memory-limit",
+                "--pack-weights on: the plan takes {} and packed weights {} more, there are {}; use auto, or give it more \
+                 memory",
                 human_bytes(plan.total()),
                 human_bytes(all.0.total().saturating_sub(plan.total())),
                 human_bytes(limit.unwrap_or(u64::MAX))
             ))),
             PackWeights::Auto => {
-                let fitting = (1..=passes.len()).rev().map(with).find(|(plan, _)| fits(plan));
+                let fitting = (1..=packing.passes()).rev().map(with).find(|(plan, _)| fits(plan));
                 Ok(fitting.unwrap_or_else(|| with(0)))
             }
         }
     }
-}
-
-/// Bytes of all packed weights of a pass.
-fn packed_bytes<T: Real>(scratch: &impl Scratch, config: &ModelConfig, pass: Pass) -> u64 {
-    let one = |size: (usize, usize)| scratch.packed_bytes::<T>(size, pass) as u64;
-    let of_layer = |layer: usize| {
-        let modules = config.modules_of(layer).into_iter();
-        sum(modules.map(|Module { target, .. }| one(config.dims(target, layer))))
-    };
-    sum((0..config.layers).map(of_layer).chain([one((config.vocab, config.hidden))]))
 }
 
 #[cfg(test)]
@@ -102,8 +156,7 @@ mod tests {
         assert!(forward > 0 && backward > 0);
         let mut rest = Plan::default();
         rest.add(Part::Data, "the rest", 100);
-        let choose =
-            |asked: PackWeights, limit| asked.choose::<f32>(&cpu, &config, TRAINING, limit, rest.clone());
+        let choose = |asked: PackWeights, limit| asked.choose::<f32>(&cpu, &config, all, limit, rest.clone());
         let (one, both) = (100 + forward, 100 + forward + backward);
         for (asked, limit, expected) in [
             (PackWeights::Auto, None, 2),
@@ -116,7 +169,7 @@ mod tests {
             (PackWeights::Off, None, 0),
         ] {
             let (plan, passes) = choose(asked, limit).unwrap();
-            assert_eq!(passes, &TRAINING[..expected], "{asked:?} {limit:?}");
+            assert_eq!(passes, all.first(expected), "{asked:?} {limit:?}");
             let all = ["the rest", "weights packed, forward", "weights packed, backward"];
             assert_eq!(names(&plan), all[..=expected]);
             assert_eq!(plan.total(), [100, one, both][expected]);
@@ -131,8 +184,23 @@ mod tests {
     #[test]
     fn nothing_is_packed_where_weights_are_read_as_they_are_kept() {
         let asked = PackWeights::On;
-        let (plan, passes) =
-            asked.choose::<f32>(&CudaSizes, &config(), TRAINING, Some(0), Plan::default()).unwrap();
-        assert_eq!((plan, passes.len()), (Plan::default(), 0));
+        let (plan, passes) = asked
+            .choose::<f32>(&CudaSizes, &config(), PackedWeights::TRAINING, Some(0), Plan::default())
+            .unwrap();
+        assert_eq!((plan, passes.passes()), (Plan::default(), 0));
+    }
+
+    #[test]
+    fn some_memory_is_left_unless_all_is_asked_for() {
+        for (limit, free, auto, on) in [
+            (None, None, Some(0), None),
+            (None, Some(800), Some(400), Some(800)),
+            (Some(80), Some(800), Some(70), Some(80)),
+            (Some(800), Some(80), Some(70), Some(80)),
+            (Some(80), None, Some(70), Some(80)),
+        ] {
+            assert_eq!(PackWeights::Auto.limit(limit, free), auto);
+            assert_eq!(PackWeights::On.limit(limit, free), on);
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! A model's frozen weights on a device.
 
 use super::memory::Plan;
+use super::packing::PackedWeights;
 use super::paper::Paper;
-use crate::backend::{Backend, Pass};
+use crate::backend::Backend;
 use crate::checkpoint::checkpoint::{Checkpoint, EMBED, HEAD, NORM, norm_name};
 use crate::checkpoint::config::ModelConfig;
 use crate::checkpoint::module::{Module, Target};
@@ -77,17 +78,19 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// Packs what products of these passes read, see [`Backend::pack`]; calls `done` after each of the matrices, and ends
-    /// with its error.
+    /// Packs what some products read, see [`Backend::pack`]; calls `done` after each of them, and ends with its error.
     pub fn pack<T: Real>(
         &mut self,
         backend: &B,
-        passes: &[Pass],
+        packing: PackedWeights,
         mut done: impl FnMut() -> Result<()>,
     ) -> Result<()> {
-        let head = self.head.as_mut().unwrap_or(&mut self.embed);
-        for w in self.layers.iter_mut().flat_map(|layer| &mut layer.linears).chain([head]) {
-            passes.iter().try_for_each(|pass| backend.pack::<T>(w, *pass))?;
+        for (module, pass) in packing.products(&self.config) {
+            let w = match module {
+                Some(Module { layer, target }) => &mut self.layers[layer].linears[target as usize],
+                None => self.head.as_mut().unwrap_or(&mut self.embed),
+            };
+            backend.pack::<T>(w, pass)?;
             done()?;
         }
         Ok(())

@@ -4,16 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::progress::Progress;
-use crate::backend::{Backend, Pass, Scratch};
+use crate::backend::{Backend, Scratch};
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::config::ModelConfig;
-use crate::checkpoint::module::Target;
 use crate::checkpoint::output::OutputOptions;
 use crate::checkpoint::weights::OpenOptions;
 use crate::error::{Error, Result};
 use crate::host::available_memory;
 use crate::model::memory::Plan;
-use crate::model::packing::PackWeights;
+use crate::model::packing::{PackWeights, PackedWeights};
 use crate::model::weights::Model;
 use crate::tensor::Real;
 
@@ -44,36 +43,31 @@ impl Common {
         OpenOptions { no_mmap: self.no_mmap }
     }
 
-    /// The plan of a run of these passes with the weights that it packs, and whose they are. By default the whole plan fits the
-    /// memory limit or, where there is none, half of the memory that is free; and in any case what is free.
+    /// The plan of a run with those of `packing` that are packed, and which they are.
     pub fn packing<T: Real>(
         &self,
         scratch: &impl Scratch,
         config: &ModelConfig,
-        passes: &'static [Pass],
+        packing: PackedWeights,
         plan: Plan,
-    ) -> Result<(Plan, &'static [Pass])> {
-        let limit = match (self.pack_weights, available_memory()) {
-            (PackWeights::Auto, Some(free)) => Some(self.memory_limit.unwrap_or(free / 2).min(free)),
-            _ => self.memory_limit,
-        };
-        self.pack_weights.choose::<T>(scratch, config, passes, limit, plan)
+    ) -> Result<(Plan, PackedWeights)> {
+        let limit = self.pack_weights.limit(self.memory_limit, available_memory());
+        self.pack_weights.choose::<T>(scratch, config, packing, limit, plan)
     }
 
-    /// The model of `checkpoint`, its weights packed for `passes`.
+    /// The model of `checkpoint`, with weights packed.
     pub fn model<B: Backend, T: Real>(
         &self,
         backend: &B,
         checkpoint: &Checkpoint,
-        passes: &[Pass],
+        packing: PackedWeights,
     ) -> Result<Model<B>> {
         let mut model = Model::new(backend, checkpoint)?;
-        if !passes.is_empty() {
-            let bar =
-                self.progress.bar("pack weights", Target::ALL.len() as u64 * model.layers.len() as u64 + 1);
-            model.pack::<T>(backend, passes, || {
+        if packing.passes() > 0 {
+            let bar = self.progress.bar("pack weights", packing.products(&model.config).count() as u64);
+            model.pack::<T>(backend, packing, || {
                 bar.inc(1);
-                self.check_stop("nothing was changed")
+                self.check_stop("weights were being packed, nothing is lost")
             })?;
             bar.finish_and_clear();
         }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::adapters::load_adapters;
 use super::common::{Common, blame};
 use super::evaluate::text;
-use crate::backend::{Backend, Pass};
+use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::config::ModelConfig;
 use crate::checkpoint::digest;
@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::model::adapters::Stack;
 use crate::model::inputs::{Watch, watch};
 use crate::model::memory::{Part, Plan};
-use crate::model::packing;
+use crate::model::packing::PackedWeights;
 use crate::model::room::{Head, Keep, RoomSize};
 use crate::model::rope::Tables;
 use crate::model::session::{self, Adapters, Session};
@@ -93,7 +93,7 @@ pub struct Prepared<B: Backend> {
     size: RoomSize,
     /// All buffers.
     pub plan: Plan,
-    packed: &'static [Pass],
+    packed: PackedWeights,
 }
 
 impl<B: Backend> Prepared<B> {
@@ -139,7 +139,7 @@ impl<B: Backend> Prepared<B> {
         if let Some(limit) = common.memory_limit {
             plan.fit(limit)?;
         }
-        let (plan, packed) = common.packing::<T>(backend, config, packing::INFERENCE, plan)?;
+        let (plan, packed) = common.packing::<T>(backend, config, PackedWeights::LAYERS, plan)?;
         let (documents, skipped) = (taken.len(), data.skipped.len());
         Ok(Prepared {
             adapters,

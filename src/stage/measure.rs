@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::adapters::Stack;
 use crate::model::forward::DropoutKey;
 use crate::model::memory::{Part, Plan};
-use crate::model::packing;
+use crate::model::packing::PackedWeights;
 use crate::model::paper::{Noted, Paper};
 use crate::model::recompute;
 use crate::model::room::{Head, Keep, Room, RoomSize};
@@ -183,7 +183,7 @@ fn train<B: Backend, T: Real>(
     if let Some(limit) = common.memory_limit {
         choice.plan.fit(limit)?;
     }
-    let (plan, packed) = common.packing::<T>(backend, config, packing::TRAINING, choice.plan)?;
+    let (plan, packed) = common.packing::<T>(backend, config, PackedWeights::TRAINING, choice.plan)?;
     let model = common.model::<B, T>(backend, checkpoint, packed)?;
     let tables = Tables::new(config, shape.seq);
     let room = shape.room(config, dtype, choice.recomputed);
@@ -244,7 +244,7 @@ fn eval<B: Backend, T: Real>(
     if let Some(limit) = common.memory_limit {
         paper.plan.fit(limit)?;
     }
-    let (plan, packed) = common.packing::<T>(backend, config, packing::INFERENCE, paper.plan)?;
+    let (plan, packed) = common.packing::<T>(backend, config, PackedWeights::INFERENCE, paper.plan)?;
     let model = common.model::<B, T>(backend, checkpoint, packed)?;
     let mut session = Session::<B, T>::new(backend, &model, tables, size)?;
     let Batch { ids, bounds, .. } = random_batch(shape.batch, shape.seq, config.vocab, common.seed);

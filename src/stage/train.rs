@@ -11,7 +11,7 @@ use super::common::{Common, blame};
 use super::metrics::{MetricsFile, StepMetrics, anonymous_bytes};
 use super::sign::{SignOptions, Signer};
 use super::train_state::{self, Saved};
-use crate::backend::{Backend, Pass};
+use crate::backend::Backend;
 use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::adapter_config::AdapterConfig;
 use crate::checkpoint::adapter_writer::{AdapterWriter, PairSpec};
@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::model::adapters::{Layout, init_a};
 use crate::model::forward::DropoutKey;
 use crate::model::memory::{Part, Plan};
-use crate::model::packing;
+use crate::model::packing::PackedWeights;
 use crate::model::paper::Paper;
 use crate::model::recompute;
 use crate::model::room::{Head, Keep, RoomSize};
@@ -154,7 +154,7 @@ pub struct Prepared {
     signer: Option<Signer>,
     /// All buffers.
     pub plan: Plan,
-    packed: &'static [Pass],
+    packed: PackedWeights,
 }
 
 impl Prepared {
@@ -219,7 +219,7 @@ impl Prepared {
             choice.plan.fit(limit)?;
         }
         let size = RoomSize { keep: Keep::Training { recomputed: choice.recomputed }, ..base };
-        let (plan, packed) = common.packing::<T>(backend, config, packing::TRAINING, choice.plan)?;
+        let (plan, packed) = common.packing::<T>(backend, config, PackedWeights::TRAINING, choice.plan)?;
         Ok(Prepared {
             options,
             checkpoint,

@@ -259,7 +259,7 @@ pub(super) unsafe fn sums<V: Vector, const M: usize, const C: usize>(
 /// Depths between two looks at whether it is the last.
 const STEP: usize = 4;
 /// Depths between two questions of what is ahead.
-const BLOCK: usize = 16;
+pub(super) const BLOCK: usize = 16;
 
 /// What other caches hold and is wanted soon, asked for little by little while sums are made.
 pub(super) trait Ahead: Copy {
@@ -279,6 +279,10 @@ pub(super) struct Next {
     pub rows: *const f32,
     /// From row to row.
     pub stride: usize,
+    /// How many there are.
+    pub count: usize,
+    /// How many are asked for at a time.
+    pub at_once: usize,
     /// Lines of each row.
     pub lines: usize,
     /// A line of b for each block.
@@ -288,8 +292,10 @@ pub(super) struct Next {
 impl Ahead for Next {
     #[inline(always)]
     fn ask(&self, block: usize) {
-        let row = self.rows.wrapping_add(block * self.stride);
-        (0..self.lines).for_each(|line| prefetch_second(row.wrapping_add(line * LINE)));
+        for row in block * self.at_once..((block + 1) * self.at_once).min(self.count) {
+            let row = self.rows.wrapping_add(row * self.stride);
+            (0..self.lines).for_each(|line| prefetch_second(row.wrapping_add(line * LINE)));
+        }
         prefetch_second(self.panel.wrapping_add(block * LINE));
     }
 }

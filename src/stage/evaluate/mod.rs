@@ -21,7 +21,7 @@ use crate::data::documents::Document;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::memory::Plan;
-use crate::model::packing;
+use crate::model::packing::PackedWeights;
 use crate::model::session::{self, Adapters};
 use crate::tensor::Real;
 
@@ -212,7 +212,7 @@ pub fn plan<B: Backend, T: Real>(backend: &B, options: &EvalOptions, common: &Co
     check(options)?;
     let read = Read::new(backend, options, common)?;
     let (config, plan) = (read.checkpoint.config(), read.plan::<T>(backend, options)?);
-    Ok(common.packing::<T>(backend, config, packing::INFERENCE, plan)?.0)
+    Ok(common.packing::<T>(backend, config, PackedWeights::INFERENCE, plan)?.0)
 }
 
 fn evaluate<B: Backend, T: Real>(
@@ -226,7 +226,7 @@ fn evaluate<B: Backend, T: Real>(
         plan.fit(limit)?;
     }
     let config = read.checkpoint.config();
-    let (_, packed) = common.packing::<T>(backend, config, packing::INFERENCE, plan)?;
+    let (_, packed) = common.packing::<T>(backend, config, PackedWeights::INFERENCE, plan)?;
     let Read { checkpoint, tokenizer, columns, windows, items, adapters } = read;
     let model = common.model::<B, T>(backend, &checkpoint, packed)?;
     let stacked = Columns { backend, checkpoint: &checkpoint, model: &model, adapters: &adapters };

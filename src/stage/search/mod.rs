@@ -305,7 +305,9 @@ mod tests {
         else {
             panic!("it was not begun");
         };
-        let (_, journal) = ready.search::<Cpu, f32>(&backend, &[], output.dir(), &common).unwrap();
+        let (_, journal) = ready
+            .search::<Cpu, f32>(&backend, crate::model::packing::PackedWeights::NONE, output.dir(), &common)
+            .unwrap();
         drop(journal);
         let file = output.dir().join(".scores.jsonl");
         output.keep();

@@ -10,7 +10,7 @@ use super::candidates::{self, Candidate, WeightChoice};
 use super::scorer::{Needs, Questions};
 use super::table::{Kind, Row, Search};
 use super::{SEARCH, SearchOptions, check};
-use crate::backend::{Backend, Pass};
+use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::digest::{self, Hasher};
 use crate::checkpoint::provenance::Provenance;
@@ -22,7 +22,7 @@ use crate::fuse::inputs::Inputs;
 use crate::fuse::options::Method;
 use crate::fuse::weights::Weights;
 use crate::model::memory::Plan;
-use crate::model::packing;
+use crate::model::packing::PackedWeights;
 use crate::stage::adapters;
 use crate::stage::admit::{Admission, Candidates, admit, keep};
 use crate::stage::common::Common;
@@ -161,14 +161,14 @@ impl<'a> Ready<'a> {
         Ok(plan)
     }
 
-    /// That plan with the weights that are packed, and whose they are.
+    /// That plan with the weights that are packed, and which they are.
     pub fn packing<B: Backend, T: Real>(
         &self,
         backend: &B,
         plan: Plan,
         common: &Common,
-    ) -> Result<(Plan, &'static [Pass])> {
-        common.packing::<T>(backend, self.checkpoint.config(), packing::INFERENCE, plan)
+    ) -> Result<(Plan, PackedWeights)> {
+        common.packing::<T>(backend, self.checkpoint.config(), PackedWeights::INFERENCE, plan)
     }
 
     /// What the result follows from.

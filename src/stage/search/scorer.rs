@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Backend, Pass};
+use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::data::grove::Grove;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
 use crate::model::adapters::Layout;
 use crate::model::memory::{Part, Plan};
+use crate::model::packing::PackedWeights;
 use crate::model::room::RoomSize;
 use crate::model::rope::Tables;
 use crate::model::session::{self, Adapters, Session};
@@ -184,7 +185,7 @@ impl<'a, B: Backend, T: Real> Scorer<'a, B, T> {
         backend: &'a B,
         checkpoint: &'a Checkpoint,
         needs: &Needs,
-        packed: &[Pass],
+        packed: PackedWeights,
         common: &Common,
     ) -> Result<Scorer<'a, B, T>> {
         let model = common.model::<B, T>(backend, checkpoint, packed)?;

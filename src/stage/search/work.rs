@@ -10,8 +10,9 @@ use super::Rival;
 use super::ready::Ready;
 use super::scorer::{Answers, Outcome, Questions, Scorer};
 use super::table::{self, Kind, Search, Table};
-use crate::backend::{Backend, Pass};
+use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::model::packing::PackedWeights;
 use crate::stage::adapters;
 use crate::stage::common::Common;
 use crate::stage::evaluate::paired::Paired;
@@ -30,7 +31,7 @@ impl Ready<'_> {
     pub fn search<B: Backend, T: Real>(
         &self,
         backend: &B,
-        packed: &'static [Pass],
+        packed: PackedWeights,
         dir: &Path,
         common: &Common,
     ) -> Result<(Search, Journal)> {
@@ -147,8 +148,8 @@ struct Line {
 struct Work<'a, B: Backend, T: Real> {
     ready: &'a Ready<'a>,
     backend: &'a B,
-    /// Passes whose weights are packed.
-    packed: &'static [Pass],
+    /// Whose weights are packed.
+    packed: PackedWeights,
     common: &'a Common,
     /// The model, once something is to be scored.
     scorer: Option<Scorer<'a, B, T>>,
