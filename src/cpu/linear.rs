@@ -1,15 +1,16 @@
 //! See [`crate::ops::linear`].
 //!
 //! The adapters' `t = x Aᵀ` first, by rows; then the outputs, by tiles: bias or residual, base product, adapters'
-//! part and epilogue are made one after another while the tile is in the cache.
+//! part and epilogue are made one after another while the tile is in the cache. An adapter of all rows is part of the
+//! base product's last step.
 
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
 use super::dropout::Mask;
-use super::operand::{Source, Term, depth, narrow, weight_in_place, widen};
-use super::product::{Shared, TileMut};
+use super::operand::{Source, Term, add, depth, narrow, weight_in_place, widen};
+use super::product::{More, RANKS, Shared, TileMut};
 use super::swiglu::gated;
 use super::thin::{Factor, Lines, multiply};
 use super::tiles::{Grid, Rooms, enough};
@@ -31,10 +32,11 @@ fn room<T: Real>(size: LinearSize) -> usize {
     let sums = if single { 0 } else { thin * size.rank };
     let t = if size.rank == 0 { 0 } else { x + sums + Factor::new(k, size.rank).len() };
     let (m, n) = Grid::most(size.tokens, size.out);
-    // The output's tile and the base's, and widened operands or sB packed.
+    // The output's tile and the base's, widened operands, and sB packed.
     let tiles = 1 + usize::from(size.copies > 1);
     let base = if single { 0 } else { m * k } + if weight_in_place::<T>(size.dtype) { 0 } else { n * k };
-    t.max(tiles * m * n + base.max(Factor::new(size.rank, n).len()))
+    let widened = if single { 0 } else { m * size.rank };
+    t.max(tiles * m * n + base + Factor::new(size.rank, n).len() + widened)
 }
 
 /// f32 elements of scratch that [`linear`] uses on `threads` threads.
@@ -254,6 +256,22 @@ impl<T: Real> Pass<'_, T> {
         }
     }
 
+    /// `t (sB)ᵀ` of some rows of y and the columns `n`, as operands, with room for what is packed and widened.
+    fn adapter<'r>(
+        &'r self,
+        out: &'r Output<'_, T>,
+        l: Lora,
+        rows: Range<usize>,
+        n: Range<usize>,
+        packed: &'r mut [f32],
+        widened: &'r mut [f32],
+    ) -> More<'r> {
+        let (b, factor) = (b(self.params, l, out.w.size().0).from(n.start, 0), Factor::new(l.rank, n.len()));
+        let b = factor.matrix(factor.pack_transposed::<T>(packed, b, l.scale));
+        let t = Source::Real { data: out.t, stride: width(out.groups) };
+        More { a: t.block(rows, 0..l.rank, widened), b }
+    }
+
     /// Rows `m` of x, columns `n` of one output, all copies.
     fn tile(
         &self,
@@ -270,6 +288,15 @@ impl<T: Real> Pass<'_, T> {
         let (sums, room) = room.split_at_mut(area);
         let product =
             Term { left: self.x.base().by_columns(), right: Source::Weight(out.w).by_columns(), k: inner };
+        let rank = width(out.groups);
+        let (packed, room) = room.split_at_mut(Factor::new(rank, n.len()).len());
+        let (widened, room) = room.split_at_mut(if T::DTYPE == DType::F32 { 0 } else { m.len() * rank });
+        // Whether a part is added as the product's last step would, and the adapter of all rows, which is that step.
+        let few = |l: &Lora| l.rank <= RANKS && inner > 0 && !product.dots(m.len());
+        let whole = match out.groups {
+            [group] if self.copies == 1 && group.rows == (0..self.x.tokens) => Some(group.lora).filter(few),
+            _ => None,
+        };
         if self.copies > 1 {
             product.tile(&mut TileMut::new(base, m.len(), n.len()), false, m.clone(), n.clone(), room);
         }
@@ -284,19 +311,21 @@ impl<T: Real> Pass<'_, T> {
                 begin(sum.row(r), base, bias, residual.map(|all| &all[row * o..][n.clone()]));
             }
             if self.copies == 1 {
-                product.tile(&mut sum, bias.is_some() || residual.is_some(), m.clone(), n.clone(), room);
+                let more = whole.map(|l| self.adapter(out, l, rows.clone(), n.clone(), packed, widened));
+                let keep = bias.is_some() || residual.is_some();
+                product.tile_and(&mut sum, keep, m.clone(), n.clone(), room, more);
             }
-            for group in out.groups {
+            for group in out.groups.iter().filter(|_| whole.is_none()) {
                 let of_y = group.rows.start.max(rows.start)..group.rows.end.min(rows.end);
                 if of_y.is_empty() {
                     continue;
                 }
-                let l = group.lora;
-                let b = b(self.params, l, o).from(n.start, 0);
-                let b = Factor::new(l.rank, n.len()).pack_transposed::<T>(room, b, l.scale);
-                let t = Lines { data: out.t, stride: width(out.groups) }.from(of_y.start, 0);
                 let mut part = sum.part(of_y.start - rows.start..of_y.end - rows.start);
-                multiply(&mut part, true, 1.0, t, b, l.rank);
+                let more = self.adapter(out, group.lora, of_y, n.clone(), packed, widened);
+                match few(&group.lora) {
+                    true => add::<T>(&mut part, more),
+                    false => multiply(&mut part, true, 1.0, more.a.lines(), more.b.lines(), group.lora.rank),
+                }
             }
             for r in 0..m.len() {
                 narrow(y.row(r), &sums[r * n.len()..][..n.len()]);

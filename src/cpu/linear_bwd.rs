@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::dropout::Mask;
 use super::linear::{Rows, THIN, a, b, widest};
 use super::operand::{Source, Term, depth, narrow, round, weight_in_place};
-use super::product::{Shared, TileMut};
+use super::product::{Mat, More, RANKS, Shared, TileMut};
 use super::thin::{Factor, Lines, multiply, outer};
 use super::tiles::{Grid, Rooms, enough};
 use crate::backend::LinearSize;
@@ -33,7 +33,7 @@ fn room<T: Real>(size: LinearSize) -> usize {
     let db = WIDE.min(size.out) * (size.rank + if single { 0 } else { wide });
     // The tile, then dy and W widened, or A packed.
     let base = if single { 0 } else { m * k } + if weight_in_place::<T>(size.dtype) { 0 } else { n * k };
-    let dx = base.max(Factor::new(size.rank, n).len()) + m * n;
+    let dx = base + Factor::new(size.rank, n).len() + m * n;
     // x widened.
     let da = if single && !size.dropout { 0 } else { wide * WIDE.min(size.inner) };
     let thin = if size.rank == 0 { 0 } else { u.max(db).max(da) };
@@ -186,14 +186,14 @@ fn gradient_of_b<T: Real>(
     }
 }
 
-/// Tile `i` of dx: the adapters' part, masked, then each output's `dy W`.
-fn tile<T: Real>(
+/// Tile `i` of dx: each output's `dy W` and its adapter's part; the adapters' first, masked, where there is dropout.
+fn tile<'a, T: Real>(
     dx: &Shared<'_, T>,
     grid: Grid,
     i: usize,
     u: &[f32],
-    outs: &[LinearBwdOut<'_, Host, T>],
-    adapted: &[Adapted<'_, '_, T>],
+    outs: &[LinearBwdOut<'a, Host, T>],
+    adapted: &[Adapted<'_, 'a, T>],
     x: Rows<'_, T>,
     params: &[f32],
     room: &mut [f32],
@@ -203,8 +203,12 @@ fn tile<T: Real>(
     // SAFETY: tiles of a grid are disjoint.
     let mut dx = unsafe { dx.tile(m.start * x.inner + n.start, m.len(), n.len(), x.inner) };
     let mut sum = TileMut::new(sums, m.len(), n.len());
+    // Its part is added with the product, but for dropout, which comes between.
+    let with = |adapter: &&Adapted<'_, 'a, T>| {
+        x.mask.is_none() && adapter.lora.rank <= RANKS && adapter.out.w.size().0 > 0
+    };
     let mut keep = false;
-    for adapter in adapted {
+    for adapter in adapted.iter().filter(|adapter| !with(adapter)) {
         let rank = adapter.lora.rank;
         let a = a(params, adapter.lora, x.inner).from(0, n.start);
         let a = Factor::new(rank, n.len()).pack::<T>(room, a, 1.0);
@@ -220,7 +224,15 @@ fn tile<T: Real>(
         let o = out.w.size().0;
         let left = Source::Real { data: out.dy, stride: o }.by_columns();
         let product = Term { left, right: Source::Weight(out.w).by_rows(), k: o };
-        product.tile(&mut sum, keep, m.clone(), n.clone(), room);
+        let adapter = adapted.iter().find(|adapter| std::ptr::eq(adapter.out, out)).filter(with);
+        let factor = Factor::new(adapter.map_or(0, |adapter| adapter.lora.rank), n.len());
+        let (packed, room) = room.split_at_mut(factor.len());
+        let more = adapter.map(|adapter| {
+            let (l, u) = (adapter.lora, adapter.u(u, m.start));
+            let a = factor.pack::<T>(packed, a(params, l, x.inner).from(0, n.start), 1.0);
+            More { a: Mat::new(u.data, (m.len(), l.rank), (u.stride, 1)), b: factor.matrix(a) }
+        });
+        product.tile_and(&mut sum, keep, m.clone(), n.clone(), room, more);
         keep = true;
     }
     (0..m.len()).for_each(|r| narrow(dx.row(r), &sums[r * n.len()..][..n.len()]));

@@ -15,8 +15,9 @@ use super::dropout::Mask;
 use super::packed::Packed;
 #[cfg(target_arch = "x86_64")]
 use super::product::pairs::Pairs;
-use super::product::{Mat, Right, TileMut, product};
+use super::product::{Mat, More, Right, TileMut, product};
 use super::simd::{self, Isa, Kernel};
+use super::thin::multiply;
 use crate::backend::Pass;
 use crate::host::{Elements, HostMatrix};
 use crate::tensor::{DType, Frozen, Real};
@@ -212,8 +213,23 @@ impl<T: Real> Term<'_, T> {
         n: Range<usize>,
         room: &mut [f32],
     ) {
+        self.tile_and(dst, keep, m, n, room, None);
+    }
+
+    /// [`tile`](Self::tile), and `more`, which wants K to be at least 1, and the term not to be [`dots`](Self::dots).
+    pub(super) fn tile_and(
+        &self,
+        dst: &mut TileMut<'_, f32>,
+        keep: bool,
+        m: Range<usize>,
+        n: Range<usize>,
+        room: &mut [f32],
+        more: Option<More<'_>>,
+    ) {
         // One row of x is a token that is decoded: dot products, which need no packing.
-        let decoded = m.len() == 1 && !self.right.k_along_rows;
+        let decoded = self.dots(m.len());
+        assert!(more.is_none() || (self.k > 0 && !decoded));
+        let last = |ks: &Range<usize>| more.filter(|_| ks.end == self.k);
         let packed = self.right.packed().filter(|_| !decoded);
         #[cfg(target_arch = "x86_64")]
         if let (Some(pairs), DType::BF16, false) = (Pairs::used(), T::DTYPE, decoded) {
@@ -227,9 +243,10 @@ impl<T: Real> Term<'_, T> {
                     Some(packed) => Right::Packed(packed.pairs(n.start, ks.start)),
                     None => Right::Lies(self.right.halves(n.clone(), ks.clone(), right).t()),
                 };
+                let more = last(&ks);
                 match single {
-                    true => pairs.product(dst, keep, self.left.block(m.clone(), ks, &mut []), b),
-                    false => pairs.product(dst, keep, self.left.halves(m.clone(), ks, left), b),
+                    true => pairs.product(dst, keep, self.left.block(m.clone(), ks, &mut []), b, more),
+                    false => pairs.product(dst, keep, self.left.halves(m.clone(), ks, left), b, more),
                 }
             });
         }
@@ -240,8 +257,14 @@ impl<T: Real> Term<'_, T> {
                 Some(packed) => Right::Packed(packed.singles(n.start, ks.start)),
                 None => Right::Lies(self.right.block(n.clone(), ks.clone(), right).t()),
             };
-            product(dst, keep, self.left.block(m.clone(), ks, left), b);
+            let more = last(&ks);
+            product(dst, keep, self.left.block(m.clone(), ks, left), b, more);
         });
+    }
+
+    /// Whether tiles of so many rows are dot products.
+    pub(super) fn dots(&self, rows: usize) -> bool {
+        rows == 1 && !self.right.k_along_rows
     }
 
     /// Calls `add` for all of K at once if it is `whole`, else for blocks of it, the first of which adds only if `keep`.
@@ -253,6 +276,15 @@ impl<T: Real> Term<'_, T> {
             k += step;
         }
     }
+}
+
+/// `dst += more`, to the bit as [`Term::tile_and`] adds it.
+pub(super) fn add<T: Real>(dst: &mut TileMut<'_, f32>, more: More<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(pairs), DType::BF16) = (Pairs::used(), T::DTYPE) {
+        return pairs.add(dst, more);
+    }
+    multiply(dst, true, 1.0, more.a.lines(), more.b.lines(), more.ranks());
 }
 
 /// `out = from`, rounded to `T` where `U` is wider.

@@ -222,7 +222,7 @@ mod tests {
             [1.0, 2.0].map(|x| Backend::matrix(&cpu, source(&[x; 12], (3, 4), DType::F32)).expect("w"));
         let packed = cpu.pool.install(|| Packed::new::<f32>(&one, Pass::Backward)).expect("memory");
         other.keep_packed(Pass::Backward, packed);
-        let x = Source::<f32>::Real { data: &[1.0; 6], stride: 3 }.by_columns();
+        let x = Source::Real { data: &[1f32; 6][..], stride: 3 }.by_columns();
         let mut out = [f32::NAN; 8];
         let term = Term { left: x, right: Source::Weight(&other).by_rows(), k: 3 };
         term.tile(&mut TileMut::new(&mut out, 2, 4), false, 0..2, 0..4, &mut []);

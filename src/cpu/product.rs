@@ -39,11 +39,13 @@ const COLUMNS: usize = 256;
 const DEPTH: usize = 256;
 /// Rows of a that are copied at a time, at most.
 const ROWS: usize = 32;
+/// Columns of a, and rows of b, that [`More`] has at most.
+pub(super) const RANKS: usize = 64;
 /// Numbers of a line of the caches.
 const LINE: usize = 16;
 
 /// Bytes of one thread's room, kept between products.
-pub(super) const PACKED_BYTES: usize = (COLUMNS + ROWS) * DEPTH * size_of::<f32>();
+pub(super) const PACKED_BYTES: usize = (COLUMNS + ROWS) * (DEPTH + RANKS) * size_of::<f32>();
 
 /// A matrix to read, of any strides.
 #[derive(Clone, Copy)]
@@ -205,13 +207,41 @@ pub(super) enum Right<'a, T = f32, E = f32> {
     Packed(Panels<'a, E>),
 }
 
-/// `dst = a b`, added to what `dst` holds if `keep`; the sums are f32, in an order that K alone decides.
-pub(super) fn product(dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Right<'_>) {
-    assert!(a.size.0 == dst.rows);
+/// A thin product that is added to another one, a tile at a time while that is in the nearest cache: what an adapter adds.
+#[derive(Clone, Copy)]
+pub(super) struct More<'a> {
+    /// `[m, R]`, R at most [`RANKS`].
+    pub(super) a: Mat<'a>,
+    /// `[R, n]`, whose rows are contiguous.
+    pub(super) b: Mat<'a>,
+}
+
+impl More<'_> {
+    /// R.
+    pub(super) fn ranks(&self) -> usize {
+        self.b.size.0
+    }
+
+    fn fits<T>(&self, dst: &TileMut<'_, T>) -> bool {
+        let ((rows, depth), (ranks, columns)) = (self.a.size, self.b.size);
+        (rows, columns) == dst.size() && depth == ranks && ranks <= RANKS
+    }
+}
+
+/// `dst = a b`, added to what `dst` holds if `keep`, and `more`, where a has columns; the sums are f32, in an order that K
+/// alone decides.
+pub(super) fn product(
+    dst: &mut TileMut<'_, f32>,
+    keep: bool,
+    a: Mat<'_>,
+    b: Right<'_>,
+    more: Option<More<'_>>,
+) {
+    assert!(a.size.0 == dst.rows && more.is_none_or(|more| more.fits(dst)));
     if let Right::Lies(b) = b {
         assert!(b.size.1 == dst.cols && a.size.1 == b.size.0);
     }
-    pack::with_room(|room| simd::run(Product { dst, keep, a, b, room }));
+    pack::with_room(|room| simd::run(Product { dst, keep, a, b, more, room }));
 }
 
 struct Product<'a, 'b> {
@@ -219,6 +249,7 @@ struct Product<'a, 'b> {
     keep: bool,
     a: Mat<'a>,
     b: Right<'a>,
+    more: Option<More<'a>>,
     room: pack::Room<'a>,
 }
 
@@ -227,7 +258,7 @@ impl Kernel for Product<'_, '_> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         // Not where b is one column that lies in rows: a block of a wider one, whose others are no dot products.
-        if let Right::Lies(b) = self.b
+        if let (Right::Lies(b), None) = (self.b, self.more)
             && self.a.size.0 == 1
             && self.a.size.1 > 0
             && self.a.strides.1 == 1
@@ -277,7 +308,7 @@ impl Product<'_, '_> {
     #[inline(always)]
     unsafe fn by<V: Vector<Of = f32>, const M: usize, const S: usize, const C: usize, const N: usize>(self) {
         const { assert!(COLUMNS.is_multiple_of(N) && M <= ROWS && S <= M) };
-        let Product { dst, keep, a, b, room } = self;
+        let Product { dst, keep, a, b, more, room } = self;
         let (rows, columns, depth) = (a.size.0, dst.cols, a.size.1);
         if rows == 0 {
             return;
@@ -287,6 +318,11 @@ impl Product<'_, '_> {
         }
         for n in (0..columns).step_by(COLUMNS) {
             let ns = n..(n + COLUMNS).min(columns);
+            let more = more.map(|More { a, b }| {
+                let stride = b.size.0 * N;
+                pack::panels::<N>(room.thin, stride, b.block(0..b.size.0, ns.clone()));
+                (a, Panels::new(room.thin, stride))
+            });
             for k in (0..depth).step_by(DEPTH) {
                 let ks = k..(k + DEPTH).min(depth);
                 let (panels, next) = match b {
@@ -300,9 +336,10 @@ impl Product<'_, '_> {
                         (panels.from(n / N, k * N), next)
                     }
                 };
+                let more = more.filter(|_| ks.end == depth);
                 let a = a.block(0..rows, ks);
                 let mut dst = dst.block(0..rows, ns.clone());
-                let block = Block { keep: keep || k > 0, a, panels, next };
+                let block = Block { keep: keep || k > 0, a, panels, next, more };
                 let (mut r, mut strips) = (0, 0);
                 while r < rows {
                     // SAFETY: the caller has `V`.
@@ -328,6 +365,8 @@ struct Block<'a> {
     panels: Panels<'a>,
     /// The next block, where that is packed already.
     next: Option<Panels<'a>>,
+    /// The columns of [`More`]'s a, and its rows of b.
+    more: Option<(Mat<'a>, Panels<'a>)>,
 }
 
 impl Block<'_> {
@@ -343,12 +382,16 @@ impl Block<'_> {
         before: usize,
         lines: &mut [f32],
     ) -> usize {
-        let Block { keep, a, panels, next } = *self;
+        let Block { keep, a, panels, next, more } = *self;
         let ((rows, columns), depth) = (dst.size(), a.size.1);
         let (end, count) = ((r + M).min(rows), columns.div_ceil(N));
         let following = (end + M).min(rows) - end;
-        let lines = &mut lines[..M * DEPTH];
+        let (lines, thin) = lines.split_at_mut(M * DEPTH);
         pack::lines::<DEPTH>(lines, a.block(r..end, 0..depth));
+        let thin = &mut thin[..M * RANKS];
+        if let Some((a, _)) = more {
+            pack::lines::<RANKS>(thin, a.block(r..end, 0..a.size.1));
+        }
         // A share of the next rows with each panel, and of the next block with each tile: both come from afar.
         let share = if a.strides.1 == 1 { depth.div_ceil(LINE).div_ceil(count) } else { 0 };
         let of_tile = depth.div_ceil(LINE) * LINE;
@@ -373,6 +416,12 @@ impl Block<'_> {
             let b = micro::Panel { start: panel.as_ptr(), stride: N, depth };
             // SAFETY: the caller has `V`; the lines are M rows of `DEPTH` numbers, and panels `depth` rows, which are no more.
             unsafe { micro::tile::<V, M, C, N>(&mut out, keep, a, b, ahead) };
+            if let Some((Mat { size: (_, depth), .. }, panels)) = more {
+                let a = micro::Strip::<f32, RANKS>(thin.as_ptr());
+                let b = micro::Panel { start: panels.some(p, depth * N).as_ptr(), stride: N, depth };
+                // SAFETY: the caller has `V`; the lines are M rows of `RANKS` numbers, which `depth` does not exceed (`fits`).
+                unsafe { micro::tile::<V, M, C, N>(&mut out, true, a, b, ()) };
+            }
         }
         M
     }
@@ -405,7 +454,7 @@ mod tests {
 
     fn multiply(by: By, dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Right<'_>) {
         pack::with_room(|room| {
-            let product = Product { dst, keep, a, b, room };
+            let product = Product { dst, keep, a, b, more: None, room };
             match by {
                 By::Set(set) => run_on(set, product),
                 // SAFETY: these are plain numbers.
@@ -539,7 +588,7 @@ mod tests {
                     assert_eq!(got, want, "{by:?} {m} × {n} × {k}");
                 }
                 // From a panel's column and a block's row on.
-                if (n, k) == (290, 530) {
+                if (m, n, k) == (15, 290, 530) {
                     let (mut got, mut want) = (old.clone(), old.clone());
                     let (columns, rows) = (n - 256, k - 256);
                     let part = Right::Packed(panels.from(256 / width, 256 * width));
@@ -549,6 +598,35 @@ mod tests {
                     multiply(by, &mut TileMut::new(&mut want, m, columns), true, a, part);
                     assert_eq!(got, want, "{by:?}: {rows} rows");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn more_is_what_another_product_would_add() {
+        for (m, n, k, r) in [(2, 1, 1, 1), (15, 290, 530, 8), (29, 33, 256, 64), (3, 600, 300, 5)] {
+            let numbers = |seed, len| normal::<f32>(seed, len, 1.0);
+            let (a, b) = (numbers(1, m * k), numbers(2, n * k));
+            let (thin_a, thin_b) = (numbers(4, m * (r + 2)), numbers(5, r * (n + 1)));
+            let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (n, k), (k, 1)).t());
+            let more =
+                More { a: Mat::new(&thin_a, (m, r), (r + 2, 1)), b: Mat::new(&thin_b, (r, n), (n + 1, 1)) };
+            let old = numbers(3, m * n);
+            for (by, keep) in kernels().flat_map(|by| [(by, false), (by, true)]) {
+                let (mut got, mut want) = (old.clone(), old.clone());
+                let mut dst = TileMut::new(&mut got, m, n);
+                let b = Right::Lies(b);
+                pack::with_room(|room| {
+                    let product = Product { dst: &mut dst, keep, a, b, more: Some(more), room };
+                    match by {
+                        By::Set(set) => run_on(set, product),
+                        // SAFETY: these are plain numbers.
+                        By::Lanes => unsafe { product.by::<micro::Lanes<f32, 4>, 6, 3, 2, 8>() },
+                    }
+                });
+                multiply(by, &mut TileMut::new(&mut want, m, n), keep, a, b);
+                multiply(by, &mut TileMut::new(&mut want, m, n), true, more.a, Right::Lies(more.b));
+                assert_eq!(got, want, "{by:?} {m} × {n} × {k}, {r}");
             }
         }
     }
@@ -613,7 +691,7 @@ mod tests {
                 let (a_start, b_start, start) = (a.data.as_ptr(), b.data.as_ptr(), out.as_mut_ptr());
                 // In turns, so that what else the machine does slows all of them.
                 let times = best([
-                    &mut || product(&mut TileMut::new(out, m, n), false, a, Right::Lies(b)),
+                    &mut || product(&mut TileMut::new(out, m, n), false, a, Right::Lies(b), None),
                     // SAFETY: sizes and strides are those of the three slices.
                     &mut || unsafe {
                         gemm::gemm(

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::product::TileMut;
+use super::product::{Mat, TileMut};
 use super::simd::{self, Isa, Kernel, fma};
 use crate::tensor::Real;
 
@@ -49,6 +49,11 @@ impl Factor {
     /// f32 elements that it takes.
     pub(super) fn len(&self) -> usize {
         self.rows * self.columns.next_multiple_of(STEP)
+    }
+
+    /// What was packed, as a matrix.
+    pub(super) fn matrix<'r>(&self, packed: Lines<'r, f32>) -> Mat<'r> {
+        Mat::new(packed.data, (self.rows, self.columns), (packed.stride, 1))
     }
 
     /// `scale · from[rows, columns]`, rounded to `T`.

@@ -151,12 +151,15 @@ mod tests {
     #[test]
     fn as_many_passes_as_fit() {
         let (cpu, config) = (Cpu::new(1).unwrap(), config());
+        let packed = PackedWeights::TRAINING;
         let [forward, backward] =
-            [Pass::Forward, Pass::Backward].map(|p| packed_bytes::<f32>(&cpu, &config, p));
-        assert!(forward > 0 && backward > 0);
+            [Pass::Forward, Pass::Backward].map(|pass| packed.bytes::<f32>(&cpu, &config, pass));
+        assert!(forward > backward && backward > 0);
+        assert!(PackedWeights::LAYERS.bytes::<f32>(&cpu, &config, Pass::Forward) < forward);
         let mut rest = Plan::default();
         rest.add(Part::Data, "the rest", 100);
-        let choose = |asked: PackWeights, limit| asked.choose::<f32>(&cpu, &config, all, limit, rest.clone());
+        let choose =
+            |asked: PackWeights, limit| asked.choose::<f32>(&cpu, &config, packed, limit, rest.clone());
         let (one, both) = (100 + forward, 100 + forward + backward);
         for (asked, limit, expected) in [
             (PackWeights::Auto, None, 2),
@@ -169,7 +172,7 @@ mod tests {
             (PackWeights::Off, None, 0),
         ] {
             let (plan, passes) = choose(asked, limit).unwrap();
-            assert_eq!(passes, all.first(expected), "{asked:?} {limit:?}");
+            assert_eq!(passes, packed.first(expected), "{asked:?} {limit:?}");
             let all = ["the rest", "weights packed, forward", "weights packed, backward"];
             assert_eq!(names(&plan), all[..=expected]);
             assert_eq!(plan.total(), [100, one, both][expected]);

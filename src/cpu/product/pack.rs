@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{COLUMNS, DEPTH, Mat, PACKED_BYTES};
+use super::{COLUMNS, DEPTH, Mat, PACKED_BYTES, RANKS, ROWS};
 use crate::cpu::simd::{Isa, Kernel};
 
 /// A line of the caches, so that no vector of a panel lies in two.
@@ -16,8 +16,10 @@ pub(in crate::cpu) struct Line([f32; 16]);
 pub(in crate::cpu) struct Room<'a> {
     /// For a block of b.
     pub panels: &'a mut [f32],
-    /// For rows of a.
+    /// For rows of a, and of a thin one.
     pub lines: &'a mut [f32],
+    /// For a block of a thin b.
+    pub thin: &'a mut [f32],
 }
 
 /// Calls `f` with the calling thread's room, which holds what the last product left. `f` must not wait for other tasks.
@@ -28,8 +30,9 @@ pub(in crate::cpu) fn with_room<R>(f: impl FnOnce(Room<'_>) -> R) -> R {
     }
     ROOM.with_borrow_mut(|room| {
         room.resize(PACKED_BYTES / size_of::<Line>(), Line::zeroed());
-        let (panels, lines) = bytemuck::cast_slice_mut(room).split_at_mut(COLUMNS * DEPTH);
-        f(Room { panels, lines })
+        let (panels, rest) = bytemuck::cast_slice_mut(room).split_at_mut(COLUMNS * DEPTH);
+        let (lines, thin) = rest.split_at_mut(ROWS * (DEPTH + RANKS));
+        f(Room { panels, lines, thin })
     })
 }
 

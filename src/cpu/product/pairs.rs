@@ -17,7 +17,7 @@ use half::bf16;
 
 use super::amx::Tiles;
 use super::pack::{self, Panels};
-use super::{Mat, Right, TileMut};
+use super::{Mat, More, Right, TileMut};
 use crate::cpu::operand::narrow;
 use crate::cpu::simd::{self, Instructions, Isa, Kernel};
 
@@ -62,23 +62,37 @@ impl Pairs {
         }
     }
 
-    /// `dst = a b`, added to what `dst` holds if `keep`; rows or columns of each are contiguous, and a is rounded to bf16.
+    /// `dst = a b`, added to what `dst` holds if `keep`, and `more`, where a has columns; rows or columns of each are
+    /// contiguous, and what is f32 is rounded to bf16.
     pub(in crate::cpu) fn product<A: Left>(
         self,
         dst: &mut TileMut<'_, f32>,
         keep: bool,
         a: Mat<'_, A>,
         b: Right<'_, bf16, Pair>,
+        more: Option<More<'_>>,
     ) {
-        assert!(a.size.0 == dst.rows);
+        assert!(a.size.0 == dst.rows && more.is_none_or(|more| more.fits(dst)));
         if let Right::Lies(b) = b {
             assert!(b.size.1 == dst.cols && a.size.1 == b.size.0);
         }
         // SAFETY: they are made of sets that the processor has, or of one that is done in its place.
         unsafe {
             match self.0 {
-                By::Dots => run(&Dots, dst, keep, a, b),
-                By::Tiles => run(&Tiles::new(), dst, keep, a, b),
+                By::Dots => run(&Dots, dst, keep, a, b, more),
+                By::Tiles => run(&Tiles::new(), dst, keep, a, b, more),
+            }
+        }
+    }
+
+    /// `dst += a b` of a thin product, as [`product`](Self::product) adds it.
+    pub(in crate::cpu) fn add(self, dst: &mut TileMut<'_, f32>, more: More<'_>) {
+        assert!(more.fits(dst));
+        // SAFETY: as before.
+        unsafe {
+            match self.0 {
+                By::Dots => add(&Dots, dst, more),
+                By::Tiles => add(&Tiles::new(), dst, more),
             }
         }
     }
@@ -150,6 +164,7 @@ unsafe fn run<A: Left>(
     keep: bool,
     a: Mat<'_, A>,
     b: Right<'_, bf16, Pair>,
+    more: Option<More<'_>>,
 ) {
     let (rows, columns, depth) = (a.size.0, dst.cols, a.size.1);
     if depth == 0 && !keep {
@@ -157,9 +172,15 @@ unsafe fn run<A: Left>(
     }
     pack::with_room(|room| {
         let packed: &mut [Pair] = bytemuck::cast_slice_mut(room.panels);
-        let lines: &mut [bf16] = bytemuck::cast_slice_mut(room.lines);
+        let thin_panels: &mut [Pair] = bytemuck::cast_slice_mut(room.thin);
+        let (lines, thin_lines) = bytemuck::cast_slice_mut(room.lines).split_at_mut(SIDE * DEPTH);
         for n in (0..columns).step_by(COLUMNS) {
             let ns = n..(n + COLUMNS).min(columns);
+            let more = more.map(|More { a, b }| {
+                let pairs = rows_of_pairs(b.size.0);
+                round(thin_panels, pairs * PANEL, b.block(0..b.size.0, ns.clone()));
+                (a, Panels::new(thin_panels, pairs * PANEL), pairs)
+            });
             for k in (0..depth).step_by(DEPTH) {
                 let ks = k..(k + DEPTH).min(depth);
                 let pairs = rows_of_pairs(ks.len());
@@ -174,13 +195,54 @@ unsafe fn run<A: Left>(
                 for m in (0..rows).step_by(SIDE) {
                     let ms = m..(m + SIDE).min(rows);
                     let a = strip(lines, a.block(ms.clone(), ks.clone()), 2 * pairs);
+                    let rows = ms.clone();
                     let mut dst = dst.block(ms, ns.clone());
                     // SAFETY: the caller has the instructions; a strip has 32 rows of as many numbers.
                     unsafe { row_of_squares(square, &mut dst, keep || k > 0, a, panels, pairs) };
+                    if let (Some((a, panels, pairs)), true) = (more, ks.end == depth) {
+                        let a = strip(thin_lines, a.block(rows, 0..a.size.1), 2 * pairs);
+                        // SAFETY: as before.
+                        unsafe { row_of_squares(square, &mut dst, true, a, panels, pairs) };
+                    }
                 }
             }
         }
     });
+}
+
+/// [`Pairs::add`].
+///
+/// # Safety
+/// The processor has the instructions of `square`.
+unsafe fn add(square: &impl Square, dst: &mut TileMut<'_, f32>, More { a, b }: More<'_>) {
+    let ((rows, columns), (depth, pairs)) = (dst.size(), (b.size.0, rows_of_pairs(b.size.0)));
+    pack::with_room(|room| {
+        let panels: &mut [Pair] = bytemuck::cast_slice_mut(room.thin);
+        let lines: &mut [bf16] = bytemuck::cast_slice_mut(room.lines);
+        for n in (0..columns).step_by(COLUMNS) {
+            let ns = n..(n + COLUMNS).min(columns);
+            round(panels, pairs * PANEL, b.block(0..depth, ns.clone()));
+            for m in (0..rows).step_by(SIDE) {
+                let ms = m..(m + SIDE).min(rows);
+                let a = strip(lines, a.block(ms.clone(), 0..depth), 2 * pairs);
+                let panels = Panels::new(panels, pairs * PANEL);
+                // SAFETY: the caller has the instructions; a strip has 32 rows of as many numbers.
+                unsafe { row_of_squares(square, &mut dst.block(ms, ns.clone()), true, a, panels, pairs) };
+            }
+        }
+    });
+}
+
+/// A few rows of b, rounded, in panels `stride` apart, an even number of them, zeros below and beside them.
+fn round(out: &mut [Pair], stride: usize, b: Mat<'_>) {
+    let count = b.size.1.next_multiple_of(SIDE) / PANEL;
+    out[..count * stride].fill([bf16::ZERO; 2]);
+    for k in 0..b.size.0 {
+        for (panel, columns) in b.row(k).chunks(PANEL).enumerate() {
+            let out = &mut out[panel * stride + k / 2 * PANEL..];
+            out.iter_mut().zip(columns).for_each(|(out, x)| out[k % 2] = bf16::from_f32(*x));
+        }
+    }
 }
 
 /// 32 rows of `a`, zeros for those that there are not, each of `depth` numbers, zeros after its own: where it lies if it is
@@ -442,7 +504,7 @@ mod tests {
                     let shared = Shared::new(&mut got);
                     // SAFETY: it is the only tile.
                     let mut dst = unsafe { shared.tile(2 * stride + 3, m, n, stride) };
-                    pairs.product(&mut dst, keep, a, Right::Lies(b));
+                    pairs.product(&mut dst, keep, a, Right::Lies(b), None);
                     for (i, got) in got.iter().enumerate() {
                         let (r, c) = (i / stride, i % stride);
                         if !(2..2 + m).contains(&r) || !(3..3 + n).contains(&c) {
@@ -475,9 +537,9 @@ mod tests {
         for pairs in all() {
             let (mut got, mut want) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
             let left = Mat::new(&a, (m, k), (k, 1));
-            pairs.product(&mut TileMut::new(&mut got, m, n), false, left, Right::Lies(b));
+            pairs.product(&mut TileMut::new(&mut got, m, n), false, left, Right::Lies(b), None);
             let a = Mat::new(&rounded, (m, k), (k, 1));
-            pairs.product(&mut TileMut::new(&mut want, m, n), false, a, Right::Lies(b));
+            pairs.product(&mut TileMut::new(&mut want, m, n), false, a, Right::Lies(b), None);
             assert_eq!(got, want, "{pairs:?}");
         }
     }
@@ -490,13 +552,13 @@ mod tests {
         for pairs in all() {
             let mut whole = normal::<f32>(3, m * n, 1.0);
             let old = whole.clone();
-            pairs.product(&mut TileMut::new(&mut whole, m, n), true, a, Right::Lies(b));
+            pairs.product(&mut TileMut::new(&mut whole, m, n), true, a, Right::Lies(b), None);
             for (rows, cols) in [(0..2, 0..n), (3..17, 250..290), (31..70, 5..6)] {
                 let mut part: Vec<f32> =
                     rows.clone().flat_map(|r| old[r * n..][cols.clone()].to_vec()).collect();
                 let mut dst = TileMut::new(&mut part, rows.len(), cols.len());
                 let right = Right::Lies(b.t().rows(cols.clone()).t());
-                pairs.product(&mut dst, true, a.rows(rows.clone()), right);
+                pairs.product(&mut dst, true, a.rows(rows.clone()), right, None);
                 for (r, part) in rows.zip(part.chunks(cols.len())) {
                     assert_eq!(part, &whole[r * n..][cols.clone()], "{pairs:?}: row {r}");
                 }
@@ -520,10 +582,34 @@ mod tests {
                 let old = normal::<f32>(3, m * n, 1.0);
                 for (pairs, keep) in all().into_iter().flat_map(|p| [(p, false), (p, true)]) {
                     let (mut got, mut want) = (old.clone(), old.clone());
-                    pairs.product(&mut TileMut::new(&mut got, m, n), keep, a, Right::Packed(packed));
-                    pairs.product(&mut TileMut::new(&mut want, m, n), keep, a, Right::Lies(b));
+                    pairs.product(&mut TileMut::new(&mut got, m, n), keep, a, Right::Packed(packed), None);
+                    pairs.product(&mut TileMut::new(&mut want, m, n), keep, a, Right::Lies(b), None);
                     assert_eq!(got, want, "{pairs:?} {m} × {n} × {k}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn more_is_what_another_product_would_add() {
+        for (m, n, k, r) in [(2, 1, 1, 1), (35, 290, 530, 8), (70, 33, 512, 64), (3, 600, 300, 5)] {
+            let (a, b) = (normal::<bf16>(1, m * k, 1.0), normal::<bf16>(2, n * k, 1.0));
+            let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (n, k), (k, 1)).t());
+            let (thin_a, thin_b) = (normal::<f32>(4, m * r, 1.0), normal::<f32>(5, r * n, 1.0));
+            let more = More { a: Mat::new(&thin_a, (m, r), (r, 1)), b: Mat::new(&thin_b, (r, n), (n, 1)) };
+            let rounded: Vec<bf16> = thin_b.iter().map(|x| bf16::from_f32(*x)).collect();
+            let alone = Right::Lies(Mat::new(&rounded, (r, n), (n, 1)));
+            let old = normal::<f32>(3, m * n, 1.0);
+            for (pairs, keep) in all().into_iter().flat_map(|p| [(p, false), (p, true)]) {
+                let (mut got, mut want) = (old.clone(), old.clone());
+                pairs.product(&mut TileMut::new(&mut got, m, n), keep, a, Right::Lies(b), Some(more));
+                pairs.product(&mut TileMut::new(&mut want, m, n), keep, a, Right::Lies(b), None);
+                pairs.product(&mut TileMut::new(&mut want, m, n), true, more.a, alone, None);
+                let mut added = old.clone();
+                pairs.product(&mut TileMut::new(&mut added, m, n), keep, a, Right::Lies(b), None);
+                pairs.add(&mut TileMut::new(&mut added, m, n), more);
+                assert_eq!(added, want, "{pairs:?} {m} × {n} × {k}, {r}");
+                assert_eq!(got, want, "{pairs:?} {m} × {n} × {k}, {r}");
             }
         }
     }
@@ -536,7 +622,7 @@ mod tests {
         let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (k, n), (n, 1)));
         for pairs in all() {
             let mut c = vec![f32::NAN; m * n];
-            pairs.product(&mut TileMut::new(&mut c, m, n), false, a, Right::Lies(b));
+            pairs.product(&mut TileMut::new(&mut c, m, n), false, a, Right::Lies(b), None);
             for (i, x) in c.iter().enumerate() {
                 let right = match (i / n, i % n) {
                     (7, _) => x.is_nan(),

@@ -433,6 +433,12 @@ pub fn backward_conforms<B: Backend, T: Real>(backends: &[B], dtypes: &[DType]) 
     }
     let large = Case { tokens: 521, inner: 513, outs: vec![260, 130], ranks: vec![8], ..PLAIN };
     check_backward::<B, T>(backends, &large, T::DTYPE, (true, false));
+    check_backward::<B, T>(
+        backends,
+        &Case { ranks: vec![70], tokens: 40, ..large.clone() },
+        T::DTYPE,
+        (true, false),
+    );
     check_backward::<B, T>(backends, &Case { dropout: true, ..large }, T::DTYPE, (true, false));
 }
 
