@@ -1,10 +1,10 @@
 //! One product of bf16 on one thread, with instructions that add the products of two numbers to a sum at once.
 //!
-//! b goes through the thread's room in blocks of at most [`DEPTH`] × [`COLUMNS`], packed in panels of 16 columns, unless it
-//! was packed before: a row of a panel holds two numbers of each column, one below the other. a is read where it lies, 32 rows at a time, or is copied
-//! where those are not whole. Each element is summed over K in one order, whatever its place and the sizes of dst;
-//! where K ends, products are made of zeros. Products are exact and sums are f32, to the nearest;
-//! subnormal numbers count as 0.
+//! b goes through the thread's room in blocks of at most [`DEPTH`] × [`COLUMNS`], packed in panels of 16 columns, unless
+//! it was packed before: a row of a panel holds two numbers of each column, one below the other. a is read where it lies,
+//! 32 rows at a time, or is copied where those are not whole. Each element is summed over K in one order, whatever its
+//! place and the sizes of dst; where K ends, products are made of zeros. Products are exact and sums are f32, to the
+//! nearest; subnormal numbers count as 0.
 
 use std::arch::x86_64::{
     __m512bh, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32,
