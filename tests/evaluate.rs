@@ -13,6 +13,7 @@ use anabranch::checkpoint::weights::OpenOptions;
 use anabranch::cpu::Cpu;
 use anabranch::data::documents::Document;
 use anabranch::data::tokenizer::Tokenizer;
+use anabranch::model::packing::PackWeights;
 use anabranch::model::session::Adapters;
 use anabranch::model::weights::Model;
 use anabranch::stage::common::Common;
@@ -207,13 +208,14 @@ fn what_is_shown_counts_for_the_memory_limit() {
     // The longest item is as long as the longest batch, and its text needs a cache besides.
     let shown = EvalOptions { show: Some("q9".into()), ..options.clone() };
     let backend = Cpu::new(1).expect("threads");
+    let unpacked = Common { pack_weights: PackWeights::Off, ..Common::default() };
     let total = |options: &EvalOptions| {
-        evaluate::plan::<Cpu, f32>(&backend, options, &Common::default()).expect("a plan").total()
+        evaluate::plan::<Cpu, f32>(&backend, options, &unpacked).expect("a plan").total()
     };
     let (scored, most) = (total(&options), total(&shown));
     assert!(scored < most, "{scored} {most}");
     let within = |memory_limit: u64| {
-        let common = Common { memory_limit: Some(memory_limit), ..Common::default() };
+        let common = Common { memory_limit: Some(memory_limit), ..unpacked.clone() };
         evaluate::run::<Cpu, f32>(&backend, &shown, &common)
     };
     let refused = within(most - 1).unwrap_err().to_string();
