@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::dropout::Mask;
 use super::operand::{Source, Term, add, depth, narrow, weight_in_place, widen};
-use super::product::{More, RANKS, Shared, TileMut};
+use super::product::{DEPTH, More, RANKS, Shared, TileMut};
 use super::swiglu::gated;
 use super::thin::{Factor, Lines, multiply};
 use super::tiles::{Grid, Rooms, enough};
@@ -284,7 +284,6 @@ impl<T: Real> Pass<'_, T> {
         let (o, inner) = out.w.size();
         let area = m.len() * n.len();
         let (base, room) = room.split_at_mut(if self.copies > 1 { area } else { 0 });
-        // Rows of y may be a power of two apart, and push each other out of the caches.
         let (sums, room) = room.split_at_mut(area);
         let product =
             Term { left: self.x.base().by_columns(), right: Source::Weight(out.w).by_columns(), k: inner };
@@ -304,7 +303,7 @@ impl<T: Real> Pass<'_, T> {
             let rows = copy * self.x.tokens + m.start..copy * self.x.tokens + m.end;
             // SAFETY: tiles of a grid are disjoint, and so are outputs and copies.
             let mut y = unsafe { out.y.tile(rows.start * o + n.start, m.len(), n.len(), o) };
-            let mut sum = TileMut::new(sums, m.len(), n.len());
+            let (mut sum, in_place) = sums_of(&mut y, sums, inner);
             let bias = out.bias.map(|bias| &bias[n.clone()]);
             for (r, row) in rows.clone().enumerate() {
                 let base = (self.copies > 1).then(|| &base[r * n.len()..][..n.len()]);
@@ -327,10 +326,24 @@ impl<T: Real> Pass<'_, T> {
                     false => multiply(&mut part, true, 1.0, more.a.lines(), more.b.lines(), group.lora.rank),
                 }
             }
-            for r in 0..m.len() {
-                narrow(y.row(r), &sums[r * n.len()..][..n.len()]);
+            if !in_place {
+                (0..m.len()).for_each(|r| narrow(y.row(r), &sums[r * n.len()..][..n.len()]));
             }
         }
+    }
+}
+
+/// Where the sums of a tile of y are made, and whether that is y itself: in `room` where they are rounded at the end, and
+/// where K takes several blocks, for rows of y may be a power of two apart and push each other out of the caches meanwhile.
+pub(super) fn sums_of<'t, T: Real>(
+    y: &'t mut TileMut<'_, T>,
+    room: &'t mut [f32],
+    k: usize,
+) -> (TileMut<'t, f32>, bool) {
+    let (rows, columns) = y.size();
+    match y.single() {
+        Some(y) if k <= DEPTH => (y, true),
+        _ => (TileMut::new(room, rows, columns), false),
     }
 }
 

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::dropout::Mask;
-use super::linear::{Rows, THIN, a, b, widest};
+use super::linear::{Rows, THIN, a, b, sums_of, widest};
 use super::operand::{Source, Term, depth, narrow, round, weight_in_place};
 use super::product::{Mat, More, RANKS, Shared, TileMut};
 use super::thin::{Factor, Lines, multiply, outer};
@@ -202,7 +202,8 @@ fn tile<'a, T: Real>(
     let (sums, room) = room.split_at_mut(m.len() * n.len());
     // SAFETY: tiles of a grid are disjoint.
     let mut dx = unsafe { dx.tile(m.start * x.inner + n.start, m.len(), n.len(), x.inner) };
-    let mut sum = TileMut::new(sums, m.len(), n.len());
+    let k = outs.iter().map(|out| out.w.size().0).sum();
+    let (mut sum, in_place) = sums_of(&mut dx, sums, k);
     // Its part is added with the product, but for dropout, which comes between.
     let with = |adapter: &&Adapted<'_, 'a, T>| {
         x.mask.is_none() && adapter.lora.rank <= RANKS && adapter.out.w.size().0 > 0
@@ -235,7 +236,9 @@ fn tile<'a, T: Real>(
         product.tile_and(&mut sum, keep, m.clone(), n.clone(), room, more);
         keep = true;
     }
-    (0..m.len()).for_each(|r| narrow(dx.row(r), &sums[r * n.len()..][..n.len()]));
+    if !in_place {
+        (0..m.len()).for_each(|r| narrow(dx.row(r), &sums[r * n.len()..][..n.len()]));
+    }
 }
 
 /// Block `i` of the columns of dA, of all outputs: one pass over x.

@@ -36,7 +36,7 @@ use crate::tensor::Real;
 const COLUMNS: usize = 256;
 /// Rows of b that are packed at a time: a panel takes most of a first-level cache, a block of panels half of a second-level
 /// one.
-const DEPTH: usize = 256;
+pub(super) const DEPTH: usize = 256;
 /// Rows of a that are copied at a time, at most.
 const ROWS: usize = 32;
 /// Columns of a, and rows of b, that [`More`] has at most.
