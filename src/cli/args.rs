@@ -12,6 +12,7 @@ use crate::fuse::options::{
     Coverage, DensityOf, DensityScope, Fedsa, Gate, Method, Restore, SharedRank, Side,
 };
 use crate::fuse::weights::Weights;
+use crate::model::packing::PackWeights;
 use crate::prune::groups::{Gqa, Reduce};
 use crate::prune::scores::Importance;
 use crate::stage::export::Format;
@@ -50,8 +51,8 @@ pub struct Global {
     pub memory_limit: Option<ByteSize>,
     /// Weights packed once for all products of train, eval, search, grams, run, demo and budget --measure on a CPU, rather
     /// than anew in each; results are the same. auto: where an eighth of --memory-limit stays free, or half of the memory
-    #[arg(long, global = true, default_value = "auto", value_name = "WHEN")]
-    pub pack_weights: PackArg,
+    #[arg(long, global = true, default_value = "auto", value_name = "auto|on|off")]
+    pub pack_weights: PackWeights,
     /// Read weights into memory instead of mapping them (files that may be truncated meanwhile)
     #[arg(long, global = true)]
     pub no_mmap: bool,
@@ -85,17 +86,6 @@ pub enum PrecisionArg {
     F32,
     /// bfloat16.
     Bf16,
-}
-
-/// When weights are packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PackArg {
-    /// As far as they fit, with room left.
-    Auto,
-    /// An error where they do not fit.
-    On,
-    /// Never.
-    Off,
 }
 
 /// The commands.

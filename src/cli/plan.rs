@@ -6,9 +6,8 @@ use std::sync::atomic::AtomicBool;
 
 use super::args::{
     BudgetArgs, Cli, Command, ConflictArgs, EvalArgs, ExportArgs, FuseArgs, FuseHow, FuseSettings,
-    GenerateArgs, Global, GramsArgs, JoinArgs, LogitsArgs, OccasionArgs, PackArg, PrecisionArg, PruneArgs,
-    PruneHow, RecoverArgs, ResolveArgs, SearchArgs, ShapeArgs, SignArgs, TrainCommand, TrainHow, TrustArgs,
-    VerifyArgs,
+    GenerateArgs, Global, GramsArgs, JoinArgs, LogitsArgs, OccasionArgs, PrecisionArg, PruneArgs, PruneHow,
+    RecoverArgs, ResolveArgs, SearchArgs, ShapeArgs, SignArgs, TrainCommand, TrainHow, TrustArgs, VerifyArgs,
 };
 use crate::checkpoint::manifest::Occasion;
 use crate::cpu::Cpu;
@@ -111,7 +110,7 @@ pub fn machine(global: &Global) -> Result<Machine> {
     match global.device.as_str() {
         "cpu" => cpu("asked for".into()),
         "auto" if global.precision == Some(PrecisionArg::F32) => cpu("for --precision f32".into()),
-        "auto" if global.pack_weights == PackArg::On => cpu("for --pack-weights on".into()),
+        "auto" if global.pack_weights == PackWeights::On => cpu("for --pack-weights on".into()),
         "auto" => match cuda(global, 0) {
             Ok(device) => {
                 Ok(Machine { device, precision: PrecisionArg::Bf16, reason: "found by itself".into() })
@@ -141,7 +140,7 @@ pub fn machine(global: &Global) -> Result<Machine> {
 }
 
 fn cuda(global: &Global, number: usize) -> Result<Device> {
-    if global.pack_weights == PackArg::On {
+    if global.pack_weights == PackWeights::On {
         return Err(Error::Usage(
             "--pack-weights on: the CUDA back end's products read weights as they are kept; leave it out, or use --device \
              cpu"
@@ -205,7 +204,7 @@ pub fn check_packing(cli: &Cli) -> Result<()> {
     use Command::{Budget, Demo, Eval, Grams, Run, Search, Train};
     match &cli.command {
         Train(_) | Eval(_) | Search(_) | Grams(_) | Run(_) | Demo(_) | Budget(_) => Ok(()),
-        _ if cli.global.pack_weights != PackArg::On => Ok(()),
+        _ if cli.global.pack_weights != PackWeights::On => Ok(()),
         _ => Err(Error::Usage(
             "--pack-weights on: train, eval, search, grams, run, demo and budget --measure pack weights, this command does \
              not; leave it out"
@@ -234,11 +233,7 @@ pub fn common(global: &Global, stop: Arc<AtomicBool>) -> Common {
     Common {
         no_mmap: global.no_mmap,
         memory_limit: limit,
-        pack_weights: match global.pack_weights {
-            PackArg::Auto => PackWeights::Auto,
-            PackArg::On => PackWeights::On,
-            PackArg::Off => PackWeights::Off,
-        },
+        pack_weights: global.pack_weights,
         seed: global.seed,
         force: global.force,
         resume: global.resume,

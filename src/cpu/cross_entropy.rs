@@ -106,7 +106,7 @@ fn product<T: Real>(
         let (m, n) = grid.at(i);
         // SAFETY: tiles of a grid are disjoint.
         let mut tile = unsafe { out.tile(m.start * cols + n.start, m.len(), n.len(), cols) };
-        term.tile(&mut tile, false, m, n, room);
+        term.tile(&mut tile, false, m, n, room, None);
     });
 }
 

@@ -117,7 +117,7 @@ impl<T: Real> Head<'_, T> {
         rooms.each(tasks, |i, room| {
             let n = i * COLS..(i * COLS + COLS).min(v);
             let (tile, room) = room.split_at_mut(rows * n.len());
-            product.tile(&mut TileMut::new(tile, rows, n.len()), false, 0..rows, n.clone(), room);
+            product.tile(&mut TileMut::new(tile, rows, n.len()), false, 0..rows, n.clone(), room, None);
             // SAFETY: each task has its own part.
             let mut part = unsafe { parts.tile(i * rows * 2, 1, rows * 2, rows * 2) };
             for (part, tile) in part.row(0).chunks_mut(2).zip(tile.chunks_mut(n.len())) {

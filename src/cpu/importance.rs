@@ -89,10 +89,17 @@ pub fn importance<T: Real>(op: Importance<'_, Host, T>) -> Result<()> {
                 k: rows.len(),
             };
             if second {
-                product.tile(&mut TileMut::new(acc, m.len(), n.len()), false, m.clone(), n.clone(), room);
+                product.tile(
+                    &mut TileMut::new(acc, m.len(), n.len()),
+                    false,
+                    m.clone(),
+                    n.clone(),
+                    room,
+                    None,
+                );
                 simd::run(Add { g, f, acc, weight: *weight });
             } else {
-                product.tile(&mut TileMut::new(g, m.len(), n.len()), true, m.clone(), n.clone(), room);
+                product.tile(&mut TileMut::new(g, m.len(), n.len()), true, m.clone(), n.clone(), room, None);
             }
         }
         let (tile_row, tile_col) = (at % down, at / down);

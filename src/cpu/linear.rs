@@ -297,7 +297,7 @@ impl<T: Real> Pass<'_, T> {
             _ => None,
         };
         if self.copies > 1 {
-            product.tile(&mut TileMut::new(base, m.len(), n.len()), false, m.clone(), n.clone(), room);
+            product.tile(&mut TileMut::new(base, m.len(), n.len()), false, m.clone(), n.clone(), room, None);
         }
         for copy in 0..self.copies {
             let rows = copy * self.x.tokens + m.start..copy * self.x.tokens + m.end;
@@ -312,7 +312,7 @@ impl<T: Real> Pass<'_, T> {
             if self.copies == 1 {
                 let more = whole.map(|l| self.adapter(out, l, rows.clone(), n.clone(), packed, widened));
                 let keep = bias.is_some() || residual.is_some();
-                product.tile_and(&mut sum, keep, m.clone(), n.clone(), room, more);
+                product.tile(&mut sum, keep, m.clone(), n.clone(), room, more);
             }
             for group in out.groups.iter().filter(|_| whole.is_none()) {
                 let of_y = group.rows.start.max(rows.start)..group.rows.end.min(rows.end);

@@ -233,7 +233,7 @@ fn tile<'a, T: Real>(
             let a = factor.pack::<T>(packed, a(params, l, x.inner).from(0, n.start), 1.0);
             More { a: Mat::new(u.data, (m.len(), l.rank), (u.stride, 1)), b: factor.matrix(a) }
         });
-        product.tile_and(&mut sum, keep, m.clone(), n.clone(), room, more);
+        product.tile(&mut sum, keep, m.clone(), n.clone(), room, more);
         keep = true;
     }
     if !in_place {

@@ -15,7 +15,7 @@ use super::dropout::Mask;
 use super::packed::Packed;
 #[cfg(target_arch = "x86_64")]
 use super::product::pairs::Pairs;
-use super::product::{Mat, More, Right, TileMut, product};
+use super::product::{Mat, More, Right, TileMut, dots, product};
 use super::simd::{self, Isa, Kernel};
 use super::thin::multiply;
 use crate::backend::Pass;
@@ -204,20 +204,9 @@ pub(super) struct Term<'a, T> {
 }
 
 impl<T: Real> Term<'_, T> {
-    /// Writes rows `m` and columns `n` of the term to `dst`, or adds them if `keep`.
+    /// Writes rows `m` and columns `n` of the term to `dst`, or adds them if `keep`; and adds `more`, which wants K to be at
+    /// least 1, and the term not to be [`dots`](Self::dots).
     pub(super) fn tile(
-        &self,
-        dst: &mut TileMut<'_, f32>,
-        keep: bool,
-        m: Range<usize>,
-        n: Range<usize>,
-        room: &mut [f32],
-    ) {
-        self.tile_and(dst, keep, m, n, room, None);
-    }
-
-    /// [`tile`](Self::tile), and `more`, which wants K to be at least 1, and the term not to be [`dots`](Self::dots).
-    pub(super) fn tile_and(
         &self,
         dst: &mut TileMut<'_, f32>,
         keep: bool,
@@ -253,6 +242,10 @@ impl<T: Real> Term<'_, T> {
         let places = [self.left.source.in_place(), packed.is_some() || self.right.source.in_place()];
         let (left, right) = room.split_at_mut(if places[0] { 0 } else { m.len() * depth(self.k) });
         self.blocks(keep, places == [true, true], |keep, ks| {
+            if decoded {
+                let b = self.right.block(n.clone(), ks.clone(), right);
+                return dots(dst, keep, self.left.block(m.clone(), ks, left), b);
+            }
             let b = match packed {
                 Some(packed) => Right::Packed(packed.singles(n.start, ks.start)),
                 None => Right::Lies(self.right.block(n.clone(), ks.clone(), right).t()),
@@ -278,7 +271,7 @@ impl<T: Real> Term<'_, T> {
     }
 }
 
-/// `dst += more`, to the bit as [`Term::tile_and`] adds it.
+/// `dst += more`, to the bit as [`Term::tile`] adds it.
 pub(super) fn add<T: Real>(dst: &mut TileMut<'_, f32>, more: More<'_>) {
     #[cfg(target_arch = "x86_64")]
     if let (Some(pairs), DType::BF16) = (Pairs::used(), T::DTYPE) {

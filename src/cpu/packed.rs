@@ -11,16 +11,12 @@ use super::operand::Source;
 use super::product::pack::{Line, Pack, Panels, Width, with_room};
 #[cfg(target_arch = "x86_64")]
 use super::product::pairs::{self, Pair, Pairs};
+use super::product::{COLUMNS, DEPTH};
 use super::simd;
 use crate::backend::Pass;
 use crate::error::{Error, Result};
 use crate::host::HostMatrix;
 use crate::tensor::{DType, Frozen, Real};
-
-/// Columns that one task packs, whole panels of every width.
-const COLUMNS: usize = 256;
-/// Rows that it reads at a time: a block takes no more than a thread's room.
-const DEPTH: usize = 256;
 
 /// A right factor `[K, columns]` in panels, each with all its rows.
 pub(crate) struct Packed {
@@ -63,7 +59,7 @@ impl Layout {
         self.width * if self.pairs { k / 2 } else { k }
     }
 
-    /// Calls `one` for all blocks, with the elements from a block's first on, a thread's room, columns and rows.
+    /// Calls `one` for all blocks, which are a product's and fit a thread's room, with the elements from a block's first on, a thread's room, columns and rows.
     fn fill<E: Pod + Send>(
         &self,
         lines: &mut [Line],
@@ -192,7 +188,7 @@ mod tests {
                         let mut dst: TileMut<'_, f32> = unsafe {
                             shared.tile(rows.start * n + columns.start, rows.len(), columns.len(), n)
                         };
-                        Term { left: x, right, k }.tile(&mut dst, false, rows, columns, &mut room);
+                        Term { left: x, right, k }.tile(&mut dst, false, rows, columns, &mut room, None);
                     }
                     out
                 };
@@ -225,7 +221,7 @@ mod tests {
         let x = Source::Real { data: &[1f32; 6][..], stride: 3 }.by_columns();
         let mut out = [f32::NAN; 8];
         let term = Term { left: x, right: Source::Weight(&other).by_rows(), k: 3 };
-        term.tile(&mut TileMut::new(&mut out, 2, 4), false, 0..2, 0..4, &mut []);
+        term.tile(&mut TileMut::new(&mut out, 2, 4), false, 0..2, 0..4, &mut [], None);
         assert_eq!(out, [3.0; 8]);
     }
 

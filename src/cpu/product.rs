@@ -5,7 +5,7 @@
 //! cache while the panels come from the second: where they lie, rows whose distance is a power of two would push each
 //! other out. Each element is a sum over blocks of K of sums over k, whatever its place, the sizes of dst, and whether b
 //! was packed: it depends on a row of a and a column of b alone. One row against columns that are contiguous, a token
-//! that is decoded, is an exception: dot products, for packing the columns would take longer than multiplying them.
+//! that is decoded, has [`dots`] besides, for packing the columns would take longer than multiplying them.
 
 #![allow(unsafe_code)]
 
@@ -33,7 +33,7 @@ use super::thin::Lines;
 use crate::tensor::Real;
 
 /// Columns of b that are packed at a time, whole panels.
-const COLUMNS: usize = 256;
+pub(super) const COLUMNS: usize = 256;
 /// Rows of b that are packed at a time: a panel takes most of a first-level cache, a block of panels half of a second-level
 /// one.
 pub(super) const DEPTH: usize = 256;
@@ -257,16 +257,6 @@ impl Kernel for Product<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self) {
-        // Not where b is one column that lies in rows: a block of a wider one, whose others are no dot products.
-        if let (Right::Lies(b), None) = (self.b, self.more)
-            && self.a.size.0 == 1
-            && self.a.size.1 > 0
-            && self.a.strides.1 == 1
-            && b.strides.0 == 1
-            && b.strides.1 != 1
-        {
-            return row::<I>(self.dst.row(0), self.keep, self.a.row(0), b.t());
-        }
         // SAFETY: kernels run with instructions that the processor has (`simd::run`), and these are I's.
         #[cfg(target_arch = "x86_64")]
         unsafe {
@@ -290,12 +280,28 @@ impl Kernel for Product<'_, '_> {
     }
 }
 
-/// One row of dst, against columns that are contiguous.
-#[inline(always)]
-fn row<I: Isa>(dst: &mut [f32], keep: bool, a: &[f32], columns: Mat<'_>) {
-    for (n, out) in dst.iter_mut().enumerate() {
-        let dot = simd::dot::<I>(a, columns.row(n));
-        *out = if keep { *out + dot } else { dot };
+/// `dst = a bᵀ`, added if `keep`, of one row of a and rows of b that are contiguous: nothing is packed.
+pub(super) fn dots(dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Mat<'_>) {
+    assert!((1, b.size.0) == dst.size() && a.size == (1, b.size.1));
+    simd::run(Dots { dst: dst.row(0), keep, a: a.row(0), b });
+}
+
+struct Dots<'a> {
+    dst: &'a mut [f32],
+    keep: bool,
+    a: &'a [f32],
+    b: Mat<'a>,
+}
+
+impl Kernel for Dots<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let Dots { dst, keep, a, b } = self;
+        for (n, out) in dst.iter_mut().enumerate() {
+            let dot = simd::dot::<I>(a, b.row(n));
+            *out = if keep { *out + dot } else { dot };
+        }
     }
 }
 
@@ -508,12 +514,19 @@ mod tests {
                     let inside = (2..2 + m).contains(&r);
                     row[3..3 + n].iter_mut().filter(|_| inside && !keep).for_each(|x| *x = f32::NAN);
                 }
-                for by in kernels() {
+                let by_dots = m == 1 && a.strides.1 == 1 && b.strides.0 == 1;
+                let dots = loops().filter(|_| by_dots).map(|set| (By::Set(set), true));
+                for (by, by_dots) in kernels().map(|by| (by, false)).chain(dots) {
                     let mut got = old.clone();
                     let shared = Shared::new(&mut got);
                     // SAFETY: it is the only tile.
                     let mut dst = unsafe { shared.tile(2 * stride + 3, m, n, stride) };
-                    with(by, &mut dst, keep, a, b);
+                    match by {
+                        By::Set(set) if by_dots => {
+                            run_on(set, Dots { dst: dst.row(0), keep, a: a.row(0), b: b.t() });
+                        }
+                        _ => with(by, &mut dst, keep, a, b),
+                    }
                     for (i, got) in got.iter().enumerate() {
                         let (r, c) = (i / stride, i % stride);
                         if !(2..2 + m).contains(&r) || !(3..3 + n).contains(&c) {
@@ -579,9 +592,7 @@ mod tests {
                 }
                 let panels = Panels::new(&packed, k * width);
                 let old = normal::<f32>(3, m * n, 1.0);
-                // One row by dot products is another sum.
-                let by_dots = m == 1 && b.strides.0 == 1 && b.strides.1 != 1;
-                for keep in [false, true].into_iter().filter(|_| !by_dots) {
+                for keep in [false, true] {
                     let (mut got, mut want) = (old.clone(), old.clone());
                     multiply(by, &mut TileMut::new(&mut got, m, n), keep, a, Right::Packed(panels));
                     multiply(by, &mut TileMut::new(&mut want, m, n), keep, a, Right::Lies(b));

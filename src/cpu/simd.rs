@@ -212,27 +212,26 @@ fn avx2<K: Kernel>(kernel: K) -> K::Output {
 /// Asks for the line of the caches that `x` is in, wherever that is.
 #[inline(always)]
 pub(crate) fn prefetch<T>(x: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    ask::<{ std::arch::x86_64::_MM_HINT_T0 }, T>(x);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = x;
+    ask::<true, T>(x);
 }
 
 /// [`prefetch`] into the second-level cache alone.
 #[inline(always)]
 pub(crate) fn prefetch_second<T>(x: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    ask::<{ std::arch::x86_64::_MM_HINT_T1 }, T>(x);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = x;
+    ask::<false, T>(x);
 }
 
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 #[allow(unsafe_code)]
-fn ask<const HINT: i32, T>(x: *const T) {
+fn ask<const NEAREST: bool, T>(x: *const T) {
     // SAFETY: SSE is part of x86-64, and a prefetch reads nothing.
-    unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(x.cast()) }
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        if NEAREST { _mm_prefetch::<_MM_HINT_T0>(x.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(x.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = x;
 }
 
 /// `a · b + c`, rounded once where that is one instruction.

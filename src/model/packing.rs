@@ -1,6 +1,8 @@
 //! Whether frozen weights are packed once for all products, or anew in each: results are the same, packed ones take
 //! memory and save time.
 
+use std::str::FromStr;
+
 use super::memory::{Part, Plan, human_bytes, sum};
 use crate::backend::{Pass, Scratch};
 use crate::checkpoint::config::ModelConfig;
@@ -74,6 +76,19 @@ pub enum PackWeights {
     On,
     /// None.
     Off,
+}
+
+impl FromStr for PackWeights {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<PackWeights> {
+        match s {
+            "auto" => Ok(PackWeights::Auto),
+            "on" => Ok(PackWeights::On),
+            "off" => Ok(PackWeights::Off),
+            _ => Err(Error::Usage(format!("unknown packing of weights {s:?}: expected auto, on or off"))),
+        }
+    }
 }
 
 impl PackWeights {

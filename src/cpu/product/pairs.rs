@@ -31,6 +31,8 @@ pub(in crate::cpu) const PANEL: usize = 16;
 const SIDE: usize = 2 * PANEL;
 /// Pairs of K come in multiples of this.
 const PAIRS: usize = 16;
+// A thin b is rounded where a strip of a comes after.
+const _: () = assert!(super::RANKS * COLUMNS <= SIDE * DEPTH);
 
 /// Two numbers of a column of b, one below the other.
 pub(in crate::cpu) type Pair = [bf16; 2];
@@ -177,9 +179,8 @@ unsafe fn run<A: Left>(
         for n in (0..columns).step_by(COLUMNS) {
             let ns = n..(n + COLUMNS).min(columns);
             let more = more.map(|More { a, b }| {
-                let pairs = rows_of_pairs(b.size.0);
-                round(thin_panels, pairs * PANEL, b.block(0..b.size.0, ns.clone()));
-                (a, Panels::new(thin_panels, pairs * PANEL), pairs)
+                let (panels, pairs) = thin(thin_panels, lines, b.block(0..b.size.0, ns.clone()));
+                (a, panels, pairs)
             });
             for k in (0..depth).step_by(DEPTH) {
                 let ks = k..(k + DEPTH).min(depth);
@@ -215,17 +216,16 @@ unsafe fn run<A: Left>(
 /// # Safety
 /// The processor has the instructions of `square`.
 unsafe fn add(square: &impl Square, dst: &mut TileMut<'_, f32>, More { a, b }: More<'_>) {
-    let ((rows, columns), (depth, pairs)) = (dst.size(), (b.size.0, rows_of_pairs(b.size.0)));
+    let ((rows, columns), depth) = (dst.size(), b.size.0);
     pack::with_room(|room| {
         let panels: &mut [Pair] = bytemuck::cast_slice_mut(room.thin);
         let lines: &mut [bf16] = bytemuck::cast_slice_mut(room.lines);
         for n in (0..columns).step_by(COLUMNS) {
             let ns = n..(n + COLUMNS).min(columns);
-            round(panels, pairs * PANEL, b.block(0..depth, ns.clone()));
+            let (panels, pairs) = thin(panels, lines, b.block(0..depth, ns.clone()));
             for m in (0..rows).step_by(SIDE) {
                 let ms = m..(m + SIDE).min(rows);
                 let a = strip(lines, a.block(ms.clone(), 0..depth), 2 * pairs);
-                let panels = Panels::new(panels, pairs * PANEL);
                 // SAFETY: the caller has the instructions; a strip has 32 rows of as many numbers.
                 unsafe { row_of_squares(square, &mut dst.block(ms, ns.clone()), true, a, panels, pairs) };
             }
@@ -233,16 +233,13 @@ unsafe fn add(square: &impl Square, dst: &mut TileMut<'_, f32>, More { a, b }: M
     });
 }
 
-/// A few rows of b, rounded, in panels `stride` apart, an even number of them, zeros below and beside them.
-fn round(out: &mut [Pair], stride: usize, b: Mat<'_>) {
-    let count = b.size.1.next_multiple_of(SIDE) / PANEL;
-    out[..count * stride].fill([bf16::ZERO; 2]);
-    for k in 0..b.size.0 {
-        for (panel, columns) in b.row(k).chunks(PANEL).enumerate() {
-            let out = &mut out[panel * stride + k / 2 * PANEL..];
-            out.iter_mut().zip(columns).for_each(|(out, x)| out[k % 2] = bf16::from_f32(*x));
-        }
-    }
+/// A few rows of b, rounded, in panels, and the pairs of each; with room for the numbers.
+fn thin<'r>(panels: &'r mut [Pair], room: &mut [bf16], b: Mat<'_>) -> (Panels<'r, Pair>, usize) {
+    let (pairs, (depth, columns)) = (rows_of_pairs(b.size.0), b.size);
+    let rounded = &mut room[..depth * columns];
+    rounded.chunks_exact_mut(columns).enumerate().for_each(|(k, out)| narrow(out, b.row(k)));
+    pack(panels, pairs * PANEL, Mat::new(rounded, b.size, (columns, 1)));
+    (Panels::new(panels, pairs * PANEL), pairs)
 }
 
 /// 32 rows of `a`, zeros for those that there are not, each of `depth` numbers, zeros after its own: where it lies if it is
