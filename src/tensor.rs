@@ -107,11 +107,14 @@ impl Real for bf16 {
     const DTYPE: DType = DType::BF16;
     #[inline(always)]
     fn to_f32(self) -> f32 {
-        bf16::to_f32(self)
+        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
+    // To the bit what `half` has, without branches: loops over it become vector instructions.
     #[inline(always)]
     fn from_f32(x: f32) -> bf16 {
-        bf16::from_f32(x)
+        let bits = x.to_bits();
+        let (nearest, quiet) = (bits.wrapping_add(0x7FFF + (bits >> 16 & 1)), bits | 0x40_0000);
+        bf16::from_bits(((if x.is_nan() { quiet } else { nearest }) >> 16) as u16)
     }
 }
 
@@ -207,5 +210,27 @@ pub trait Store: MemoryLayout + Sized + Send + Sync + 'static {
     fn rows_mut<T: Real>(buf: &mut Self::Buf<T>, range: Range<usize>, width: usize) -> Self::ViewMut<'_, T> {
         let row = Self::row(width);
         Self::view_mut(buf, range.start * row..range.end * row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_is_that_of_half() {
+        for bits in 0..=u16::MAX {
+            let x = bf16::from_bits(bits);
+            let (got, want) = (Real::to_f32(x), x.to_f32());
+            assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{bits:#06x}");
+        }
+        // Every exponent, both signs, and what is halfway between two neighbours, a bit more and a bit less.
+        for high in 0..=u16::MAX {
+            for low in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
+                let x = f32::from_bits(u32::from(high) << 16 | low);
+                let (got, want) = (<bf16 as Real>::from_f32(x), bf16::from_f32(x));
+                assert_eq!(got.to_bits(), want.to_bits(), "{:#010x}", x.to_bits());
+            }
+        }
     }
 }
