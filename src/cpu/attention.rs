@@ -6,17 +6,19 @@
 
 mod backward;
 mod blocks;
+mod form;
 #[cfg(test)]
 mod tests;
 
 use rayon::prelude::*;
 
 use self::blocks::{
-    KEYS, LANES, Pairs, PerPair, Room, Rows, before, each_run, gather_keys, head_runs, per_pair, queries,
-    transpose, with_room,
+    KEYS, LANES, Pairs, PerPair, Room, Rows, before, each_run, head_runs, per_pair, queries, rows_of_keys,
+    with_room,
 };
+use self::form::Form;
 use super::exp::exp;
-use super::product::block::{Left, Size, padded, product};
+use super::product::block::{Left, Size, padded};
 use super::simd::{self, Isa, Kernel, fma};
 use crate::error::Result;
 use crate::host::Host;
@@ -77,29 +79,30 @@ impl<T: Real> Kernel for Forward<'_, T> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         let Forward { o, lse, q, k, v, segment, pairs, kv, heads, room } = self;
-        let (n, dim, width) = (pairs.len(), heads.dim, padded(heads.dim));
+        let (n, dim, width, form) = (pairs.len(), heads.dim, padded(heads.dim), Form::of::<T>(heads.dim));
         let columns = n.next_multiple_of(LANES);
         let [q_t, keys, sums, ..] = room.wide;
         let [scores, _] = room.square;
-        transpose(q_t, |r| pairs.row(q, r, heads), n, dim, columns);
+        form.turned(q_t, |r| pairs.row(q, r, heads), n, dim, columns);
         let first = before(segment, &pairs.queries);
         let mut state = State { max: per_pair(f32::NEG_INFINITY), sum: per_pair(0.0), shrink: per_pair(0.0) };
 
         let end = first + pairs.queries.len();
         for start in (0..end).step_by(KEYS) {
             let block = start..end.min(start + KEYS);
-            gather_keys(keys, k, segment, block.clone(), kv, heads);
+            let left = form.across(keys, rows_of_keys(k, segment, block.clone(), kv, heads), dim);
             let size = Size { rows: block.len(), columns, depth: dim };
-            product(scores, false, Left::by_row(keys, width), q_t, size);
+            form.product(scores, false, left, q_t, size);
             let scores = &mut scores[..block.len() * columns];
             hide(scores, columns, &pairs, first, block.start);
-            state.take::<I, T>(scores, columns, heads.scale);
+            state.take::<I>(scores, columns, heads.scale);
+            form.settle::<T>(scores, columns);
             for (sums, shrink) in sums.chunks_exact_mut(width).zip(state.shrink.as_flattened()).take(n) {
                 sums.iter_mut().for_each(|s| *s *= shrink);
             }
-            gather_keys(keys, v, segment, block.clone(), kv, heads);
+            let right = form.down(keys, rows_of_keys(v, segment, block.clone(), kv, heads), dim);
             let size = Size { rows: n, columns: width, depth: block.len() };
-            product(sums, start > 0, Left::by_column(scores, columns), keys, size);
+            form.product(sums, start > 0, Left::by_column(scores, columns), right, size);
         }
         for (r, sums) in sums.chunks_exact(width).enumerate().take(n) {
             let (t, h) = (r / pairs.heads.len(), r % pairs.heads.len());
@@ -131,11 +134,11 @@ struct State {
 }
 
 impl State {
-    /// Turns scores `s[u, r]`, not scaled yet, into exponentials, rounded as operands of the next product.
+    /// Turns scores `s[u, r]`, not scaled yet, into exponentials.
     ///
     /// Each loop over the lanes does one thing, so that it becomes vector instructions.
     #[inline(always)]
-    fn take<I: Isa, T: Real>(&mut self, s: &mut [f32], columns: usize, scale: f32) {
+    fn take<I: Isa>(&mut self, s: &mut [f32], columns: usize, scale: f32) {
         for j in (0..columns).step_by(LANES) {
             let i = j / LANES;
             let old = self.max[i];
@@ -159,15 +162,11 @@ impl State {
             }
             for s in s.chunks_exact_mut(columns) {
                 let s = lanes_mut(s, j);
-                let mut e = [0f32; LANES];
                 for c in 0..LANES {
-                    e[c] = exp::<I>(fma::<I>(s[c], scale, base[c]));
+                    s[c] = exp::<I>(fma::<I>(s[c], scale, base[c]));
                 }
                 for c in 0..LANES {
-                    sum[c] += e[c];
-                }
-                for c in 0..LANES {
-                    s[c] = T::round(e[c]);
+                    sum[c] += s[c];
                 }
             }
             (self.max[i], self.sum[i], self.shrink[i]) = (max, sum, shrink);

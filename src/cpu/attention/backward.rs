@@ -2,12 +2,12 @@
 //! runs of keys. Scores are made in both.
 
 use super::blocks::{
-    KEYS, LANES, Pairs, PerPair, Room, Rows, each_run, gather_keys, gather_pairs, head_runs, per_pair,
-    queries, transpose, with_room,
+    KEYS, LANES, Pairs, PerPair, Room, Rows, each_run, head_runs, per_pair, queries, rows_of_keys, with_room,
 };
+use super::form::Form;
 use super::{hide, lanes_mut};
 use crate::cpu::exp::exp;
-use crate::cpu::product::block::{Left, Size, padded, product};
+use crate::cpu::product::block::{Left, Size, padded};
 use crate::cpu::simd::{self, Isa, Kernel, fma, total};
 use crate::error::Result;
 use crate::host::Host;
@@ -91,23 +91,23 @@ impl<T: Real> Kernel for Queries<'_, T> {
     fn run<I: Isa>(self) {
         let Queries { dq, inputs, segment, pairs, kv, room } = self;
         let heads = inputs.heads;
-        let (n, dim, width) = (pairs.len(), heads.dim, padded(heads.dim));
+        let (n, dim, width, form) = (pairs.len(), heads.dim, padded(heads.dim), Form::of::<T>(heads.dim));
         let columns = n.next_multiple_of(LANES);
         let [q_t, do_t, k, v, sums, _] = room.wide;
         let [p, dp] = room.square;
-        transpose(q_t, |r| pairs.row(inputs.q, r, heads), n, dim, columns);
-        transpose(do_t, |r| pairs.row(inputs.do_, r, heads), n, dim, columns);
+        form.turned(q_t, |r| pairs.row(inputs.q, r, heads), n, dim, columns);
+        form.turned(do_t, |r| pairs.row(inputs.do_, r, heads), n, dim, columns);
         let (lse, delta) = inputs.numbers::<I>(&pairs);
         let first = pairs.queries.start - segment.q.start;
 
         let end = first + pairs.queries.len();
         for start in (0..end).step_by(KEYS) {
             let block = start..end.min(start + KEYS);
-            gather_keys(k, inputs.k, segment, block.clone(), kv, heads);
-            gather_keys(v, inputs.v, segment, block.clone(), kv, heads);
+            let rows = |x| rows_of_keys(x, segment, block.clone(), kv, heads);
+            let ((k, k_down), v) = (form.both(k, rows(inputs.k), dim), form.across(v, rows(inputs.v), dim));
             let size = Size { rows: block.len(), columns, depth: dim };
-            product(p, false, Left::by_row(k, width), q_t, size);
-            product(dp, false, Left::by_row(v, width), do_t, size);
+            form.product(p, false, k, q_t, size);
+            form.product(dp, false, v, do_t, size);
             let (p, dp) = (&mut p[..block.len() * columns], &dp[..block.len() * columns]);
             hide(p, columns, &pairs, first, block.start);
             for (p, dp) in p.chunks_exact_mut(columns).zip(dp.chunks_exact(columns)) {
@@ -118,12 +118,13 @@ impl<T: Real> Kernel for Queries<'_, T> {
                         p[c] = exp::<I>(fma::<I>(p[c], heads.scale, -lse[c]));
                     }
                     for c in 0..LANES {
-                        p[c] = T::round(p[c] * (dp[c] - delta[c]));
+                        p[c] *= dp[c] - delta[c];
                     }
                 }
             }
+            form.settle::<T>(p, columns);
             let size = Size { rows: n, columns: width, depth: block.len() };
-            product(sums, start > 0, Left::by_column(p, columns), k, size);
+            form.product(sums, start > 0, Left::by_column(p, columns), k_down, size);
         }
         for (r, sums) in sums.chunks_exact(width).enumerate().take(n) {
             let (t, h) = (r / pairs.heads.len(), r % pairs.heads.len());
@@ -152,25 +153,25 @@ impl<T: Real> Kernel for Keys<'_, T> {
     fn run<I: Isa>(self) {
         let Keys { dk, dv, inputs, segment, block, kv, room } = self;
         let heads = inputs.heads;
-        let (n, dim, width) = (block.len(), heads.dim, padded(heads.dim));
+        let (n, dim, width, form) = (block.len(), heads.dim, padded(heads.dim), Form::of::<T>(heads.dim));
         let columns = n.next_multiple_of(LANES);
         let [k_t, v_t, q, do_, dk_sums, dv_sums] = room.wide;
         let [p, ds] = room.square;
         let from = segment.q.start + block.start;
         let row = |u: usize| ((from + u) * heads.kv + kv) * dim;
-        transpose(k_t, |u| &inputs.k[row(u)..][..dim], n, dim, columns);
-        transpose(v_t, |u| &inputs.v[row(u)..][..dim], n, dim, columns);
+        form.turned(k_t, |u| &inputs.k[row(u)..][..dim], n, dim, columns);
+        form.turned(v_t, |u| &inputs.v[row(u)..][..dim], n, dim, columns);
 
         let mut added = false;
         for start in (from..segment.q.end).step_by(queries(heads)) {
             for h in head_runs(heads, kv) {
                 let queries = start..segment.q.end.min(start + queries(heads));
                 let pairs = Pairs { queries, heads: h };
-                gather_pairs(q, inputs.q, &pairs, heads);
-                gather_pairs(do_, inputs.do_, &pairs, heads);
+                let (q, q_down) = form.both(q, pairs.rows(inputs.q, heads), dim);
+                let (do_, do_down) = form.both(do_, pairs.rows(inputs.do_, heads), dim);
                 let size = Size { rows: pairs.len(), columns, depth: dim };
-                product(p, false, Left::by_row(q, width), k_t, size);
-                product(ds, false, Left::by_row(do_, width), v_t, size);
+                form.product(p, false, q, k_t, size);
+                form.product(ds, false, do_, v_t, size);
                 let (lse, delta) = inputs.numbers::<I>(&pairs);
                 let rows = p.chunks_exact_mut(columns).zip(ds.chunks_exact_mut(columns));
                 for (r, (p, ds)) in rows.enumerate().take(pairs.len()) {
@@ -183,16 +184,16 @@ impl<T: Real> Kernel for Keys<'_, T> {
                             *p = exp::<I>(fma::<I>(*p, heads.scale, -lse));
                         }
                         for c in 0..LANES {
-                            ds[c] = T::round(p[c] * (ds[c] - delta));
-                        }
-                        for p in p.iter_mut() {
-                            *p = T::round(*p);
+                            ds[c] = p[c] * (ds[c] - delta);
                         }
                     }
                 }
+                for s in [&mut *p, &mut *ds] {
+                    form.settle::<T>(&mut s[..pairs.len() * columns], columns);
+                }
                 let size = Size { rows: n, columns: width, depth: pairs.len() };
-                product(dv_sums, added, Left::by_column(p, columns), do_, size);
-                product(dk_sums, added, Left::by_column(ds, columns), q, size);
+                form.product(dv_sums, added, Left::by_column(p, columns), do_down, size);
+                form.product(dk_sums, added, Left::by_column(ds, columns), q_down, size);
                 added = true;
             }
         }

@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use crate::cpu::product::block::padded;
 use crate::ops::attention::{Heads, Segment};
-use crate::tensor::Real;
 
 /// (query, head) pairs of a block, at most.
 pub(super) const PAIRS: usize = 64;
@@ -151,6 +150,10 @@ impl Pairs {
     pub fn row<'a, T>(&self, x: &'a [T], r: usize, heads: Heads) -> &'a [T] {
         &x[self.at(r, heads) * heads.dim..][..heads.dim]
     }
+    /// All their rows.
+    pub fn rows<'a, T>(&'a self, x: &'a [T], heads: Heads) -> impl Iterator<Item = &'a [T]> + Clone {
+        (0..self.len()).map(move |r| self.row(x, r, heads))
+    }
 }
 
 /// Heads of key/value head `kv`, in runs of at most [`PAIRS`].
@@ -172,7 +175,7 @@ pub(super) fn before(s: &Segment, queries: &Range<usize>) -> usize {
 
 /// Rows of k and v of the keys `range`, counted over past and own rows, in runs.
 #[inline(always)]
-fn key_runs(s: &Segment, range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+fn key_runs(s: &Segment, range: Range<usize>) -> impl Iterator<Item = Range<usize>> + Clone {
     let own = s.own..s.own + s.q.len();
     let (mut skip, mut left) = (range.start, range.len());
     s.past.iter().cloned().chain([own]).map(move |run| {
@@ -183,60 +186,14 @@ fn key_runs(s: &Segment, range: Range<usize>) -> impl Iterator<Item = Range<usiz
     })
 }
 
-/// `out[i, ..]` = the row of key/value head `kv` of `x[U, G·K]` that the i-th of `keys` has, see [`widened`].
+/// The rows of key/value head `kv` of `x[U, G·K]` that `keys` have.
 #[inline(always)]
-pub(super) fn gather_keys<T: Real>(
-    out: &mut [f32],
-    x: &[T],
-    s: &Segment,
+pub(super) fn rows_of_keys<'a, T>(
+    x: &'a [T],
+    s: &'a Segment,
     keys: Range<usize>,
     kv: usize,
     heads: Heads,
-) {
-    let width = padded(heads.dim);
-    let mut at = 0;
-    for run in key_runs(s, keys) {
-        for u in run {
-            let row = &x[(u * heads.kv + kv) * heads.dim..][..heads.dim];
-            widened(&mut out[at..at + width], row);
-            at += width;
-        }
-    }
-}
-
-/// `out[r, ..]` = pair r's row of `x[T, H·K]`, see [`widened`].
-#[inline(always)]
-pub(super) fn gather_pairs<T: Real>(out: &mut [f32], x: &[T], pairs: &Pairs, heads: Heads) {
-    for (r, out) in out.chunks_exact_mut(padded(heads.dim)).enumerate().take(pairs.len()) {
-        widened(out, pairs.row(x, r, heads));
-    }
-}
-
-/// `row` in f32, then zeros.
-#[inline(always)]
-fn widened<T: Real>(out: &mut [f32], row: &[T]) {
-    let (out, rest) = out.split_at_mut(row.len());
-    for (out, x) in out.iter_mut().zip(row) {
-        *out = x.to_f32();
-    }
-    rest.fill(0.0);
-}
-
-/// `out[k, i] = row(i)[k]` for `n` rows of `dim` elements, then zeros up to `columns`.
-#[inline(always)]
-pub(super) fn transpose<'a, T: Real>(
-    out: &mut [f32],
-    row: impl Fn(usize) -> &'a [T],
-    n: usize,
-    dim: usize,
-    columns: usize,
-) {
-    for i in 0..n {
-        for (out, x) in out.chunks_exact_mut(columns).zip(&row(i)[..dim]) {
-            out[i] = x.to_f32();
-        }
-    }
-    for out in out.chunks_exact_mut(columns).take(dim) {
-        out[n..].fill(0.0);
-    }
+) -> impl Iterator<Item = &'a [T]> + Clone {
+    key_runs(s, keys).flatten().map(move |u| &x[(u * heads.kv + kv) * heads.dim..][..heads.dim])
 }

@@ -5,7 +5,7 @@ use std::arch::x86_64::{__m128, __m256, __m512};
 
 use super::TileMut;
 use super::micro::{self, Vector};
-use crate::cpu::simd::{self, Isa, Kernel};
+use crate::cpu::simd::{self, Instructions, Isa, Kernel};
 
 /// Columns of a right factor and of a result come in multiples of this; the rest is padding.
 pub(in crate::cpu) const COLUMNS: usize = 8;
@@ -59,22 +59,82 @@ struct Product<'a> {
     size: Size,
 }
 
-impl Kernel for Product<'_> {
-    type Output = ();
+/// Whether [`product_of_pairs`] can be called, and is faster than twice as deep a product.
+pub(in crate::cpu) fn pairs_are_used() -> bool {
+    cfg!(target_arch = "x86_64") && Instructions::used() == Instructions::Avx512Bf16
+}
+
+/// [`product`] of factors whose every f32 stands for two bf16, its bits: `c[i, j] = Σ_k a[i, k]₀ b[k, j]₀ + a[i, k]₁ b[k, j]₁`.
+/// Sums are f32, and subnormal numbers count as 0.
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) fn product_of_pairs(c: &mut [f32], add: bool, a: Left<'_>, b: &[f32], size: Size) {
+    assert!(pairs_are_used());
+    // SAFETY: the instructions are used, so the processor has them.
+    unsafe { Product { c, add, a, b, size }.of_pairs() }
+}
+
+/// There are no instructions for it.
+#[cfg(not(target_arch = "x86_64"))]
+pub(in crate::cpu) fn product_of_pairs(_: &mut [f32], _: bool, _: Left<'_>, _: &[f32], _: Size) {
+    unreachable!("pairs are not used")
+}
+
+impl Product<'_> {
+    /// Whether there is anything to write; both factors have the sizes.
     #[inline(always)]
-    fn run<I: Isa>(self) {
-        let Product { c, add, a, b, size } = self;
-        let Size { rows, columns, depth } = size;
+    fn checked(&self) -> bool {
+        let &Product { a, b, size: Size { rows, columns, depth }, .. } = self;
         if rows == 0 || columns == 0 {
-            return;
+            return false;
         }
         assert!(columns.is_multiple_of(COLUMNS));
         assert!(depth.checked_mul(columns).is_some_and(|n| n <= b.len()));
         let last = |n: usize, by: usize| n.saturating_sub(1).checked_mul(by);
         let last = last(rows, a.by_row).zip(last(depth, a.by_depth)).and_then(|(i, k)| i.checked_add(k));
         assert!(depth == 0 || last.is_some_and(|n| n < a.data.len()));
-        let mut c = TileMut::new(c, rows, columns);
-        let mut j = 0;
+        true
+    }
+
+    /// [`product_of_pairs`].
+    ///
+    /// # Safety
+    /// The processor has the instructions.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    unsafe fn of_pairs(self) {
+        use micro::Dotted;
+        if !self.checked() {
+            return;
+        }
+        let Product { c, add, a, b, size } = self;
+        let (mut c, mut j) = (TileMut::new(c, size.rows, size.columns), 0);
+        // SAFETY: as the caller says; b has N columns from j on.
+        unsafe {
+            while j + 32 <= size.columns {
+                strip::<Dotted<__m512>, 8, 2, 32>(&mut c, j, add, a, b, size);
+                j += 32;
+            }
+            if j + 16 <= size.columns {
+                strip::<Dotted<__m512>, 8, 1, 16>(&mut c, j, add, a, b, size);
+                j += 16;
+            }
+            if j < size.columns {
+                strip::<Dotted<__m256>, 8, 1, 8>(&mut c, j, add, a, b, size);
+            }
+        }
+    }
+}
+
+impl Kernel for Product<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        if !self.checked() {
+            return;
+        }
+        let Product { c, add, a, b, size } = self;
+        let columns = size.columns;
+        let (mut c, mut j) = (TileMut::new(c, size.rows, columns), 0);
         // SAFETY: kernels run with instructions that the processor has (`simd::run`), and these are I's; b has N columns
         // from j on.
         #[cfg(target_arch = "x86_64")]
@@ -174,8 +234,10 @@ unsafe fn tile<V: Vector<Of = f32>, const M: usize, const C: usize, const N: usi
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "x86_64")]
+    use half::bf16;
+
     use super::*;
-    use crate::cpu::simd::Instructions;
     use crate::cpu::simd::tests::{loops, run_on};
     use crate::ops::cases::normal;
 
@@ -199,6 +261,37 @@ mod tests {
             let want = [sum(&|k| i * (depth + 3) + k) + old, sum(&|k| k * (rows + 3) + i) + old];
             for (got, want) in [by_row[at], by_column[at]].into_iter().zip(want) {
                 let tol = 1.5e-7 * depth as f64 + 2e-7 * want.abs() + 5e-7;
+                assert!((f64::from(got) - want).abs() <= tol, "{size:?} [{i}, {j}] = {got}, expected {want}");
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn of_pairs_as_the_sums() {
+        if Instructions::here().all(|set| set != Instructions::Avx512Bf16) {
+            return;
+        }
+        let cases = (1..20).flat_map(|n| [8, 16, 24, 48].map(|columns| (n, columns)));
+        for ((rows, columns), depth) in cases.flat_map(|of| [0, 1, 5, 32].map(|depth| (of, depth))) {
+            let halves = |seed, n: usize| normal::<bf16>(seed, 2 * n, 1.0);
+            let (a, b) = (halves(1, rows * (depth + 1)), halves(2, depth * columns));
+            let single = |x: &[bf16]| bytemuck::pod_collect_to_vec::<_, f32>(x);
+            let (of_a, of_b) = (single(&a), single(&b));
+            let old = normal::<f32>(3, rows * columns, 1.0);
+            let mut c = old.clone();
+            let left = Left::by_row(&of_a, depth + 1);
+            let size = Size { rows, columns, depth };
+            let product = Product { c: &mut c, add: true, a: left, b: &of_b, size };
+            // SAFETY: the processor has the instructions, as was just seen.
+            unsafe { product.of_pairs() };
+            for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+                let terms = (0..2 * depth).map(|k| {
+                    let (a, b) = (a[i * (depth + 1) * 2 + k], b[(k / 2 * columns + j) * 2 + k % 2]);
+                    a.to_f64() * b.to_f64()
+                });
+                let (got, want) = (c[i * columns + j], f64::from(old[i * columns + j]) + terms.sum::<f64>());
+                let tol = 3e-7 * depth as f64 + 2e-7 * want.abs() + 5e-7;
                 assert!((f64::from(got) - want).abs() <= tol, "{size:?} [{i}, {j}] = {got}, expected {want}");
             }
         }

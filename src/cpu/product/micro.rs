@@ -5,6 +5,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+#[cfg(target_arch = "x86_64")]
+use std::mem::transmute;
 
 use super::{LINE, TileMut};
 #[cfg(any(test, not(target_arch = "x86_64")))]
@@ -97,6 +99,51 @@ vector!(__m256d, f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm2
 vector!(__m128d, f64, 2, _mm_set1_pd, _mm_loadu_pd, _mm_storeu_pd, _mm_add_pd, |a, b, c| {
     _mm_add_pd(_mm_mul_pd(a, b), c)
 });
+
+/// A register whose every f32 stands for two bf16 where it is multiplied, of which both products are added.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Dotted<V>(V);
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! dotted {
+    ($v:ty, $pairs:ty, $n:literal, $dot:ident) => {
+        // SAFETY: it reads and writes what `$v` does.
+        unsafe impl Vector for Dotted<$v> {
+            type Of = f32;
+            const LANES: usize = $n;
+            #[inline(always)]
+            unsafe fn splat(x: f32) -> Self {
+                // SAFETY: the caller has the instructions.
+                Dotted(unsafe { <$v>::splat(x) })
+            }
+            #[inline(always)]
+            unsafe fn load(x: *const f32) -> Self {
+                // SAFETY: the caller has the numbers and the instructions.
+                Dotted(unsafe { <$v>::load(x) })
+            }
+            #[inline(always)]
+            unsafe fn store(self, x: *mut f32) {
+                // SAFETY: the caller has the numbers and the instructions.
+                unsafe { self.0.store(x) }
+            }
+            #[inline(always)]
+            unsafe fn add(self, b: Self) -> Self {
+                // SAFETY: the caller has the instructions.
+                Dotted(unsafe { self.0.add(b.0) })
+            }
+            #[inline(always)]
+            unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+                // SAFETY: the caller has the instructions; registers of one size hold anything.
+                Dotted(unsafe { $dot(c.0, transmute::<$v, $pairs>(self.0), transmute::<$v, $pairs>(b.0)) })
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+dotted!(__m512, __m512bh, 16, _mm512_dpbf16_ps);
+#[cfg(target_arch = "x86_64")]
+dotted!(__m256, __m256bh, 8, _mm256_dpbf16_ps);
 
 /// Numbers one after another, for other processors.
 #[cfg(any(test, not(target_arch = "x86_64")))]
