@@ -8,9 +8,9 @@
 use rayon::prelude::*;
 
 use super::head::{Head, ROWS, score_scratch, softmax};
-use super::operand::{Source, Term, depth, narrow, weight_in_place};
+use super::operand::{Operand, Source, Term, depth, narrow, settle, settled, weight_in_place};
 use super::parts;
-use super::product::Shared;
+use super::product::{End, Shared};
 use super::tiles::{Grid, Rooms, enough};
 use crate::error::Result;
 use crate::host::Host;
@@ -28,13 +28,13 @@ fn chunk(rows: usize, vocab: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1))
 }
 
-/// Room of one thread: W widened.
+/// Room of one thread: W widened, and a settled row, which a product of one row is made of.
 fn room<T: Real>(rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
     if weight_in_place::<T>(dtype) {
         return 0;
     }
     let logits = Grid::most(rows, vocab).1 * depth(width);
-    logits.max(Grid::most(rows, width).1 * depth(vocab))
+    logits.max(Grid::most(rows, width).1 * depth(vocab)) + depth(width)
 }
 
 /// f32 elements of scratch that [`cross_entropy`] uses on `threads` threads: logits and x of a chunk, and the rooms.
@@ -73,13 +73,15 @@ pub fn cross_entropy<T: Real>(op: CrossEntropy<'_, Host, T>) -> Result<()> {
     for ((nll, rows), targets) in chunks {
         let count = rows.len();
         states.gather(xs, rows);
+        xs[..count * d].chunks_mut(d.max(1)).for_each(settle::<T>);
         let weights = Source::<T>::Weight(head);
         product(&mut logits[..count * v], xs, count, v, d, weights.by_columns(), &rooms);
         let few = parts::rows(v);
         let lines = logits.par_chunks_mut(few * v).zip(nll.par_chunks_mut(few)).zip(targets.par_chunks(few));
         lines.for_each(|((logits, nll), targets)| {
             for ((logits, nll), &target) in logits.chunks_mut(v).zip(nll).zip(targets) {
-                *nll = softmax::<T>(logits, target as usize, weight);
+                *nll = softmax(logits, target as usize, weight);
+                settle::<T>(logits);
             }
         });
         product(&mut xs[..count * d], logits, count, d, v, weights.by_rows(), &rooms);
@@ -90,23 +92,23 @@ pub fn cross_entropy<T: Real>(op: CrossEntropy<'_, Host, T>) -> Result<()> {
     Ok(())
 }
 
-/// `out[rows, cols] = left[rows, K] · right[cols, K]ᵀ` by tiles.
+/// `out[rows, cols] = left[rows, K] · right[cols, K]ᵀ` by tiles; rows of `left` are settled.
 fn product<T: Real>(
     out: &mut [f32],
     left: &[f32],
     rows: usize,
     cols: usize,
     k: usize,
-    right: super::operand::Operand<'_, T>,
+    right: Operand<'_, T>,
     rooms: &Rooms<'_>,
 ) {
-    let left = Source::Single { data: left, stride: k }.by_columns();
+    let left = settled(left, k).by_columns();
     let (term, grid, out) = (Term { left, right, k }, Grid::new(rows, cols, k), Shared::new(out));
     rooms.each(grid.len(), |i, room| {
         let (m, n) = grid.at(i);
         // SAFETY: tiles of a grid are disjoint.
         let mut tile = unsafe { out.tile(m.start * cols + n.start, m.len(), n.len(), cols) };
-        term.tile(&mut tile, false, m, n, room, None);
+        term.tile(&mut tile, false, m, n, room, End::default());
     });
 }
 

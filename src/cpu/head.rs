@@ -4,7 +4,7 @@
 
 use super::exp::exp;
 use super::operand::{Source, Term, depth, weight_in_place, widen};
-use super::product::{Shared, TileMut};
+use super::product::{End, Shared, TileMut};
 use super::simd::{self, Isa, Kernel, LANES, dot, total};
 use super::tiles::Rooms;
 use crate::host::HostMatrix;
@@ -117,7 +117,14 @@ impl<T: Real> Head<'_, T> {
         rooms.each(tasks, |i, room| {
             let n = i * COLS..(i * COLS + COLS).min(v);
             let (tile, room) = room.split_at_mut(rows * n.len());
-            product.tile(&mut TileMut::new(tile, rows, n.len()), false, 0..rows, n.clone(), room, None);
+            product.tile(
+                &mut TileMut::new(tile, rows, n.len()),
+                false,
+                0..rows,
+                n.clone(),
+                room,
+                End::default(),
+            );
             // SAFETY: each task has its own part.
             let mut part = unsafe { parts.tile(i * rows * 2, 1, rows * 2, rows * 2) };
             for (part, tile) in part.row(0).chunks_mut(2).zip(tile.chunks_mut(n.len())) {
@@ -139,15 +146,14 @@ impl<T: Real> Head<'_, T> {
 /// Pairs that one task scores.
 const PAIRS: usize = 64;
 
-/// Turns a row of logits into the gradient of its loss, `weight (softmax − e_target)` rounded to `T`; the loss.
-pub(super) fn softmax<T: Real>(logits: &mut [f32], target: usize, weight: f32) -> f32 {
+/// Turns a row of logits into the gradient of its loss, `weight (softmax − e_target)`; the loss.
+pub(super) fn softmax(logits: &mut [f32], target: usize, weight: f32) -> f32 {
     let hit = logits[target];
     let most = simd::run(Largest(logits));
     let sum = simd::run(Exps { x: logits, most });
     let lse = f64::from(most) + sum.ln();
     simd::run(Multiply { x: logits, by: (f64::from(weight) / sum) as f32 });
     logits[target] = ((f64::from(hit) - lse).exp_m1() * f64::from(weight)) as f32;
-    super::operand::round::<T>(logits);
     (lse - f64::from(hit)) as f32
 }
 

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::operand::{Source, Term, depth};
-use super::product::{Shared, TileMut};
+use super::product::{End, Shared, TileMut};
 use super::simd::{self, Isa, Kernel};
 use super::tiles::{Grid, Rooms, enough};
 use crate::error::Result;
@@ -95,11 +95,18 @@ pub fn importance<T: Real>(op: Importance<'_, Host, T>) -> Result<()> {
                     m.clone(),
                     n.clone(),
                     room,
-                    None,
+                    End::default(),
                 );
                 simd::run(Add { g, f, acc, weight: *weight });
             } else {
-                product.tile(&mut TileMut::new(g, m.len(), n.len()), true, m.clone(), n.clone(), room, None);
+                product.tile(
+                    &mut TileMut::new(g, m.len(), n.len()),
+                    true,
+                    m.clone(),
+                    n.clone(),
+                    room,
+                    End::default(),
+                );
             }
         }
         let (tile_row, tile_col) = (at % down, at / down);

@@ -10,9 +10,9 @@ use std::ops::Range;
 
 use super::dropout::Mask;
 use super::operand::{Source, Term, add, depth, narrow, weight_in_place, widen};
-use super::product::{DEPTH, More, RANKS, Shared, TileMut};
+use super::product::{DEPTH, Done, End, More, RANKS, Shared, TileMut};
 use super::swiglu::gated;
-use super::thin::{Factor, Lines, multiply};
+use super::thin::{Factor, Lines, Narrow, multiply};
 use super::tiles::{Grid, Rooms, enough};
 use crate::backend::LinearSize;
 use crate::error::Result;
@@ -158,7 +158,7 @@ fn thin<T: Real>(
         let mut k = 0;
         loop {
             let ks = k..(k + step).min(x.inner);
-            let xs = source.block(of_x.clone(), ks.clone(), xs);
+            let xs = source.thin(of_x.clone(), ks.clone(), xs);
             let mut at = 0;
             for (width, t, groups) in &ts {
                 for (rows, l) in pieces(groups) {
@@ -174,9 +174,8 @@ fn thin<T: Real>(
                             room_for_sums.columns(l.rank)
                         }
                     };
-                    let a = a(params, l, x.inner).from(0, k);
-                    let a = Factor::new(ks.len(), l.rank).pack_transposed::<T>(room, a, 1.0);
-                    multiply(&mut dst, k > 0, x.scale(), xs.rows(local).lines(), a, ks.len());
+                    let a = Narrow::Rows(a(params, l, x.inner).from(0, k));
+                    xs.multiply::<T>(&mut dst, k > 0, x.scale(), local, a, 1.0, room);
                 }
                 at += if single { 0 } else { of_x.len() * width };
             }
@@ -297,13 +296,17 @@ impl<T: Real> Pass<'_, T> {
             _ => None,
         };
         if self.copies > 1 {
-            product.tile(&mut TileMut::new(base, m.len(), n.len()), false, m.clone(), n.clone(), room, None);
+            let mut base = TileMut::new(base, m.len(), n.len());
+            product.tile(&mut base, false, m.clone(), n.clone(), room, End::default());
         }
         for copy in 0..self.copies {
             let rows = copy * self.x.tokens + m.start..copy * self.x.tokens + m.end;
             // SAFETY: tiles of a grid are disjoint, and so are outputs and copies.
-            let mut y = unsafe { out.y.tile(rows.start * o + n.start, m.len(), n.len(), o) };
-            let (mut sum, in_place) = sums_of(&mut y, sums, inner);
+            let y = unsafe { out.y.tile(rows.start * o + n.start, m.len(), n.len(), o) };
+            let (mut sum, y) = sums_of(y, sums, inner);
+            let mut rounding = y.map(rounding);
+            // With the product, unless more comes after it.
+            let at_once = self.copies == 1 && (whole.is_some() || out.groups.is_empty());
             let bias = out.bias.map(|bias| &bias[n.clone()]);
             for (r, row) in rows.clone().enumerate() {
                 let base = (self.copies > 1).then(|| &base[r * n.len()..][..n.len()]);
@@ -312,7 +315,8 @@ impl<T: Real> Pass<'_, T> {
             if self.copies == 1 {
                 let more = whole.map(|l| self.adapter(out, l, rows.clone(), n.clone(), packed, widened));
                 let keep = bias.is_some() || residual.is_some();
-                product.tile(&mut sum, keep, m.clone(), n.clone(), room, more);
+                let done = rounding.as_mut().filter(|_| at_once).map(|done| done as Done<'_>);
+                product.tile(&mut sum, keep, m.clone(), n.clone(), room, End { more, done });
             }
             for group in out.groups.iter().filter(|_| whole.is_none()) {
                 let of_y = group.rows.start.max(rows.start)..group.rows.end.min(rows.end);
@@ -326,24 +330,33 @@ impl<T: Real> Pass<'_, T> {
                     false => multiply(&mut part, true, 1.0, more.a.lines(), more.b.lines(), group.lora.rank),
                 }
             }
-            if !in_place {
-                (0..m.len()).for_each(|r| narrow(y.row(r), &sums[r * n.len()..][..n.len()]));
+            if let (Some(done), false) = (&mut rounding, at_once) {
+                done(sum, (0, 0));
             }
         }
     }
 }
 
-/// Where the sums of a tile of y are made, and whether that is y itself: in `room` where they are rounded at the end, and
-/// where K takes several blocks, for rows of y may be a power of two apart and push each other out of the caches meanwhile.
+/// Where the sums of a tile of y are made: in y itself, or in `room`, and then y too, which takes them at their end. That
+/// is where they are rounded, and where K takes several blocks, for rows of y may be a power of two apart and push each
+/// other out of the caches meanwhile.
 pub(super) fn sums_of<'t, T: Real>(
-    y: &'t mut TileMut<'_, T>,
+    y: TileMut<'t, T>,
     room: &'t mut [f32],
     k: usize,
-) -> (TileMut<'t, f32>, bool) {
+) -> (TileMut<'t, f32>, Option<TileMut<'t, T>>) {
     let (rows, columns) = y.size();
-    match y.single() {
-        Some(y) if k <= DEPTH => (y, true),
-        _ => (TileMut::new(room, rows, columns), false),
+    match if k <= DEPTH { y.into_single() } else { Err(y) } {
+        Ok(y) => (y, None),
+        Err(y) => (TileMut::new(room, rows, columns), Some(y)),
+    }
+}
+
+/// Rounds sums into their places in `y`.
+pub(super) fn rounding<T: Real>(mut y: TileMut<'_, T>) -> impl FnMut(TileMut<'_, f32>, (usize, usize)) {
+    move |mut sums, (row, column)| {
+        let (rows, columns) = sums.size();
+        (0..rows).for_each(|r| narrow(&mut y.row(row + r)[column..][..columns], sums.row(r)));
     }
 }
 

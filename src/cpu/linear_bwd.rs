@@ -9,10 +9,10 @@
 use std::ops::Range;
 
 use super::dropout::Mask;
-use super::linear::{Rows, THIN, a, b, sums_of, widest};
-use super::operand::{Source, Term, depth, narrow, round, weight_in_place};
-use super::product::{Mat, More, RANKS, Shared, TileMut};
-use super::thin::{Factor, Lines, multiply, outer};
+use super::linear::{Rows, THIN, a, b, rounding, sums_of, widest};
+use super::operand::{Source, Term, depth, round, weight_in_place};
+use super::product::{Done, End, Mat, More, RANKS, Shared, TileMut};
+use super::thin::{Factor, Lines, Narrow, multiply, outer};
 use super::tiles::{Grid, Rooms, enough};
 use crate::backend::LinearSize;
 use crate::error::Result;
@@ -149,10 +149,9 @@ fn make_u<T: Real>(
     let mut u = unsafe { u.tile(adapter.start + rows.start * l.rank, rows.len(), l.rank, l.rank) };
     for start in (0..o).step_by(step) {
         let ks = start..(start + step).min(o);
-        let b = b(params, l, o).from(start, 0);
-        let b = Factor::new(ks.len(), l.rank).pack::<T>(room, b, l.scale);
-        let dy = dy.block(rows.clone(), ks.clone(), dys);
-        multiply(&mut u, start > 0, 1.0, dy.lines(), b, ks.len());
+        let b = Narrow::Columns(b(params, l, o).from(start, 0));
+        let dy = dy.thin(rows.clone(), ks, dys);
+        dy.multiply::<T>(&mut u, start > 0, 1.0, 0..rows.len(), b, l.scale, room);
     }
     (0..rows.len()).for_each(|r| round::<T>(u.row(r)));
 }
@@ -201,9 +200,10 @@ fn tile<'a, T: Real>(
     let (m, n) = grid.at(i);
     let (sums, room) = room.split_at_mut(m.len() * n.len());
     // SAFETY: tiles of a grid are disjoint.
-    let mut dx = unsafe { dx.tile(m.start * x.inner + n.start, m.len(), n.len(), x.inner) };
+    let dx = unsafe { dx.tile(m.start * x.inner + n.start, m.len(), n.len(), x.inner) };
     let k = outs.iter().map(|out| out.w.size().0).sum();
-    let (mut sum, in_place) = sums_of(&mut dx, sums, k);
+    let (mut sum, dx) = sums_of(dx, sums, k);
+    let mut rounding = dx.map(rounding);
     // Its part is added with the product, but for dropout, which comes between.
     let with = |adapter: &&Adapted<'_, 'a, T>| {
         x.mask.is_none() && adapter.lora.rank <= RANKS && adapter.out.w.size().0 > 0
@@ -221,7 +221,7 @@ fn tile<'a, T: Real>(
             mask.apply(sum.row(r), (row * x.inner + n.start) as u64, mask.scale);
         }
     }
-    for out in outs {
+    for (at, out) in outs.iter().enumerate() {
         let o = out.w.size().0;
         let left = Source::Real { data: out.dy, stride: o }.by_columns();
         let product = Term { left, right: Source::Weight(out.w).by_rows(), k: o };
@@ -233,11 +233,9 @@ fn tile<'a, T: Real>(
             let a = factor.pack::<T>(packed, a(params, l, x.inner).from(0, n.start), 1.0);
             More { a: Mat::new(u.data, (m.len(), l.rank), (u.stride, 1)), b: factor.matrix(a) }
         });
-        product.tile(&mut sum, keep, m.clone(), n.clone(), room, more);
+        let done = rounding.as_mut().filter(|_| at + 1 == outs.len()).map(|done| done as Done<'_>);
+        product.tile(&mut sum, keep, m.clone(), n.clone(), room, End { more, done });
         keep = true;
-    }
-    if !in_place {
-        (0..m.len()).for_each(|r| narrow(dx.row(r), &sums[r * n.len()..][..n.len()]));
     }
 }
 

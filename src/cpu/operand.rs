@@ -4,6 +4,7 @@
 //! hundred columns of K at a time, so that no second copy of a matrix exists.
 
 use std::marker::PhantomData;
+use std::mem;
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
@@ -14,10 +15,12 @@ use half::slice::HalfFloatSliceExt;
 use super::dropout::Mask;
 use super::packed::Packed;
 #[cfg(target_arch = "x86_64")]
+use super::product::block::pairs_are_used;
+#[cfg(target_arch = "x86_64")]
 use super::product::pairs::Pairs;
-use super::product::{Mat, More, Right, TileMut, dots, product};
+use super::product::{End, Mat, More, Right, TileMut, dots, product};
 use super::simd::{self, Isa, Kernel};
-use super::thin::multiply;
+use super::thin::{Wide, multiply};
 use crate::backend::Pass;
 use crate::host::{Elements, HostMatrix};
 use crate::tensor::{DType, Frozen, Real};
@@ -125,6 +128,19 @@ impl<'a, T: Real> Source<'a, T> {
         Mat::new(room, size, (size.1, 1))
     }
 
+    /// [`block`](Self::block) as thin products multiply it.
+    pub(super) fn thin<'r>(&self, rows: Range<usize>, cols: Range<usize>, room: &'r mut [f32]) -> Wide<'r>
+    where
+        'a: 'r,
+    {
+        #[cfg(target_arch = "x86_64")]
+        if let (Some((data, stride)), true) = (self.halves_in_place(), pairs_are_used()) {
+            let start = if rows.is_empty() || cols.is_empty() { 0 } else { rows.start * stride + cols.start };
+            return Wide::Halves(Mat::new(&data[start..], (rows.len(), cols.len()), (stride, 1)));
+        }
+        Wide::Singles(self.block(rows, cols, room))
+    }
+
     /// The elements and their stride, if they are bf16 and used as they are.
     #[cfg(target_arch = "x86_64")]
     fn halves_in_place(&self) -> Option<(&'a [bf16], usize)> {
@@ -204,7 +220,7 @@ pub(super) struct Term<'a, T> {
 }
 
 impl<T: Real> Term<'_, T> {
-    /// Writes rows `m` and columns `n` of the term to `dst`, or adds them if `keep`; and adds `more`, which wants K to be at
+    /// Writes rows `m` and columns `n` of the term to `dst`, or adds them if `keep`, and ends them. `more` wants K to be at
     /// least 1, and the term not to be [`dots`](Self::dots).
     pub(super) fn tile(
         &self,
@@ -213,15 +229,15 @@ impl<T: Real> Term<'_, T> {
         m: Range<usize>,
         n: Range<usize>,
         room: &mut [f32],
-        more: Option<More<'_>>,
+        mut end: End<'_>,
     ) {
         // One row of x is a token that is decoded: dot products, which need no packing.
         let decoded = self.dots(m.len());
-        assert!(more.is_none() || (self.k > 0 && !decoded));
-        let last = |ks: &Range<usize>| more.filter(|_| ks.end == self.k);
+        assert!(end.more.is_none() || (self.k > 0 && !decoded));
+        let mut end = |ks: &Range<usize>| if ks.end == self.k { mem::take(&mut end) } else { End::default() };
         let packed = self.right.packed().filter(|_| !decoded);
         #[cfg(target_arch = "x86_64")]
-        if let (Some(pairs), DType::BF16, false) = (Pairs::used(), T::DTYPE, decoded) {
+        if let (Some(pairs), false) = (pairs::<T>(), decoded) {
             let single = matches!(self.left.source, Source::Single { .. });
             let in_place = |x: &Operand<'_, T>| x.source.halves_in_place().is_some();
             let places = [single || in_place(&self.left), packed.is_some() || in_place(&self.right)];
@@ -232,10 +248,10 @@ impl<T: Real> Term<'_, T> {
                     Some(packed) => Right::Packed(packed.pairs(n.start, ks.start)),
                     None => Right::Lies(self.right.halves(n.clone(), ks.clone(), right).t()),
                 };
-                let more = last(&ks);
+                let end = end(&ks);
                 match single {
-                    true => pairs.product(dst, keep, self.left.block(m.clone(), ks, &mut []), b, more),
-                    false => pairs.product(dst, keep, self.left.halves(m.clone(), ks, left), b, more),
+                    true => pairs.product(dst, keep, self.left.block(m.clone(), ks, &mut []), b, end),
+                    false => pairs.product(dst, keep, self.left.halves(m.clone(), ks, left), b, end),
                 }
             });
         }
@@ -244,14 +260,18 @@ impl<T: Real> Term<'_, T> {
         self.blocks(keep, places == [true, true], |keep, ks| {
             if decoded {
                 let b = self.right.block(n.clone(), ks.clone(), right);
-                return dots(dst, keep, self.left.block(m.clone(), ks, left), b);
+                dots(dst, keep, self.left.block(m.clone(), ks.clone(), left), b);
+                if let Some(done) = end(&ks).done {
+                    done(dst.columns(n.len()), (0, 0));
+                }
+                return;
             }
             let b = match packed {
                 Some(packed) => Right::Packed(packed.singles(n.start, ks.start)),
                 None => Right::Lies(self.right.block(n.clone(), ks.clone(), right).t()),
             };
-            let more = last(&ks);
-            product(dst, keep, self.left.block(m.clone(), ks, left), b, more);
+            let end = end(&ks);
+            product(dst, keep, self.left.block(m.clone(), ks, left), b, end);
         });
     }
 
@@ -260,13 +280,18 @@ impl<T: Real> Term<'_, T> {
         rows == 1 && !self.right.k_along_rows
     }
 
-    /// Calls `add` for all of K at once if it is `whole`, else for blocks of it, the first of which adds only if `keep`.
+    /// Calls `add` for all of K at once if it is `whole`, else for blocks of it, the first of which adds only if `keep`; once
+    /// where there is no K.
     fn blocks(&self, keep: bool, whole: bool, mut add: impl FnMut(bool, Range<usize>)) {
         let step = if whole { self.k } else { depth(self.k) }.max(1);
         let mut k = 0;
-        while k < self.k || (k == 0 && !keep) {
-            add(keep || k > 0, k..(k + step).min(self.k));
-            k += step;
+        loop {
+            let ks = k..(k + step).min(self.k);
+            add(keep || k > 0, ks.clone());
+            k = ks.end;
+            if k == self.k {
+                break;
+            }
         }
     }
 }
@@ -274,10 +299,42 @@ impl<T: Real> Term<'_, T> {
 /// `dst += more`, to the bit as [`Term::tile`] adds it.
 pub(super) fn add<T: Real>(dst: &mut TileMut<'_, f32>, more: More<'_>) {
     #[cfg(target_arch = "x86_64")]
-    if let (Some(pairs), DType::BF16) = (Pairs::used(), T::DTYPE) {
+    if let Some(pairs) = pairs::<T>() {
         return pairs.add(dst, more);
     }
     multiply(dst, true, 1.0, more.a.lines(), more.b.lines(), more.ranks());
+}
+
+/// What multiplies operands of `T` as they are.
+#[cfg(target_arch = "x86_64")]
+fn pairs<T: Real>() -> Option<Pairs> {
+    Pairs::used().filter(|_| T::DTYPE == DType::BF16)
+}
+
+/// Rounds a row of an operand where it stands: to numbers of `T` in the row's first part where those are multiplied as they
+/// are, so that products need not round it again and again.
+pub(super) fn settle<T: Real>(row: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if pairs::<T>().is_some() {
+        let mut line = [T::zeroed(); DEPTH];
+        for start in (0..row.len()).step_by(DEPTH) {
+            let end = (start + DEPTH).min(row.len());
+            narrow(&mut line[..end - start], &row[start..end]);
+            bytemuck::cast_slice_mut(row)[start..end].copy_from_slice(&line[..end - start]);
+        }
+        return;
+    }
+    round::<T>(row);
+}
+
+/// Rows that are [settled](settle), `width` f32 each.
+pub(super) fn settled<T: Real>(rows: &[f32], width: usize) -> Source<'_, T> {
+    #[cfg(target_arch = "x86_64")]
+    if pairs::<T>().is_some() {
+        let data: &[T] = bytemuck::cast_slice(rows);
+        return Source::Real { data, stride: width * (size_of::<f32>() / size_of::<T>()) };
+    }
+    Source::Single { data: rows, stride: width }
 }
 
 /// `out = from`, rounded to `T` where `U` is wider.

@@ -153,7 +153,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::super::operand::{Term, depth};
-    use super::super::product::TileMut;
+    use super::super::product::{End, TileMut};
     use super::super::tiles::Grid;
     use super::*;
     use crate::backend::{Backend, Scratch};
@@ -188,7 +188,8 @@ mod tests {
                         let mut dst: TileMut<'_, f32> = unsafe {
                             shared.tile(rows.start * n + columns.start, rows.len(), columns.len(), n)
                         };
-                        Term { left: x, right, k }.tile(&mut dst, false, rows, columns, &mut room, None);
+                        let term = Term { left: x, right, k };
+                        term.tile(&mut dst, false, rows, columns, &mut room, End::default());
                     }
                     out
                 };
@@ -221,7 +222,7 @@ mod tests {
         let x = Source::Real { data: &[1f32; 6][..], stride: 3 }.by_columns();
         let mut out = [f32::NAN; 8];
         let term = Term { left: x, right: Source::Weight(&other).by_rows(), k: 3 };
-        term.tile(&mut TileMut::new(&mut out, 2, 4), false, 0..2, 0..4, &mut [], None);
+        term.tile(&mut TileMut::new(&mut out, 2, 4), false, 0..2, 0..4, &mut [], End::default());
         assert_eq!(out, [3.0; 8]);
     }
 

@@ -17,6 +17,8 @@ mod micro;
 pub(super) mod pack;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod pairs;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod ranks;
 pub(super) mod roof;
 
 use std::any::TypeId;
@@ -88,6 +90,11 @@ impl<'a, T: Copy> Mat<'a, T> {
         &self.data[r * self.strides.0..][..self.size.1]
     }
 
+    /// How many columns it has.
+    pub(super) fn columns(&self) -> usize {
+        self.size.1
+    }
+
     /// The transpose.
     pub(super) fn t(self) -> Mat<'a, T> {
         let swap = |(a, b)| (b, a);
@@ -154,12 +161,19 @@ impl<'a, T> TileMut<'a, T> {
     }
 }
 
-impl<T: Real> TileMut<'_, T> {
+impl<'a, T: Real> TileMut<'a, T> {
+    /// The tile as f32, or as it was if that is not what it is.
+    pub(super) fn into_single(self) -> Result<TileMut<'a, f32>, TileMut<'a, T>> {
+        if TypeId::of::<T>() != TypeId::of::<f32>() {
+            return Err(self);
+        }
+        let TileMut { start, rows, cols, stride, lives: _ } = self;
+        Ok(TileMut { start: start.cast(), rows, cols, stride, lives: PhantomData })
+    }
+
     /// The tile as f32, if that is what it is.
     pub(super) fn single(&mut self) -> Option<TileMut<'_, f32>> {
-        let &mut TileMut { start, rows, cols, stride, lives: _ } = self;
-        let single = TypeId::of::<T>() == TypeId::of::<f32>();
-        single.then_some(TileMut { start: start.cast(), rows, cols, stride, lives: PhantomData })
+        self.columns(self.cols).into_single().ok()
     }
 }
 
@@ -228,32 +242,48 @@ impl More<'_> {
     }
 }
 
-/// `dst = a b`, added to what `dst` holds if `keep`, and `more`, where a has columns; the sums are f32, in an order that K
-/// alone decides.
-pub(super) fn product(
-    dst: &mut TileMut<'_, f32>,
-    keep: bool,
-    a: Mat<'_>,
-    b: Right<'_>,
-    more: Option<More<'_>>,
-) {
-    assert!(a.size.0 == dst.rows && more.is_none_or(|more| more.fits(dst)));
+/// How sums end.
+#[derive(Default)]
+pub(super) struct End<'a> {
+    /// What is added to them, where a has columns.
+    pub(super) more: Option<More<'a>>,
+    /// Takes them when they are complete.
+    pub(super) done: Option<Done<'a>>,
+}
+
+/// Called once for each element, with some rows and columns at a time and the first of each.
+pub(super) type Done<'a> = &'a mut dyn FnMut(TileMut<'_, f32>, (usize, usize));
+
+/// `dst = a b`, added to what `dst` holds if `keep`, and its end; the sums are f32, in an order that K alone decides.
+pub(super) fn product(dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Right<'_>, end: End<'_>) {
+    assert!(a.size.0 == dst.rows && end.more.is_none_or(|more| more.fits(dst)));
     if let Right::Lies(b) = b {
         assert!(b.size.1 == dst.cols && a.size.1 == b.size.0);
     }
-    pack::with_room(|room| simd::run(Product { dst, keep, a, b, more, room }));
+    pack::with_room(|room| simd::run(Product { dst, keep, a, b, end, room }));
 }
 
-struct Product<'a, 'b> {
+/// A product over no K at all.
+fn nothing(dst: &mut TileMut<'_, f32>, keep: bool, done: Option<Done<'_>>) {
+    let (rows, columns) = dst.size();
+    if !keep {
+        (0..rows).for_each(|r| dst.row(r).fill(0.0));
+    }
+    if let Some(done) = done {
+        done(dst.columns(columns), (0, 0));
+    }
+}
+
+struct Product<'a, 'b, 'e> {
     dst: &'a mut TileMut<'b, f32>,
     keep: bool,
     a: Mat<'a>,
     b: Right<'a>,
-    more: Option<More<'a>>,
+    end: End<'e>,
     room: pack::Room<'a>,
 }
 
-impl Kernel for Product<'_, '_> {
+impl Kernel for Product<'_, '_, '_> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self) {
@@ -305,7 +335,7 @@ impl Kernel for Dots<'_> {
     }
 }
 
-impl Product<'_, '_> {
+impl Product<'_, '_, '_> {
     /// M rows and N columns, which are C vectors, at a time; S rows where no more are left, or twice as many, which takes less
     /// than M and S.
     ///
@@ -314,13 +344,13 @@ impl Product<'_, '_> {
     #[inline(always)]
     unsafe fn by<V: Vector<Of = f32>, const M: usize, const S: usize, const C: usize, const N: usize>(self) {
         const { assert!(COLUMNS.is_multiple_of(N) && M <= ROWS && S <= M) };
-        let Product { dst, keep, a, b, more, room } = self;
+        let Product { dst, keep, a, b, end: End { more, mut done }, room } = self;
         let (rows, columns, depth) = (a.size.0, dst.cols, a.size.1);
         if rows == 0 {
             return;
         }
-        if depth == 0 && !keep {
-            (0..rows).for_each(|r| dst.row(r).fill(0.0));
+        if depth == 0 {
+            return nothing(dst, keep, done);
         }
         for n in (0..columns).step_by(COLUMNS) {
             let ns = n..(n + COLUMNS).min(columns);
@@ -342,12 +372,14 @@ impl Product<'_, '_> {
                         (panels.from(n / N, k * N), next)
                     }
                 };
-                let more = more.filter(|_| ks.end == depth);
+                let last = ks.end == depth;
+                let more = more.filter(|_| last);
                 let a = a.block(0..rows, ks);
                 let mut dst = dst.block(0..rows, ns.clone());
                 let block = Block { keep: keep || k > 0, a, panels, next, more };
                 let (mut r, mut strips) = (0, 0);
                 while r < rows {
+                    let first = r;
                     // SAFETY: the caller has `V`.
                     r += unsafe {
                         match rows - r {
@@ -358,6 +390,9 @@ impl Product<'_, '_> {
                         }
                     };
                     strips += 1;
+                    if let (Some(done), true) = (&mut done, last) {
+                        done(dst.block(first..r.min(rows), 0..ns.len()), (first, n));
+                    }
                 }
             }
         }
@@ -443,6 +478,36 @@ mod tests {
     use crate::cpu::simd::tests::{loops, run_on};
     use crate::ops::cases::normal;
 
+    /// What [`Done`] was called with.
+    pub(super) struct Taken {
+        sums: Vec<f32>,
+        times: Vec<usize>,
+        columns: usize,
+    }
+
+    impl Taken {
+        pub(super) fn new(rows: usize, columns: usize) -> Taken {
+            Taken { sums: vec![f32::NAN; rows * columns], times: vec![0; rows * columns], columns }
+        }
+
+        pub(super) fn done(&mut self) -> impl FnMut(TileMut<'_, f32>, (usize, usize)) {
+            |mut sums, (row, column)| {
+                let (rows, columns) = sums.size();
+                for r in 0..rows {
+                    let at = (row + r) * self.columns + column;
+                    self.sums[at..at + columns].copy_from_slice(sums.row(r));
+                    self.times[at..at + columns].iter_mut().for_each(|n| *n += 1);
+                }
+            }
+        }
+
+        /// They are all of `want`, each once.
+        pub(super) fn were(&self, want: &[f32]) {
+            assert_eq!(self.sums, want);
+            assert!(self.times.iter().all(|&n| n == 1), "{:?}", self.times);
+        }
+    }
+
     /// Every micro-kernel that the processor has, and the one for other architectures.
     #[derive(Clone, Copy, Debug)]
     enum By {
@@ -460,7 +525,7 @@ mod tests {
 
     fn multiply(by: By, dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Right<'_>) {
         pack::with_room(|room| {
-            let product = Product { dst, keep, a, b, more: None, room };
+            let product = Product { dst, keep, a, b, end: End::default(), room };
             match by {
                 By::Set(set) => run_on(set, product),
                 // SAFETY: these are plain numbers.
@@ -614,6 +679,19 @@ mod tests {
     }
 
     #[test]
+    fn sums_over_nothing_are_done_too() {
+        for keep in [false, true] {
+            let (mut sums, mut taken) = (vec![3f32; 6], Taken::new(2, 3));
+            let (a, b) = (Mat::new(&[], (2, 0), (1, 1)), Mat::new(&[], (0, 3), (1, 1)));
+            let mut done = taken.done();
+            let end = End { more: None, done: Some(&mut done) };
+            product(&mut TileMut::new(&mut sums, 2, 3), keep, a, Right::Lies(b), end);
+            drop(done);
+            taken.were(&[if keep { 3.0 } else { 0.0 }; 6]);
+        }
+    }
+
+    #[test]
     fn more_is_what_another_product_would_add() {
         for (m, n, k, r) in [(2, 1, 1, 1), (15, 290, 530, 8), (29, 33, 256, 64), (3, 600, 300, 5)] {
             let numbers = |seed, len| normal::<f32>(seed, len, 1.0);
@@ -627,8 +705,11 @@ mod tests {
                 let (mut got, mut want) = (old.clone(), old.clone());
                 let mut dst = TileMut::new(&mut got, m, n);
                 let b = Right::Lies(b);
+                let mut taken = Taken::new(m, n);
                 pack::with_room(|room| {
-                    let product = Product { dst: &mut dst, keep, a, b, more: Some(more), room };
+                    let mut done = taken.done();
+                    let end = End { more: Some(more), done: Some(&mut done) };
+                    let product = Product { dst: &mut dst, keep, a, b, end, room };
                     match by {
                         By::Set(set) => run_on(set, product),
                         // SAFETY: these are plain numbers.
@@ -638,6 +719,7 @@ mod tests {
                 multiply(by, &mut TileMut::new(&mut want, m, n), keep, a, b);
                 multiply(by, &mut TileMut::new(&mut want, m, n), true, more.a, Right::Lies(more.b));
                 assert_eq!(got, want, "{by:?} {m} × {n} × {k}, {r}");
+                taken.were(&want);
             }
         }
     }
@@ -702,7 +784,7 @@ mod tests {
                 let (a_start, b_start, start) = (a.data.as_ptr(), b.data.as_ptr(), out.as_mut_ptr());
                 // In turns, so that what else the machine does slows all of them.
                 let times = best([
-                    &mut || product(&mut TileMut::new(out, m, n), false, a, Right::Lies(b), None),
+                    &mut || product(&mut TileMut::new(out, m, n), false, a, Right::Lies(b), End::default()),
                     // SAFETY: sizes and strides are those of the three slices.
                     &mut || unsafe {
                         gemm::gemm(

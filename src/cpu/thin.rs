@@ -3,6 +3,11 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use half::bf16;
+
+#[cfg(target_arch = "x86_64")]
+use super::product::ranks;
 use super::product::{Mat, TileMut};
 use super::simd::{self, Isa, Kernel, fma};
 use crate::tensor::Real;
@@ -90,6 +95,66 @@ impl Factor {
             zeros.fill(0.0);
         }
         Lines { data: room, stride }
+    }
+}
+
+/// A wide matrix with K along its rows.
+pub(super) enum Wide<'a> {
+    /// In f32.
+    Singles(Mat<'a>),
+    /// In bf16, where those are multiplied as they are.
+    #[cfg(target_arch = "x86_64")]
+    Halves(Mat<'a, bf16>),
+}
+
+/// A factor of an adapter.
+#[derive(Clone, Copy)]
+pub(super) enum Narrow<'a> {
+    /// `[R, K]`.
+    Rows(Lines<'a, f32>),
+    /// `[K, R]`.
+    Columns(Lines<'a, f32>),
+}
+
+impl Wide<'_> {
+    /// `out[m, R] = alpha · x f`, added if `keep`, of rows `rows` and R ranks of `scale · f`, rounded to `T`, with room for a
+    /// [`Factor`].
+    pub(super) fn multiply<T: Real>(
+        &self,
+        out: &mut TileMut<'_, f32>,
+        keep: bool,
+        alpha: f32,
+        rows: Range<usize>,
+        f: Narrow<'_>,
+        scale: f32,
+        room: &mut [f32],
+    ) {
+        let ranks = out.size().1;
+        match self {
+            Wide::Singles(x) => {
+                let depth = x.columns();
+                let factor = Factor::new(depth, ranks);
+                let f = match f {
+                    Narrow::Rows(f) => factor.pack_transposed::<T>(room, f, scale),
+                    Narrow::Columns(f) => factor.pack::<T>(room, f, scale),
+                };
+                multiply(out, keep, alpha, x.rows(rows).lines(), f, depth);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Wide::Halves(x) => {
+                let depth = x.columns();
+                let room: &mut [bf16] = &mut bytemuck::cast_slice_mut(room)[..ranks * depth];
+                for (r, out) in room.chunks_mut(depth.max(1)).enumerate() {
+                    let at = |k: usize| match f {
+                        Narrow::Rows(f) => f.data[r * f.stride + k],
+                        Narrow::Columns(f) => f.data[k * f.stride + r],
+                    };
+                    out.iter_mut().enumerate().for_each(|(k, out)| *out = Real::from_f32(scale * at(k)));
+                }
+                let f = Mat::new(room, (ranks, depth), (depth, 1));
+                ranks::product(out, keep, alpha, x.rows(rows), f);
+            }
+        }
     }
 }
 

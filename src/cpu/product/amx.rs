@@ -123,6 +123,8 @@ impl Tiles {
 }
 
 impl Square for Tiles {
+    const STEP: usize = ROWS;
+
     #[inline(always)]
     unsafe fn multiply(&self, Operands { out, out_stride, keep, a, a_stride, b, beside, pairs }: Operands) {
         let steps = pairs / ROWS;

@@ -10,6 +10,7 @@ use std::arch::x86_64::{
     __m512bh, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32,
     _mm512_setzero_ps, _mm512_storeu_ps,
 };
+use std::hint::black_box;
 use std::mem::transmute;
 use std::ops::Range;
 
@@ -17,7 +18,7 @@ use half::bf16;
 
 use super::amx::Tiles;
 use super::pack::{self, Panels};
-use super::{Mat, More, Right, TileMut};
+use super::{End, Mat, More, Right, TileMut, nothing};
 use crate::cpu::operand::narrow;
 use crate::cpu::simd::{self, Instructions, Isa, Kernel};
 
@@ -29,10 +30,11 @@ const DEPTH: usize = 2 * super::DEPTH;
 pub(in crate::cpu) const PANEL: usize = 16;
 /// Rows and columns of a square of sums.
 const SIDE: usize = 2 * PANEL;
-/// Pairs of K come in multiples of this.
-const PAIRS: usize = 16;
+/// Pairs of a panel come in multiples of this, zeros after the last: as many as any square wants.
+const PAIRS: usize = Tiles::STEP;
 // A thin b is rounded where a strip of a comes after.
 const _: () = assert!(super::RANKS * COLUMNS <= SIDE * DEPTH);
+const _: () = assert!(PAIRS.is_multiple_of(Dots::STEP));
 
 /// Two numbers of a column of b, one below the other.
 pub(in crate::cpu) type Pair = [bf16; 2];
@@ -64,25 +66,25 @@ impl Pairs {
         }
     }
 
-    /// `dst = a b`, added to what `dst` holds if `keep`, and `more`, where a has columns; rows or columns of each are
-    /// contiguous, and what is f32 is rounded to bf16.
+    /// `dst = a b`, added to what `dst` holds if `keep`, and its end; rows or columns of each are contiguous, and what is
+    /// f32 is rounded to bf16.
     pub(in crate::cpu) fn product<A: Left>(
         self,
         dst: &mut TileMut<'_, f32>,
         keep: bool,
         a: Mat<'_, A>,
         b: Right<'_, bf16, Pair>,
-        more: Option<More<'_>>,
+        end: End<'_>,
     ) {
-        assert!(a.size.0 == dst.rows && more.is_none_or(|more| more.fits(dst)));
+        assert!(a.size.0 == dst.rows && end.more.is_none_or(|more| more.fits(dst)));
         if let Right::Lies(b) = b {
             assert!(b.size.1 == dst.cols && a.size.1 == b.size.0);
         }
         // SAFETY: they are made of sets that the processor has, or of one that is done in its place.
         unsafe {
             match self.0 {
-                By::Dots => run(&Dots, dst, keep, a, b, more),
-                By::Tiles => run(&Tiles::new(), dst, keep, a, b, more),
+                By::Dots => run(&Dots, dst, keep, a, b, end),
+                By::Tiles => run(&Tiles::new(), dst, keep, a, b, end),
             }
         }
     }
@@ -143,12 +145,15 @@ pub(super) struct Operands {
     pub b: *const Pair,
     /// The next one.
     pub beside: *const Pair,
-    /// Pairs of K, a multiple of 16.
+    /// Pairs of K, a multiple of [`Square::STEP`].
     pub pairs: usize,
 }
 
 /// A micro-kernel: a square of sums.
 pub(super) trait Square {
+    /// Pairs of K that it takes at a time.
+    const STEP: usize;
+
     /// `out[32, 32] = a b`, added if `keep`.
     ///
     /// # Safety
@@ -160,17 +165,17 @@ pub(super) trait Square {
 ///
 /// # Safety
 /// The processor has the instructions of `square`.
-unsafe fn run<A: Left>(
-    square: &impl Square,
+unsafe fn run<A: Left, S: Square>(
+    square: &S,
     dst: &mut TileMut<'_, f32>,
     keep: bool,
     a: Mat<'_, A>,
     b: Right<'_, bf16, Pair>,
-    more: Option<More<'_>>,
+    End { more, mut done }: End<'_>,
 ) {
     let (rows, columns, depth) = (a.size.0, dst.cols, a.size.1);
-    if depth == 0 && !keep {
-        (0..rows).for_each(|r| dst.row(r).fill(0.0));
+    if depth == 0 {
+        return nothing(dst, keep, done);
     }
     pack::with_room(|room| {
         let packed: &mut [Pair] = bytemuck::cast_slice_mut(room.panels);
@@ -179,15 +184,14 @@ unsafe fn run<A: Left>(
         for n in (0..columns).step_by(COLUMNS) {
             let ns = n..(n + COLUMNS).min(columns);
             let more = more.map(|More { a, b }| {
-                let (panels, pairs) = thin(thin_panels, lines, b.block(0..b.size.0, ns.clone()));
-                (a, panels, pairs)
+                (a, thin(thin_panels, lines, b.block(0..b.size.0, ns.clone())), pairs::<S>(b.size.0))
             });
             for k in (0..depth).step_by(DEPTH) {
                 let ks = k..(k + DEPTH).min(depth);
-                let pairs = rows_of_pairs(ks.len());
+                let pairs = pairs::<S>(ks.len());
                 let panels = match b {
                     Right::Lies(b) => {
-                        let stride = pairs * PANEL;
+                        let stride = rows_of_pairs(ks.len()) * PANEL;
                         pack(packed, stride, b.block(ks.clone(), ns.clone()));
                         Panels::new(packed, stride)
                     }
@@ -196,14 +200,19 @@ unsafe fn run<A: Left>(
                 for m in (0..rows).step_by(SIDE) {
                     let ms = m..(m + SIDE).min(rows);
                     let a = strip(lines, a.block(ms.clone(), ks.clone()), 2 * pairs);
-                    let rows = ms.clone();
-                    let mut dst = dst.block(ms, ns.clone());
+                    let mut dst = dst.block(ms.clone(), ns.clone());
                     // SAFETY: the caller has the instructions; a strip has 32 rows of as many numbers.
                     unsafe { row_of_squares(square, &mut dst, keep || k > 0, a, panels, pairs) };
-                    if let (Some((a, panels, pairs)), true) = (more, ks.end == depth) {
-                        let a = strip(thin_lines, a.block(rows, 0..a.size.1), 2 * pairs);
+                    if ks.end < depth {
+                        continue;
+                    }
+                    if let Some((a, panels, pairs)) = more {
+                        let a = strip(thin_lines, a.block(ms.clone(), 0..a.size.1), 2 * pairs);
                         // SAFETY: as before.
                         unsafe { row_of_squares(square, &mut dst, true, a, panels, pairs) };
+                    }
+                    if let Some(done) = &mut done {
+                        done(dst, (ms.start, n));
                     }
                 }
             }
@@ -215,14 +224,15 @@ unsafe fn run<A: Left>(
 ///
 /// # Safety
 /// The processor has the instructions of `square`.
-unsafe fn add(square: &impl Square, dst: &mut TileMut<'_, f32>, More { a, b }: More<'_>) {
+unsafe fn add<S: Square>(square: &S, dst: &mut TileMut<'_, f32>, More { a, b }: More<'_>) {
     let ((rows, columns), depth) = (dst.size(), b.size.0);
+    let pairs = pairs::<S>(depth);
     pack::with_room(|room| {
         let panels: &mut [Pair] = bytemuck::cast_slice_mut(room.thin);
         let lines: &mut [bf16] = bytemuck::cast_slice_mut(room.lines);
         for n in (0..columns).step_by(COLUMNS) {
             let ns = n..(n + COLUMNS).min(columns);
-            let (panels, pairs) = thin(panels, lines, b.block(0..depth, ns.clone()));
+            let panels = thin(panels, lines, b.block(0..depth, ns.clone()));
             for m in (0..rows).step_by(SIDE) {
                 let ms = m..(m + SIDE).min(rows);
                 let a = strip(lines, a.block(ms.clone(), 0..depth), 2 * pairs);
@@ -233,13 +243,13 @@ unsafe fn add(square: &impl Square, dst: &mut TileMut<'_, f32>, More { a, b }: M
     });
 }
 
-/// A few rows of b, rounded, in panels, and the pairs of each; with room for the numbers.
-fn thin<'r>(panels: &'r mut [Pair], room: &mut [bf16], b: Mat<'_>) -> (Panels<'r, Pair>, usize) {
-    let (pairs, (depth, columns)) = (rows_of_pairs(b.size.0), b.size);
+/// A few rows of b, rounded, in panels; with room for the numbers.
+fn thin<'r>(panels: &'r mut [Pair], room: &mut [bf16], b: Mat<'_>) -> Panels<'r, Pair> {
+    let (stride, (depth, columns)) = (rows_of_pairs(b.size.0) * PANEL, b.size);
     let rounded = &mut room[..depth * columns];
     rounded.chunks_exact_mut(columns).enumerate().for_each(|(k, out)| narrow(out, b.row(k)));
-    pack(panels, pairs * PANEL, Mat::new(rounded, b.size, (columns, 1)));
-    (Panels::new(panels, pairs * PANEL), pairs)
+    pack(panels, stride, Mat::new(rounded, b.size, (columns, 1)));
+    Panels::new(panels, stride)
 }
 
 /// 32 rows of `a`, zeros for those that there are not, each of `depth` numbers, zeros after its own: where it lies if it is
@@ -301,6 +311,11 @@ unsafe fn row_of_squares(
             (0..rows).for_each(|r| out.row(r).copy_from_slice(&part[r][..columns]));
         }
     }
+}
+
+/// Pairs of `depth` numbers that S multiplies.
+const fn pairs<S: Square>(depth: usize) -> usize {
+    depth.div_ceil(2).next_multiple_of(S::STEP)
 }
 
 /// Rows of a panel of `depth` rows of b: pairs, and zeros.
@@ -404,6 +419,8 @@ fn turn(panel: &mut [Pair], b: Mat<'_, bf16>, ns: Range<usize>) {
 struct Dots;
 
 impl Square for Dots {
+    const STEP: usize = 1;
+
     #[inline(always)]
     unsafe fn multiply(&self, of: Operands) {
         // SAFETY: as the caller says.
@@ -444,10 +461,36 @@ unsafe fn dots(Operands { out, out_stride, keep, a, a_stride, b, beside, pairs }
     }
 }
 
+/// Adds products of pairs to N registers of sums `rounds` times, and reads nothing: the multiplications and additions.
+///
+/// # Safety
+/// The processor has the instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn spin<const N: usize>(rounds: usize) -> usize {
+    let ones = black_box([bf16::ONE; 2 * PANEL]);
+    // SAFETY: a register of bf16 is 512 bits, which is what 32 of them take.
+    unsafe {
+        let ones: __m512bh = transmute(ones);
+        let mut sums = [_mm512_setzero_ps(); N];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, ones, ones);
+            }
+        }
+        let mut out = [0f32; PANEL];
+        for sum in sums {
+            _mm512_storeu_ps(out.as_mut_ptr(), sum);
+            black_box(out);
+        }
+    }
+    N * 2 * 2 * PANEL * rounds
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Shared;
     use super::super::amx;
+    use super::super::tests::Taken;
     use super::*;
     use crate::ops::cases::normal;
 
@@ -501,7 +544,7 @@ mod tests {
                     let shared = Shared::new(&mut got);
                     // SAFETY: it is the only tile.
                     let mut dst = unsafe { shared.tile(2 * stride + 3, m, n, stride) };
-                    pairs.product(&mut dst, keep, a, Right::Lies(b), None);
+                    pairs.product(&mut dst, keep, a, Right::Lies(b), End::default());
                     for (i, got) in got.iter().enumerate() {
                         let (r, c) = (i / stride, i % stride);
                         if !(2..2 + m).contains(&r) || !(3..3 + n).contains(&c) {
@@ -534,9 +577,9 @@ mod tests {
         for pairs in all() {
             let (mut got, mut want) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
             let left = Mat::new(&a, (m, k), (k, 1));
-            pairs.product(&mut TileMut::new(&mut got, m, n), false, left, Right::Lies(b), None);
+            pairs.product(&mut TileMut::new(&mut got, m, n), false, left, Right::Lies(b), End::default());
             let a = Mat::new(&rounded, (m, k), (k, 1));
-            pairs.product(&mut TileMut::new(&mut want, m, n), false, a, Right::Lies(b), None);
+            pairs.product(&mut TileMut::new(&mut want, m, n), false, a, Right::Lies(b), End::default());
             assert_eq!(got, want, "{pairs:?}");
         }
     }
@@ -549,13 +592,13 @@ mod tests {
         for pairs in all() {
             let mut whole = normal::<f32>(3, m * n, 1.0);
             let old = whole.clone();
-            pairs.product(&mut TileMut::new(&mut whole, m, n), true, a, Right::Lies(b), None);
+            pairs.product(&mut TileMut::new(&mut whole, m, n), true, a, Right::Lies(b), End::default());
             for (rows, cols) in [(0..2, 0..n), (3..17, 250..290), (31..70, 5..6)] {
                 let mut part: Vec<f32> =
                     rows.clone().flat_map(|r| old[r * n..][cols.clone()].to_vec()).collect();
                 let mut dst = TileMut::new(&mut part, rows.len(), cols.len());
                 let right = Right::Lies(b.t().rows(cols.clone()).t());
-                pairs.product(&mut dst, true, a.rows(rows.clone()), right, None);
+                pairs.product(&mut dst, true, a.rows(rows.clone()), right, End::default());
                 for (r, part) in rows.zip(part.chunks(cols.len())) {
                     assert_eq!(part, &whole[r * n..][cols.clone()], "{pairs:?}: row {r}");
                 }
@@ -579,8 +622,20 @@ mod tests {
                 let old = normal::<f32>(3, m * n, 1.0);
                 for (pairs, keep) in all().into_iter().flat_map(|p| [(p, false), (p, true)]) {
                     let (mut got, mut want) = (old.clone(), old.clone());
-                    pairs.product(&mut TileMut::new(&mut got, m, n), keep, a, Right::Packed(packed), None);
-                    pairs.product(&mut TileMut::new(&mut want, m, n), keep, a, Right::Lies(b), None);
+                    pairs.product(
+                        &mut TileMut::new(&mut got, m, n),
+                        keep,
+                        a,
+                        Right::Packed(packed),
+                        End::default(),
+                    );
+                    pairs.product(
+                        &mut TileMut::new(&mut want, m, n),
+                        keep,
+                        a,
+                        Right::Lies(b),
+                        End::default(),
+                    );
                     assert_eq!(got, want, "{pairs:?} {m} × {n} × {k}");
                 }
             }
@@ -599,14 +654,19 @@ mod tests {
             let old = normal::<f32>(3, m * n, 1.0);
             for (pairs, keep) in all().into_iter().flat_map(|p| [(p, false), (p, true)]) {
                 let (mut got, mut want) = (old.clone(), old.clone());
-                pairs.product(&mut TileMut::new(&mut got, m, n), keep, a, Right::Lies(b), Some(more));
-                pairs.product(&mut TileMut::new(&mut want, m, n), keep, a, Right::Lies(b), None);
-                pairs.product(&mut TileMut::new(&mut want, m, n), true, more.a, alone, None);
+                let mut taken = Taken::new(m, n);
+                let mut done = taken.done();
+                let end = End { more: Some(more), done: Some(&mut done) };
+                pairs.product(&mut TileMut::new(&mut got, m, n), keep, a, Right::Lies(b), end);
+                drop(done);
+                pairs.product(&mut TileMut::new(&mut want, m, n), keep, a, Right::Lies(b), End::default());
+                pairs.product(&mut TileMut::new(&mut want, m, n), true, more.a, alone, End::default());
                 let mut added = old.clone();
-                pairs.product(&mut TileMut::new(&mut added, m, n), keep, a, Right::Lies(b), None);
+                pairs.product(&mut TileMut::new(&mut added, m, n), keep, a, Right::Lies(b), End::default());
                 pairs.add(&mut TileMut::new(&mut added, m, n), more);
                 assert_eq!(added, want, "{pairs:?} {m} × {n} × {k}, {r}");
                 assert_eq!(got, want, "{pairs:?} {m} × {n} × {k}, {r}");
+                taken.were(&want);
             }
         }
     }
@@ -619,7 +679,7 @@ mod tests {
         let (a, b) = (Mat::new(&a, (m, k), (k, 1)), Mat::new(&b, (k, n), (n, 1)));
         for pairs in all() {
             let mut c = vec![f32::NAN; m * n];
-            pairs.product(&mut TileMut::new(&mut c, m, n), false, a, Right::Lies(b), None);
+            pairs.product(&mut TileMut::new(&mut c, m, n), false, a, Right::Lies(b), End::default());
             for (i, x) in c.iter().enumerate() {
                 let right = match (i / n, i % n) {
                     (7, _) => x.is_nan(),

@@ -6,6 +6,8 @@ use std::hint::black_box;
 use super::amx;
 use super::group::Number;
 use super::micro::Vector;
+#[cfg(target_arch = "x86_64")]
+use super::pairs;
 use crate::cpu::simd::{Instructions, Isa, Kernel};
 
 /// Sums that are added to in turn, so many that none waits for the one before: a processor begins two multiply-adds a cycle
@@ -59,9 +61,13 @@ unsafe fn singles<V: Vector<Of = f32>>(rounds: usize) -> usize {
     2 * SUMS * V::LANES * rounds
 }
 
-/// Multiplies and adds tiles of bf16 `rounds` times a few: the multiplications and additions; none where no tiles are used.
+/// Multiplies and adds pairs or tiles of bf16 `rounds` times a few: the multiplications and additions; none where bf16 is
+/// multiplied as f32.
 pub(crate) fn halves(rounds: usize) -> Option<usize> {
     match Instructions::used() {
+        // SAFETY: they are used, so they are there.
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx512Bf16 => Some(unsafe { pairs::spin::<SUMS>(rounds) }),
         // SAFETY: they are used, so they are there.
         #[cfg(target_arch = "x86_64")]
         Instructions::Amx => Some(unsafe { amx::Tiles::new() }.spin(rounds)),
@@ -84,6 +90,16 @@ mod tests {
         for set in loops() {
             assert_eq!(run_on(set, Singles { rounds: 0 }), 0);
             assert_eq!(run_on(set, Singles { rounds: 7 }), 2 * 7 * SUMS * lanes(set), "{}", set.name());
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn pairs_are_counted_too() {
+        if Instructions::here().any(|set| set == Instructions::Avx512Bf16) {
+            // SAFETY: the processor has them, as was just seen.
+            let counted = [0, 7].map(|rounds| unsafe { pairs::spin::<SUMS>(rounds) });
+            assert_eq!(counted, [0, 7 * SUMS * 2 * 2 * 16]);
         }
     }
 
