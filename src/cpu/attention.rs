@@ -96,7 +96,7 @@ impl<T: Real> Kernel for Forward<'_, T> {
             let scores = &mut scores[..block.len() * columns];
             hide(scores, columns, &pairs, first, block.start);
             state.take::<I>(scores, columns, heads.scale);
-            form.settle::<T>(scores, columns);
+            form.round::<T>(scores, columns);
             for (sums, shrink) in sums.chunks_exact_mut(width).zip(state.shrink.as_flattened()).take(n) {
                 sums.iter_mut().for_each(|s| *s *= shrink);
             }

@@ -1,7 +1,8 @@
 //! See [`crate::ops::cross_entropy`].
 //!
-//! Chunks of rows: x is gathered in f32, logits are made by tiles, turned into their gradient row by row, and
-//! multiplied with W by tiles into the place where x was. Without dx the logits' tiles are reduced where they are made.
+//! Chunks of rows: x is gathered, logits are made by tiles in f32, turned into their gradient row by row, and multiplied
+//! with W by tiles into the place where x was. Both factors are rounded once, not by each product. Without dx the logits'
+//! tiles are reduced where they are made.
 
 #![allow(unsafe_code)]
 
@@ -28,7 +29,7 @@ fn chunk(rows: usize, vocab: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1))
 }
 
-/// Room of one thread: W widened, and a settled row, which a product of one row is made of.
+/// Room of one thread: W widened, and where a tile is one row, that row of x.
 fn room<T: Real>(rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
     if weight_in_place::<T>(dtype) {
         return 0;

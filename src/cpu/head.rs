@@ -4,8 +4,9 @@
 
 use super::exp::exp;
 use super::operand::{Source, Term, depth, weight_in_place, widen};
+use super::product::dot::dots;
 use super::product::{End, Shared, TileMut};
-use super::simd::{self, Isa, Kernel, LANES, dot, total};
+use super::simd::{self, Isa, Kernel, LANES, total};
 use super::tiles::Rooms;
 use crate::host::HostMatrix;
 use crate::tensor::{DType, Frozen, Real};
@@ -104,7 +105,9 @@ impl<T: Real> Head<'_, T> {
     fn logit(&self, x: &[f32], id: usize, room: &mut [f32]) -> f32 {
         let d = x.len();
         let w = Source::<T>::Weight(self.w).block(id..id + 1, 0..d, room);
-        simd::run(Dot(x, w.row(0)))
+        let mut logit = [0.0];
+        dots(&mut logit, false, x, w.lines());
+        logit[0]
     }
 
     /// The log-sum-exp of the chunk's first `rows` rows.
@@ -117,14 +120,8 @@ impl<T: Real> Head<'_, T> {
         rooms.each(tasks, |i, room| {
             let n = i * COLS..(i * COLS + COLS).min(v);
             let (tile, room) = room.split_at_mut(rows * n.len());
-            product.tile(
-                &mut TileMut::new(tile, rows, n.len()),
-                false,
-                0..rows,
-                n.clone(),
-                room,
-                End::default(),
-            );
+            let mut logits = TileMut::new(tile, rows, n.len());
+            product.tile(&mut logits, false, 0..rows, n.clone(), room, End::default());
             // SAFETY: each task has its own part.
             let mut part = unsafe { parts.tile(i * rows * 2, 1, rows * 2, rows * 2) };
             for (part, tile) in part.row(0).chunks_mut(2).zip(tile.chunks_mut(n.len())) {
@@ -221,15 +218,5 @@ impl Kernel for Multiply<'_> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         self.x.iter_mut().for_each(|x| *x *= self.by);
-    }
-}
-
-struct Dot<'a>(&'a [f32], &'a [f32]);
-
-impl Kernel for Dot<'_> {
-    type Output = f32;
-    #[inline(always)]
-    fn run<I: Isa>(self) -> f32 {
-        dot::<I>(self.0, self.1)
     }
 }

@@ -12,7 +12,7 @@ use super::dropout::Mask;
 use super::operand::{Source, Term, add, depth, narrow, weight_in_place, widen};
 use super::product::{DEPTH, Done, End, More, RANKS, Shared, TileMut};
 use super::swiglu::gated;
-use super::thin::{Factor, Lines, Narrow, multiply};
+use super::thin::{Factor, Lines, Thin, multiply};
 use super::tiles::{Grid, Rooms, enough};
 use crate::backend::LinearSize;
 use crate::error::Result;
@@ -158,7 +158,7 @@ fn thin<T: Real>(
         let mut k = 0;
         loop {
             let ks = k..(k + step).min(x.inner);
-            let xs = source.thin(of_x.clone(), ks.clone(), xs);
+            let xs = source.wide(of_x.clone(), ks.clone(), xs);
             let mut at = 0;
             for (width, t, groups) in &ts {
                 for (rows, l) in pieces(groups) {
@@ -174,7 +174,7 @@ fn thin<T: Real>(
                             room_for_sums.columns(l.rank)
                         }
                     };
-                    let a = Narrow::Rows(a(params, l, x.inner).from(0, k));
+                    let a = Thin::Rows(a(params, l, x.inner).from(0, k));
                     xs.multiply::<T>(&mut dst, k > 0, x.scale(), local, a, 1.0, room);
                 }
                 at += if single { 0 } else { of_x.len() * width };
@@ -290,7 +290,7 @@ impl<T: Real> Pass<'_, T> {
         let (packed, room) = room.split_at_mut(Factor::new(rank, n.len()).len());
         let (widened, room) = room.split_at_mut(if T::DTYPE == DType::F32 { 0 } else { m.len() * rank });
         // Whether a part is added as the product's last step would, and the adapter of all rows, which is that step.
-        let few = |l: &Lora| l.rank <= RANKS && inner > 0 && !product.dots(m.len());
+        let few = |l: &Lora| (1..=RANKS).contains(&l.rank) && inner > 0 && !product.dots(m.len());
         let whole = match out.groups {
             [group] if self.copies == 1 && group.rows == (0..self.x.tokens) => Some(group.lora).filter(few),
             _ => None,
@@ -337,9 +337,9 @@ impl<T: Real> Pass<'_, T> {
     }
 }
 
-/// Where the sums of a tile of y are made: in y itself, or in `room`, and then y too, which takes them at their end. That
-/// is where they are rounded, and where K takes several blocks, for rows of y may be a power of two apart and push each
-/// other out of the caches meanwhile.
+/// Where the sums of a tile of y are made: in y itself, or in `room`, and then y comes back too, for [`rounding`] to fill. In
+/// `room` are those that are rounded, and those over several blocks of K, for rows of y may be a power of two apart and
+/// push each other out of the caches meanwhile.
 pub(super) fn sums_of<'t, T: Real>(
     y: TileMut<'t, T>,
     room: &'t mut [f32],

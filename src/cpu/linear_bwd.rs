@@ -12,7 +12,7 @@ use super::dropout::Mask;
 use super::linear::{Rows, THIN, a, b, rounding, sums_of, widest};
 use super::operand::{Source, Term, depth, round, weight_in_place};
 use super::product::{Done, End, Mat, More, RANKS, Shared, TileMut};
-use super::thin::{Factor, Lines, Narrow, multiply, outer};
+use super::thin::{Factor, Lines, Thin, multiply, outer};
 use super::tiles::{Grid, Rooms, enough};
 use crate::backend::LinearSize;
 use crate::error::Result;
@@ -147,10 +147,11 @@ fn make_u<T: Real>(
     let (dys, room) = room.split_at_mut(if dy.in_place() { 0 } else { rows.len() * step });
     // SAFETY: each block of rows of each output's u is made by one task.
     let mut u = unsafe { u.tile(adapter.start + rows.start * l.rank, rows.len(), l.rank, l.rank) };
-    for start in (0..o).step_by(step) {
+    // Once where there is no dy either.
+    for start in (0..o.max(1)).step_by(step) {
         let ks = start..(start + step).min(o);
-        let b = Narrow::Columns(b(params, l, o).from(start, 0));
-        let dy = dy.thin(rows.clone(), ks, dys);
+        let b = Thin::Columns(b(params, l, o).from(start, 0));
+        let dy = dy.wide(rows.clone(), ks, dys);
         dy.multiply::<T>(&mut u, start > 0, 1.0, 0..rows.len(), b, l.scale, room);
     }
     (0..rows.len()).for_each(|r| round::<T>(u.row(r)));
@@ -206,7 +207,7 @@ fn tile<'a, T: Real>(
     let mut rounding = dx.map(rounding);
     // Its part is added with the product, but for dropout, which comes between.
     let with = |adapter: &&Adapted<'_, 'a, T>| {
-        x.mask.is_none() && adapter.lora.rank <= RANKS && adapter.out.w.size().0 > 0
+        x.mask.is_none() && (1..=RANKS).contains(&adapter.lora.rank) && adapter.out.w.size().0 > 0
     };
     let mut keep = false;
     for adapter in adapted.iter().filter(|adapter| !with(adapter)) {

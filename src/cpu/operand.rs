@@ -7,20 +7,19 @@ use std::marker::PhantomData;
 use std::mem;
 use std::ops::Range;
 
-#[cfg(target_arch = "x86_64")]
-use half::bf16;
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 use super::dropout::Mask;
 use super::packed::Packed;
 #[cfg(target_arch = "x86_64")]
-use super::product::block::pairs_are_used;
+use super::product::block::dots_are_used;
+use super::product::dot::dots;
 #[cfg(target_arch = "x86_64")]
 use super::product::pairs::Pairs;
-use super::product::{End, Mat, More, Right, TileMut, dots, product};
+use super::product::{End, Mat, More, Right, TileMut, product};
 use super::simd::{self, Isa, Kernel};
-use super::thin::{Wide, multiply};
+use super::thin::{Lines, Wide, multiply};
 use crate::backend::Pass;
 use crate::host::{Elements, HostMatrix};
 use crate::tensor::{DType, Frozen, Real};
@@ -128,15 +127,14 @@ impl<'a, T: Real> Source<'a, T> {
         Mat::new(room, size, (size.1, 1))
     }
 
-    /// [`block`](Self::block) as thin products multiply it.
-    pub(super) fn thin<'r>(&self, rows: Range<usize>, cols: Range<usize>, room: &'r mut [f32]) -> Wide<'r>
+    /// [`block`](Self::block) as products with a thin matrix read it.
+    pub(super) fn wide<'r>(&self, rows: Range<usize>, cols: Range<usize>, room: &'r mut [f32]) -> Wide<'r>
     where
         'a: 'r,
     {
         #[cfg(target_arch = "x86_64")]
-        if let (Some((data, stride)), true) = (self.halves_in_place(), pairs_are_used()) {
-            let start = if rows.is_empty() || cols.is_empty() { 0 } else { rows.start * stride + cols.start };
-            return Wide::Halves(Mat::new(&data[start..], (rows.len(), cols.len()), (stride, 1)));
+        if T::DTYPE == DType::BF16 && self.halves_in_place().is_some() && dots_are_used() {
+            return Wide::Halves(self.halves(rows, cols, &mut []));
         }
         Wide::Singles(self.block(rows, cols, room))
     }
@@ -231,13 +229,18 @@ impl<T: Real> Term<'_, T> {
         room: &mut [f32],
         mut end: End<'_>,
     ) {
-        // One row of x is a token that is decoded: dot products, which need no packing.
-        let decoded = self.dots(m.len());
-        assert!(end.more.is_none() || (self.k > 0 && !decoded));
+        assert!(end.more.is_none() || (self.k > 0 && !self.dots(m.len())));
+        if self.dots(m.len()) {
+            self.decode(dst.row(0), keep, m, n, room);
+            if let Some(done) = end.done {
+                done(dst.columns(dst.size().1), (0, 0));
+            }
+            return;
+        }
         let mut end = |ks: &Range<usize>| if ks.end == self.k { mem::take(&mut end) } else { End::default() };
-        let packed = self.right.packed().filter(|_| !decoded);
+        let packed = self.right.packed();
         #[cfg(target_arch = "x86_64")]
-        if let (Some(pairs), false) = (pairs::<T>(), decoded) {
+        if let Some(pairs) = pairs::<T>() {
             let single = matches!(self.left.source, Source::Single { .. });
             let in_place = |x: &Operand<'_, T>| x.source.halves_in_place().is_some();
             let places = [single || in_place(&self.left), packed.is_some() || in_place(&self.right)];
@@ -258,14 +261,6 @@ impl<T: Real> Term<'_, T> {
         let places = [self.left.source.in_place(), packed.is_some() || self.right.source.in_place()];
         let (left, right) = room.split_at_mut(if places[0] { 0 } else { m.len() * depth(self.k) });
         self.blocks(keep, places == [true, true], |keep, ks| {
-            if decoded {
-                let b = self.right.block(n.clone(), ks.clone(), right);
-                dots(dst, keep, self.left.block(m.clone(), ks.clone(), left), b);
-                if let Some(done) = end(&ks).done {
-                    done(dst.columns(n.len()), (0, 0));
-                }
-                return;
-            }
             let b = match packed {
                 Some(packed) => Right::Packed(packed.singles(n.start, ks.start)),
                 None => Right::Lies(self.right.block(n.clone(), ks.clone(), right).t()),
@@ -275,7 +270,40 @@ impl<T: Real> Term<'_, T> {
         });
     }
 
-    /// Whether tiles of so many rows are dot products.
+    /// [`tile`](Self::tile) of a single row: a token that is decoded.
+    fn decode(&self, dst: &mut [f32], keep: bool, m: Range<usize>, n: Range<usize>, room: &mut [f32]) {
+        let row = |stride: usize| m.start * stride..m.start * stride + self.k;
+        let done = match self.left.source {
+            Source::Real { data, stride } => self.decode_in_place(dst, keep, &data[row(stride)], &n),
+            Source::Single { data, stride } => self.decode_in_place(dst, keep, &data[row(stride)], &n),
+            Source::Masked { .. } | Source::Weight(_) => false,
+        };
+        if done {
+            return;
+        }
+        let (left, right) = room.split_at_mut(if self.left.source.in_place() { 0 } else { depth(self.k) });
+        self.blocks(keep, false, |keep, ks| {
+            let x = self.left.block(m.clone(), ks.clone(), left);
+            dots(dst, keep, x.row(0), self.right.block(n.clone(), ks, right).lines());
+        });
+    }
+
+    /// A row times rows `n` of the right operand where that lies, if it is a weight that needs no rounding and that loops can
+    /// widen themselves.
+    fn decode_in_place<A: Real>(&self, dst: &mut [f32], keep: bool, a: &[A], n: &Range<usize>) -> bool {
+        let Source::Weight(w) = self.right.source else { return false };
+        let stride = w.size().1;
+        match w.elements() {
+            Elements::BF16(e) => dots(dst, keep, a, Lines { data: e, stride }.from(n.start, 0)),
+            Elements::F32(e) if T::DTYPE == DType::F32 => {
+                dots(dst, keep, a, Lines { data: e, stride }.from(n.start, 0));
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Whether tiles of so many rows are dot products, which need no packing.
     pub(super) fn dots(&self, rows: usize) -> bool {
         rows == 1 && !self.right.k_along_rows
     }

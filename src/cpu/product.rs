@@ -4,14 +4,14 @@
 //! reads them, unless it was packed before. Of a a few rows at a time are copied there too, and stay in the first-level
 //! cache while the panels come from the second: where they lie, rows whose distance is a power of two would push each
 //! other out. Each element is a sum over blocks of K of sums over k, whatever its place, the sizes of dst, and whether b
-//! was packed: it depends on a row of a and a column of b alone. One row against columns that are contiguous, a token
-//! that is decoded, has [`dots`] besides, for packing the columns would take longer than multiplying them.
+//! was packed: it depends on a row of a and a column of b alone.
 
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 pub(super) mod block;
+pub(super) mod dot;
 pub(crate) mod group;
 mod micro;
 pub(super) mod pack;
@@ -251,7 +251,8 @@ pub(super) struct End<'a> {
     pub(super) done: Option<Done<'a>>,
 }
 
-/// Called once for each element, with some rows and columns at a time and the first of each.
+/// Called once for each element, with some rows and columns at a time and the first of each. It must not multiply, for the
+/// thread's room is taken, nor wait for other tasks.
 pub(super) type Done<'a> = &'a mut dyn FnMut(TileMut<'_, f32>, (usize, usize));
 
 /// `dst = a b`, added to what `dst` holds if `keep`, and its end; the sums are f32, in an order that K alone decides.
@@ -306,31 +307,6 @@ impl Kernel for Product<'_, '_, '_> {
         #[cfg(not(target_arch = "x86_64"))]
         unsafe {
             self.by::<micro::Lanes<f32, 4>, 6, 3, 2, 8>();
-        }
-    }
-}
-
-/// `dst = a bᵀ`, added if `keep`, of one row of a and rows of b that are contiguous: nothing is packed.
-pub(super) fn dots(dst: &mut TileMut<'_, f32>, keep: bool, a: Mat<'_>, b: Mat<'_>) {
-    assert!((1, b.size.0) == dst.size() && a.size == (1, b.size.1));
-    simd::run(Dots { dst: dst.row(0), keep, a: a.row(0), b });
-}
-
-struct Dots<'a> {
-    dst: &'a mut [f32],
-    keep: bool,
-    a: &'a [f32],
-    b: Mat<'a>,
-}
-
-impl Kernel for Dots<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<I: Isa>(self) {
-        let Dots { dst, keep, a, b } = self;
-        for (n, out) in dst.iter_mut().enumerate() {
-            let dot = simd::dot::<I>(a, b.row(n));
-            *out = if keep { *out + dot } else { dot };
         }
     }
 }
@@ -579,19 +555,12 @@ mod tests {
                     let inside = (2..2 + m).contains(&r);
                     row[3..3 + n].iter_mut().filter(|_| inside && !keep).for_each(|x| *x = f32::NAN);
                 }
-                let by_dots = m == 1 && a.strides.1 == 1 && b.strides.0 == 1;
-                let dots = loops().filter(|_| by_dots).map(|set| (By::Set(set), true));
-                for (by, by_dots) in kernels().map(|by| (by, false)).chain(dots) {
+                for by in kernels() {
                     let mut got = old.clone();
                     let shared = Shared::new(&mut got);
                     // SAFETY: it is the only tile.
                     let mut dst = unsafe { shared.tile(2 * stride + 3, m, n, stride) };
-                    match by {
-                        By::Set(set) if by_dots => {
-                            run_on(set, Dots { dst: dst.row(0), keep, a: a.row(0), b: b.t() });
-                        }
-                        _ => with(by, &mut dst, keep, a, b),
-                    }
+                    with(by, &mut dst, keep, a, b);
                     for (i, got) in got.iter().enumerate() {
                         let (r, c) = (i / stride, i % stride);
                         if !(2..2 + m).contains(&r) || !(3..3 + n).contains(&c) {

@@ -3,11 +3,15 @@
 use rayon::prelude::*;
 
 use super::parts;
-use super::simd::{self, Isa, Kernel, LANES, fma, total};
+use super::product::dot::dot;
+use super::simd::{self, Isa, Kernel};
 use crate::error::Result;
 use crate::host::Host;
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
 use crate::tensor::Real;
+
+/// Numbers of a row whose gradients are scaled at a time.
+const PART: usize = 512;
 
 pub fn rms_norm<T: Real>(op: RmsNorm<'_, Host, T>) -> Result<()> {
     op.check()?;
@@ -57,17 +61,7 @@ impl<T: Real> Kernel for Forward<'_, T> {
     fn run<I: Isa>(self) {
         let rows = self.y.chunks_exact_mut(self.width).zip(self.x.chunks_exact(self.width));
         for ((y, x), rstd) in rows.zip(self.rstd) {
-            let mut sums = [0f32; LANES];
-            let (lanes, rest) = x.as_chunks::<LANES>();
-            for x in lanes {
-                for (s, x) in sums.iter_mut().zip(x) {
-                    *s = fma::<I>(x.to_f32(), x.to_f32(), *s);
-                }
-            }
-            for (s, x) in sums.iter_mut().zip(rest) {
-                *s = fma::<I>(x.to_f32(), x.to_f32(), *s);
-            }
-            let mean = f64::from(total(sums)) / self.width as f64;
+            let mean = f64::from(dot::<I, T, T>(x, x)) / self.width as f64;
             let r = (1.0 / (mean + f64::from(self.eps)).sqrt()) as f32;
             *rstd = r;
             for ((y, x), w) in y.iter_mut().zip(x).zip(self.w) {
@@ -96,15 +90,15 @@ impl<T: Real> Kernel for Backward<'_, T> {
         for (t, (dx, &r)) in rows.enumerate() {
             let at = t * width..(t + 1) * width;
             let (dy, x) = (&self.dy[at.clone()], &self.x[at.clone()]);
-            let mut sums = [0f32; LANES];
-            let parts = dy.chunks(LANES).zip(x.chunks(LANES)).zip(self.w.chunks(LANES));
-            for ((dy, x), w) in parts {
-                for (((s, dy), x), w) in sums.iter_mut().zip(dy).zip(x).zip(w) {
-                    *s = fma::<I>(dy.to_f32() * w, x.to_f32(), *s);
-                }
+            let mut sum = 0f64;
+            for ((dy, x), w) in dy.chunks(PART).zip(x.chunks(PART)).zip(self.w.chunks(PART)) {
+                let mut scaled = [0f32; PART];
+                let terms = dy.iter().zip(w);
+                scaled.iter_mut().zip(terms).for_each(|(s, (dy, w))| *s = dy.to_f32() * w);
+                sum += f64::from(dot::<I, f32, T>(&scaled[..x.len()], x));
             }
             // mean(w∘dy∘x̂) · rstd, so that x itself can follow.
-            let c = (f64::from(total(sums)) * f64::from(r) * f64::from(r) / width as f64) as f32;
+            let c = (sum * f64::from(r) * f64::from(r) / width as f64) as f32;
             let slope = |dy: &T, x: &T, w: &f32| r * (dy.to_f32() * w - x.to_f32() * c);
             let terms = dy.iter().zip(x).zip(self.w);
             match self.residual {

@@ -256,22 +256,6 @@ pub(super) fn total(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// `Σ aᵢ bᵢ`.
-#[inline(always)]
-pub(super) fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let (a, b) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in a.0.iter().zip(b.0) {
-        for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane = fma::<I>(a, b, *lane);
-        }
-    }
-    for ((lane, &a), &b) in lanes.iter_mut().zip(a.1).zip(b.1) {
-        *lane = fma::<I>(a, b, *lane);
-    }
-    total(lanes)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

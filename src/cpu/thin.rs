@@ -27,7 +27,7 @@ pub(super) struct Lines<'a, T> {
 impl<'a, T> Lines<'a, T> {
     /// Columns `columns` of row `r`.
     #[inline(always)]
-    fn at(&self, r: usize, columns: Range<usize>) -> &'a [T] {
+    pub(super) fn at(&self, r: usize, columns: Range<usize>) -> &'a [T] {
         &self.data[r * self.stride..][columns]
     }
 
@@ -107,25 +107,25 @@ pub(super) enum Wide<'a> {
     Halves(Mat<'a, bf16>),
 }
 
-/// A factor of an adapter.
+/// A thin matrix: a factor of an adapter.
 #[derive(Clone, Copy)]
-pub(super) enum Narrow<'a> {
-    /// `[R, K]`.
+pub(super) enum Thin<'a> {
+    /// Its ranks are rows: `[R, K]`.
     Rows(Lines<'a, f32>),
-    /// `[K, R]`.
+    /// Its ranks are columns: `[K, R]`.
     Columns(Lines<'a, f32>),
 }
 
 impl Wide<'_> {
-    /// `out[m, R] = alpha · x f`, added if `keep`, of rows `rows` and R ranks of `scale · f`, rounded to `T`, with room for a
-    /// [`Factor`].
+    /// `out[m, r] = alpha · Σ_k x[m, k] f[r, k]`, added if `keep`, of rows `rows` of x; f is `scale · thin`, rounded to `T`, in
+    /// `room` for a [`Factor`].
     pub(super) fn multiply<T: Real>(
         &self,
         out: &mut TileMut<'_, f32>,
         keep: bool,
         alpha: f32,
         rows: Range<usize>,
-        f: Narrow<'_>,
+        thin: Thin<'_>,
         scale: f32,
         room: &mut [f32],
     ) {
@@ -134,9 +134,9 @@ impl Wide<'_> {
             Wide::Singles(x) => {
                 let depth = x.columns();
                 let factor = Factor::new(depth, ranks);
-                let f = match f {
-                    Narrow::Rows(f) => factor.pack_transposed::<T>(room, f, scale),
-                    Narrow::Columns(f) => factor.pack::<T>(room, f, scale),
+                let f = match thin {
+                    Thin::Rows(f) => factor.pack_transposed::<T>(room, f, scale),
+                    Thin::Columns(f) => factor.pack::<T>(room, f, scale),
                 };
                 multiply(out, keep, alpha, x.rows(rows).lines(), f, depth);
             }
@@ -145,11 +145,13 @@ impl Wide<'_> {
                 let depth = x.columns();
                 let room: &mut [bf16] = &mut bytemuck::cast_slice_mut(room)[..ranks * depth];
                 for (r, out) in room.chunks_mut(depth.max(1)).enumerate() {
-                    let at = |k: usize| match f {
-                        Narrow::Rows(f) => f.data[r * f.stride + k],
-                        Narrow::Columns(f) => f.data[k * f.stride + r],
-                    };
-                    out.iter_mut().enumerate().for_each(|(k, out)| *out = Real::from_f32(scale * at(k)));
+                    let round = |(out, x): (&mut bf16, &f32)| *out = Real::from_f32(scale * x);
+                    match thin {
+                        Thin::Rows(f) => out.iter_mut().zip(f.at(r, 0..depth)).for_each(round),
+                        Thin::Columns(f) => {
+                            out.iter_mut().zip(f.data[r..].iter().step_by(f.stride)).for_each(round)
+                        }
+                    }
                 }
                 let f = Mat::new(room, (ranks, depth), (depth, 1));
                 ranks::product(out, keep, alpha, x.rows(rows), f);

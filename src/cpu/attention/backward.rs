@@ -8,7 +8,8 @@ use super::form::Form;
 use super::{hide, lanes_mut};
 use crate::cpu::exp::exp;
 use crate::cpu::product::block::{Left, Size, padded};
-use crate::cpu::simd::{self, Isa, Kernel, fma, total};
+use crate::cpu::product::dot::dot;
+use crate::cpu::simd::{self, Isa, Kernel, fma};
 use crate::error::Result;
 use crate::host::Host;
 use crate::ops::attention::{AttentionBwd, Heads, Segment};
@@ -60,14 +61,8 @@ impl<T: Real> Inputs<'_, T> {
     fn numbers<I: Isa>(&self, pairs: &Pairs) -> (PerPair, PerPair) {
         let (mut lse, mut delta) = (per_pair(0.0), per_pair(0.0));
         for r in 0..pairs.len() {
-            let mut sums = [0f32; simd::LANES];
-            let rows = pairs.row(self.do_, r, self.heads).chunks(simd::LANES);
-            for (do_, o) in rows.zip(pairs.row(self.o, r, self.heads).chunks(simd::LANES)) {
-                for ((s, do_), o) in sums.iter_mut().zip(do_).zip(o) {
-                    *s = fma::<I>(do_.to_f32(), o.to_f32(), *s);
-                }
-            }
-            delta.as_flattened_mut()[r] = total(sums);
+            let (do_, o) = (pairs.row(self.do_, r, self.heads), pairs.row(self.o, r, self.heads));
+            delta.as_flattened_mut()[r] = dot::<I, T, T>(do_, o);
             lse.as_flattened_mut()[r] = self.lse[pairs.at(r, self.heads)];
         }
         (lse, delta)
@@ -122,7 +117,7 @@ impl<T: Real> Kernel for Queries<'_, T> {
                     }
                 }
             }
-            form.settle::<T>(p, columns);
+            form.round::<T>(p, columns);
             let size = Size { rows: n, columns: width, depth: block.len() };
             form.product(sums, start > 0, Left::by_column(p, columns), k_down, size);
         }
@@ -189,7 +184,7 @@ impl<T: Real> Kernel for Keys<'_, T> {
                     }
                 }
                 for s in [&mut *p, &mut *ds] {
-                    form.settle::<T>(&mut s[..pairs.len() * columns], columns);
+                    form.round::<T>(&mut s[..pairs.len() * columns], columns);
                 }
                 let size = Size { rows: n, columns: width, depth: pairs.len() };
                 form.product(dv_sums, added, Left::by_column(p, columns), do_down, size);

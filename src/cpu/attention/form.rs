@@ -18,7 +18,7 @@ pub(super) enum Form {
 impl Form {
     /// That of heads of `dim` columns.
     pub fn of<T: Real>(dim: usize) -> Form {
-        match T::DTYPE == DType::BF16 && dim.is_multiple_of(2) && block::pairs_are_used() {
+        match T::DTYPE == DType::BF16 && dim.is_multiple_of(2) && block::dots_are_used() {
             true => Form::Pairs,
             false => Form::Single,
         }
@@ -135,9 +135,9 @@ impl Form {
         }
     }
 
-    /// Rounds rows of `columns` f32 where they stand, to a factor whose k runs from row to row.
+    /// Rounds rows of `columns` f32 where they stand, as a factor whose k runs from row to row.
     #[inline(always)]
-    pub fn settle<T: Real>(self, s: &mut [f32], columns: usize) {
+    pub fn round<T: Real>(self, s: &mut [f32], columns: usize) {
         match self {
             Form::Single if T::DTYPE == DType::F32 => {}
             Form::Single => s.iter_mut().for_each(|s| *s = T::round(*s)),
@@ -187,4 +187,83 @@ fn widened<'r, 'a, T: Real>(
         rest.fill(0.0);
     }
     room
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cases::normal;
+
+    /// Number `k` of what takes an f32's place, `at` of a room.
+    fn number(form: Form, room: &[f32], at: impl Fn(usize) -> usize, k: usize) -> f32 {
+        match form {
+            Form::Single => room[at(k)],
+            Form::Pairs => bytemuck::cast::<_, [bf16; 2]>(room[at(k / 2)])[k % 2].to_f32(),
+        }
+    }
+
+    #[test]
+    fn numbers_are_where_products_look_for_them() {
+        for form in [Form::Single, Form::Pairs] {
+            for (n, dim) in [(1, 2), (2, 6), (63, 30), (64, 64), (5, 8)] {
+                let x = normal::<bf16>(1, n * dim, 1.0);
+                let row = |r: usize| &x[r * dim..][..dim];
+                let want = |r: usize, d: usize| row(r)[d].to_f32();
+                let (width, columns) = (padded(dim), n.next_multiple_of(LANES));
+                let stale = || vec![f32::NAN; 64 * width.max(64)];
+                let here = |r: usize, d: usize| format!("{form:?} {n} × {dim} [{r}, {d}]");
+
+                let mut turned = stale();
+                form.turned(&mut turned, row, n, dim, columns);
+                let [mut across, mut down] = [stale(), stale()];
+                form.across(&mut across, (0..n).map(row), dim);
+                form.down(&mut down, (0..n).map(row), dim);
+                let stride = if form == Form::Single { width } else { dim / 2 };
+                for (r, d) in (0..n).flat_map(|r| (0..dim).map(move |d| (r, d))) {
+                    let got = [
+                        number(form, &turned, |k| k * columns + r, d),
+                        number(form, &across, |k| r * stride + k, d),
+                        number(form, &down, |k| k * width + d, r),
+                    ];
+                    assert_eq!(got, [want(r, d); 3], "{}", here(r, d));
+                }
+                // Zeros beyond: columns that pad, and a row that makes a pair whole.
+                for d in 0..dim {
+                    assert!((n..columns).all(|r| number(form, &turned, |k| k * columns + r, d) == 0.0));
+                }
+                for (r, d) in (0..n).flat_map(|r| (dim..width).map(move |d| (r, d))) {
+                    assert_eq!(number(form, &down, |k| k * width + d, r), 0.0, "{}", here(r, d));
+                }
+                if form == Form::Pairs && n % 2 == 1 {
+                    assert!((0..width).all(|d| number(form, &down, |k| k * width + d, n) == 0.0));
+                }
+
+                let mut both = stale();
+                let (_, right) = form.both(&mut both, (0..n).map(row), dim);
+                let lines = if form == Form::Single { n } else { n.div_ceil(2) };
+                assert_eq!(right[..lines * width], down[..lines * width], "{form:?} {n} × {dim}");
+            }
+        }
+    }
+
+    #[test]
+    fn scores_are_rounded_where_they_stand() {
+        for (form, rows) in [Form::Single, Form::Pairs].into_iter().flat_map(|f| [(f, 1), (f, 2), (f, 63)]) {
+            let columns = 2 * LANES;
+            let scores = normal::<f32>(1, rows * columns, 1.0);
+            let mut got = scores.clone();
+            form.round::<bf16>(&mut got, columns);
+            for (i, &want) in scores.iter().enumerate() {
+                let (r, c) = (i / columns, i % columns);
+                assert_eq!(
+                    number(form, &got, |k| k * columns + c, r),
+                    bf16::from_f32(want).to_f32(),
+                    "{form:?} [{r}, {c}]"
+                );
+            }
+            if form == Form::Pairs && rows % 2 == 1 {
+                assert!((0..columns).all(|c| number(form, &got, |k| k * columns + c, rows) == 0.0));
+            }
+        }
+    }
 }

@@ -33,9 +33,11 @@ fn gradients_as_the_reference_in_bf16() {
 #[test]
 fn a_document_in_pieces() {
     a_cache_changes_nothing::<_, f32>(&Cpu::new(2).expect("threads"));
+    a_cache_changes_nothing::<_, bf16>(&Cpu::new(2).expect("threads"));
 }
 
 #[test]
 fn scores_beyond_the_exponential() {
     large_scores::<_, f32>(&Cpu::new(2).expect("threads"));
+    large_scores::<_, bf16>(&Cpu::new(2).expect("threads"));
 }

@@ -59,8 +59,8 @@ struct Product<'a> {
     size: Size,
 }
 
-/// Whether [`product_of_pairs`] can be called, and is faster than twice as deep a product.
-pub(in crate::cpu) fn pairs_are_used() -> bool {
+/// Whether pairs of bf16 are multiplied in registers, not in tiles nor as f32: where [`product_of_pairs`] can be called.
+pub(in crate::cpu) fn dots_are_used() -> bool {
     cfg!(target_arch = "x86_64") && Instructions::used() == Instructions::Avx512Bf16
 }
 
@@ -68,7 +68,7 @@ pub(in crate::cpu) fn pairs_are_used() -> bool {
 /// Sums are f32, and subnormal numbers count as 0.
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) fn product_of_pairs(c: &mut [f32], add: bool, a: Left<'_>, b: &[f32], size: Size) {
-    assert!(pairs_are_used());
+    assert!(dots_are_used());
     // SAFETY: the instructions are used, so the processor has them.
     unsafe { Product { c, add, a, b, size }.of_pairs() }
 }
@@ -108,7 +108,7 @@ impl Product<'_> {
         }
         let Product { c, add, a, b, size } = self;
         let (mut c, mut j) = (TileMut::new(c, size.rows, size.columns), 0);
-        // SAFETY: as the caller says; b has N columns from j on.
+        // SAFETY: as the caller says; both factors have the sizes (`checked`), and b has N columns from j on.
         unsafe {
             while j + 32 <= size.columns {
                 strip::<Dotted<__m512>, 8, 2, 32>(&mut c, j, add, a, b, size);
@@ -272,27 +272,31 @@ mod tests {
         if Instructions::here().all(|set| set != Instructions::Avx512Bf16) {
             return;
         }
-        let cases = (1..20).flat_map(|n| [8, 16, 24, 48].map(|columns| (n, columns)));
+        let cases = (1..20).flat_map(|n| [8, 16, 24, 40, 48].map(|columns| (n, columns)));
         for ((rows, columns), depth) in cases.flat_map(|of| [0, 1, 5, 32].map(|depth| (of, depth))) {
             let halves = |seed, n: usize| normal::<bf16>(seed, 2 * n, 1.0);
-            let (a, b) = (halves(1, rows * (depth + 1)), halves(2, depth * columns));
             let single = |x: &[bf16]| bytemuck::pod_collect_to_vec::<_, f32>(x);
+            let (a, b) = (halves(1, (rows + 3) * (depth + 1)), halves(2, depth * columns));
             let (of_a, of_b) = (single(&a), single(&b));
             let old = normal::<f32>(3, rows * columns, 1.0);
-            let mut c = old.clone();
-            let left = Left::by_row(&of_a, depth + 1);
             let size = Size { rows, columns, depth };
-            let product = Product { c: &mut c, add: true, a: left, b: &of_b, size };
-            // SAFETY: the processor has the instructions, as was just seen.
-            unsafe { product.of_pairs() };
-            for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
-                let terms = (0..2 * depth).map(|k| {
-                    let (a, b) = (a[i * (depth + 1) * 2 + k], b[(k / 2 * columns + j) * 2 + k % 2]);
-                    a.to_f64() * b.to_f64()
-                });
-                let (got, want) = (c[i * columns + j], f64::from(old[i * columns + j]) + terms.sum::<f64>());
-                let tol = 3e-7 * depth as f64 + 2e-7 * want.abs() + 5e-7;
-                assert!((f64::from(got) - want).abs() <= tol, "{size:?} [{i}, {j}] = {got}, expected {want}");
+            let lefts = [(Left::by_row(&of_a, depth + 1), true), (Left::by_column(&of_a, rows + 3), false)];
+            for (left, add) in lefts {
+                let mut c = if add { old.clone() } else { vec![f32::NAN; rows * columns] };
+                let product = Product { c: &mut c, add, a: left, b: &of_b, size };
+                // SAFETY: the processor has the instructions, as was just seen.
+                unsafe { product.of_pairs() };
+                for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+                    let terms = (0..2 * depth).map(|k| {
+                        let of_a = (i * left.by_row + k / 2 * left.by_depth) * 2 + k % 2;
+                        a[of_a].to_f64() * b[(k / 2 * columns + j) * 2 + k % 2].to_f64()
+                    });
+                    let old = if add { f64::from(old[i * columns + j]) } else { 0.0 };
+                    let (got, want) = (c[i * columns + j], old + terms.sum::<f64>());
+                    let tol = 3e-7 * depth as f64 + 2e-7 * want.abs() + 5e-7;
+                    let err = (f64::from(got) - want).abs();
+                    assert!(err <= tol, "{size:?} [{i}, {j}] = {got}, expected {want}");
+                }
             }
         }
     }

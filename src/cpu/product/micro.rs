@@ -30,7 +30,7 @@ pub(crate) unsafe trait Vector: Copy {
     unsafe fn store(self, x: *mut Self::Of);
     /// `self + b`.
     unsafe fn add(self, b: Self) -> Self;
-    /// `self · b + c`, rounded once where that is one instruction.
+    /// `self · b + c`, rounded once where that is one instruction of f32 or f64.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
 }
 

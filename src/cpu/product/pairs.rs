@@ -480,6 +480,8 @@ pub(super) unsafe fn spin<const N: usize>(rounds: usize) -> usize {
         let mut out = [0f32; PANEL];
         for sum in sums {
             _mm512_storeu_ps(out.as_mut_ptr(), sum);
+            // As far as f32 counts.
+            debug_assert!(rounds > 1 << 22 || out == [2.0 * rounds as f32; PANEL]);
             black_box(out);
         }
     }
@@ -639,6 +641,19 @@ mod tests {
                     assert_eq!(got, want, "{pairs:?} {m} × {n} × {k}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn sums_over_nothing_are_done_too() {
+        for (pairs, keep) in all().into_iter().flat_map(|p| [(p, false), (p, true)]) {
+            let (mut sums, mut taken) = (vec![3f32; 6], Taken::new(2, 3));
+            let (a, b) = (Mat::<bf16>::new(&[], (2, 0), (1, 1)), Mat::new(&[], (0, 3), (1, 1)));
+            let mut done = taken.done();
+            let end = End { more: None, done: Some(&mut done) };
+            pairs.product(&mut TileMut::new(&mut sums, 2, 3), keep, a, Right::Lies(b), end);
+            drop(done);
+            taken.were(&[if keep { 3.0 } else { 0.0 }; 6]);
         }
     }
 

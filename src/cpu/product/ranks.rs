@@ -1,7 +1,7 @@
 //! Products of rows of bf16 with the few rows of an adapter's factor, both read as they lie: `out = x fᵀ`.
 //!
-//! Each element's sums are those of the 32 places of a register, one register after another along K, and then of those.
-//! Products are exact and sums are f32, to the nearest; subnormal numbers count as 0.
+//! Each element is 16 sums, of two neighbours of every 32 along K each, and then the sum of those. Products are exact and
+//! sums are f32, to the nearest; subnormal numbers count as 0.
 
 use std::arch::x86_64::{
     __m512bh, _mm512_dpbf16_ps, _mm512_maskz_loadu_epi16, _mm512_reduce_add_ps, _mm512_setzero_ps,
@@ -15,7 +15,7 @@ use super::{Mat, TileMut, block};
 /// Numbers of a register.
 const LANES: usize = 32;
 
-/// `out[m, R] = alpha · x[m, K] f[R, K]ᵀ`, added if `keep`; wants [`block::pairs_are_used`].
+/// `out[m, R] = alpha · x[m, K] f[R, K]ᵀ`, added if `keep`; wants [`block::dots_are_used`].
 pub(in crate::cpu) fn product(
     out: &mut TileMut<'_, f32>,
     keep: bool,
@@ -23,7 +23,7 @@ pub(in crate::cpu) fn product(
     x: Mat<'_, bf16>,
     f: Mat<'_, bf16>,
 ) {
-    assert!(block::pairs_are_used());
+    assert!(block::dots_are_used());
     // SAFETY: the instructions are used, so the processor has them.
     unsafe { run(out, keep, alpha, x, f) }
 }

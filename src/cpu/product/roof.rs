@@ -11,7 +11,7 @@ use super::pairs;
 use crate::cpu::simd::{Instructions, Isa, Kernel};
 
 /// Sums that are added to in turn, so many that none waits for the one before: a processor begins two multiply-adds a cycle
-/// and ends one within five, and with their operands they fit into 16 registers.
+/// and ends one within five or six, pairs of bf16 too, and with their operands they fit into 16 registers.
 const SUMS: usize = 12;
 
 /// Multiplies and adds f32, each of a few registers `rounds` times.
