@@ -288,17 +288,16 @@ impl<T: Real> Term<'_, T> {
         });
     }
 
-    /// A row times rows `n` of the right operand where that lies, if it is a weight that needs no rounding and that loops can
-    /// widen themselves.
+    /// A row times rows `n` of the right operand where that lies, if it is a weight that is not rounded.
     fn decode_in_place<A: Real>(&self, dst: &mut [f32], keep: bool, a: &[A], n: &Range<usize>) -> bool {
         let Source::Weight(w) = self.right.source else { return false };
         let stride = w.size().1;
+        let exact = T::DTYPE == DType::F32;
         match w.elements() {
             Elements::BF16(e) => dots(dst, keep, a, Lines { data: e, stride }.from(n.start, 0)),
-            Elements::F32(e) if T::DTYPE == DType::F32 => {
-                dots(dst, keep, a, Lines { data: e, stride }.from(n.start, 0));
-            }
-            _ => return false,
+            Elements::F16(e) if exact => dots(dst, keep, a, Lines { data: e, stride }.from(n.start, 0)),
+            Elements::F32(e) if exact => dots(dst, keep, a, Lines { data: e, stride }.from(n.start, 0)),
+            Elements::F16(_) | Elements::F32(_) => return false,
         }
         true
     }

@@ -20,7 +20,7 @@ pub(crate) const VARIABLE: &str = "ANABRANCH_INSTRUCTIONS";
 pub(crate) enum Instructions {
     /// What every processor of the architecture has.
     Baseline,
-    /// 16 registers of 256 bits, multiplications and additions in one.
+    /// 16 registers of 256 bits, multiplications and additions in one, f16 widened by eights.
     Avx2,
     /// 32 registers of 512 bits.
     Avx512,
@@ -56,7 +56,11 @@ impl Instructions {
     fn are_here(self) -> bool {
         match self {
             Instructions::Baseline => true,
-            Instructions::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Instructions::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             Instructions::Avx512 => {
                 Instructions::Avx2.are_here()
                     && is_x86_feature_detected!("avx512f")
@@ -198,13 +202,13 @@ unsafe fn run_with<K: Kernel>(set: Instructions, kernel: K) -> K::Output {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx512>()
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
 }

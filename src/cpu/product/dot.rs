@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
 #[cfg(not(target_arch = "x86_64"))]
 use super::micro::Lanes;
@@ -20,8 +20,6 @@ use crate::tensor::{DType, Real};
 const AHEAD: usize = 2048;
 /// Bytes of a line of the caches.
 const LINE: usize = 64;
-/// Registers of sums, so that none waits for the one before.
-const SUMS: usize = 4;
 
 /// `dst[n] = Σ_k a[k] b[n, k]`, added if `keep`. Each sum depends on a and its row of b alone.
 pub(in crate::cpu) fn dots<A: Real, B: Real>(dst: &mut [f32], keep: bool, a: &[A], b: Lines<'_, B>) {
@@ -54,33 +52,34 @@ pub(in crate::cpu) fn dot<I: Isa, A: Real, B: Real>(a: &[A], b: &[B]) -> f32 {
     #[cfg(target_arch = "x86_64")]
     unsafe {
         if I::WIDE {
-            by::<I, __m512, A, B>(a, b)
+            by::<I, __m512, 4, A, B>(a, b)
         } else if I::FMA {
-            by::<I, __m256, A, B>(a, b)
+            by::<I, __m256, 8, A, B>(a, b)
         } else {
-            by::<I, __m128, A, B>(a, b)
+            by::<I, __m128, 8, A, B>(a, b)
         }
     }
     // SAFETY: these are plain numbers.
     #[cfg(not(target_arch = "x86_64"))]
     unsafe {
-        by::<I, Lanes<f32, 4>, A, B>(a, b)
+        by::<I, Lanes<f32, 4>, 8, A, B>(a, b)
     }
 }
 
-/// [`dot`].
+/// [`dot`] with S registers of sums: so many that none waits for the one before, and that each sum is short.
 ///
 /// # Safety
 /// The processor has `V`.
 #[inline(always)]
-unsafe fn by<I: Isa, V: Widened, A: Real, B: Real>(a: &[A], b: &[B]) -> f32 {
+unsafe fn by<I: Isa, V: Widened, const S: usize, A: Real, B: Real>(a: &[A], b: &[B]) -> f32 {
+    const { assert!(S.is_power_of_two()) };
     assert!(a.len() == b.len());
-    let step = SUMS * V::LANES;
+    let step = S * V::LANES;
     let (whole, vectors) = (a.len() / step * step, a.len() / V::LANES * V::LANES);
     let mut lanes = [0f32; 16];
     // SAFETY: the caller has `V`; vectors end within both rows, and no register has more than 16 numbers.
     unsafe {
-        let mut sums = [V::splat(0.0); SUMS];
+        let mut sums = [V::splat(0.0); S];
         for at in (0..whole).step_by(step) {
             for byte in (0..step * size_of::<B>()).step_by(LINE) {
                 prefetch(b.as_ptr().wrapping_add(at).wrapping_byte_add(AHEAD + byte));
@@ -93,10 +92,14 @@ unsafe fn by<I: Isa, V: Widened, A: Real, B: Real>(a: &[A], b: &[B]) -> f32 {
         for at in (whole..vectors).step_by(V::LANES) {
             sums[0] = V::widened(a.as_ptr().add(at)).mul_add(V::widened(b.as_ptr().add(at)), sums[0]);
         }
-        let [s, t, u, v] = sums;
-        s.add(t).add(u.add(v)).store(lanes.as_mut_ptr());
+        // Pairs first, here and below.
+        let mut n = S / 2;
+        while n > 0 {
+            (0..n).for_each(|i| sums[i] = sums[i].add(sums[i + n]));
+            n /= 2;
+        }
+        sums[0].store(lanes.as_mut_ptr());
     }
-    // Pairs first.
     let mut n = V::LANES / 2;
     while n > 0 {
         (0..n).for_each(|i| lanes[i] += lanes[i + n]);
@@ -112,21 +115,28 @@ unsafe fn by<I: Isa, V: Widened, A: Real, B: Real>(a: &[A], b: &[B]) -> f32 {
 /// As for [`Vector`].
 unsafe trait Widened: Vector<Of = f32> {
     /// The numbers at `x`.
-    unsafe fn halves(x: *const bf16) -> Self;
+    unsafe fn of_bf16(x: *const bf16) -> Self;
+
+    /// The numbers at `x`.
+    #[inline(always)]
+    unsafe fn of_f16(x: *const f16) -> Self {
+        let mut numbers = [0f32; 16];
+        // SAFETY: the caller has the numbers and the register, of at most 16.
+        unsafe {
+            (0..Self::LANES).for_each(|i| numbers[i] = (*x.add(i)).to_f32());
+            Self::load(numbers.as_ptr())
+        }
+    }
 
     /// The numbers at `x`.
     #[inline(always)]
     unsafe fn widened<E: Real>(x: *const E) -> Self {
-        // SAFETY: the caller has the numbers, of the type that is told, and the register, of at most 16.
+        // SAFETY: the caller has the numbers, of the type that is told, and the register.
         unsafe {
             match E::DTYPE {
                 DType::F32 => Self::load(x.cast()),
-                DType::BF16 => Self::halves(x.cast()),
-                DType::F16 => {
-                    let mut numbers = [0f32; 16];
-                    (0..Self::LANES).for_each(|i| numbers[i] = (*x.add(i)).to_f32());
-                    Self::load(numbers.as_ptr())
-                }
+                DType::BF16 => Self::of_bf16(x.cast()),
+                DType::F16 => Self::of_f16(x.cast()),
             }
         }
     }
@@ -136,11 +146,16 @@ unsafe trait Widened: Vector<Of = f32> {
 #[cfg(target_arch = "x86_64")]
 unsafe impl Widened for __m512 {
     #[inline(always)]
-    unsafe fn halves(x: *const bf16) -> __m512 {
+    unsafe fn of_bf16(x: *const bf16) -> __m512 {
         // SAFETY: the caller has the numbers and the instructions.
         unsafe {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(x.cast()))))
         }
+    }
+    #[inline(always)]
+    unsafe fn of_f16(x: *const f16) -> __m512 {
+        // SAFETY: the caller has the numbers and the instructions.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.cast())) }
     }
 }
 
@@ -148,11 +163,16 @@ unsafe impl Widened for __m512 {
 #[cfg(target_arch = "x86_64")]
 unsafe impl Widened for __m256 {
     #[inline(always)]
-    unsafe fn halves(x: *const bf16) -> __m256 {
+    unsafe fn of_bf16(x: *const bf16) -> __m256 {
         // SAFETY: the caller has the numbers and the instructions.
         unsafe {
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(x.cast()))))
         }
+    }
+    #[inline(always)]
+    unsafe fn of_f16(x: *const f16) -> __m256 {
+        // SAFETY: the caller has the numbers and the instructions.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.cast())) }
     }
 }
 
@@ -160,7 +180,7 @@ unsafe impl Widened for __m256 {
 #[cfg(target_arch = "x86_64")]
 unsafe impl Widened for __m128 {
     #[inline(always)]
-    unsafe fn halves(x: *const bf16) -> __m128 {
+    unsafe fn of_bf16(x: *const bf16) -> __m128 {
         // SAFETY: the caller has the numbers, and every processor the instructions.
         unsafe { _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(x.cast()))) }
     }
@@ -170,7 +190,7 @@ unsafe impl Widened for __m128 {
 #[cfg(not(target_arch = "x86_64"))]
 unsafe impl Widened for Lanes<f32, 4> {
     #[inline(always)]
-    unsafe fn halves(x: *const bf16) -> Self {
+    unsafe fn of_bf16(x: *const bf16) -> Self {
         // SAFETY: the caller has the numbers.
         let numbers = unsafe { x.cast::<[bf16; 4]>().read() }.map(Real::to_f32);
         // SAFETY: there are four.
@@ -180,8 +200,6 @@ unsafe impl Widened for Lanes<f32, 4> {
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
-
     use super::*;
     use crate::cpu::simd::tests::{loops, run_on};
     use crate::ops::cases::normal;
@@ -212,6 +230,7 @@ mod tests {
         conforms::<f32, bf16>();
         conforms::<bf16, f32>();
         conforms::<bf16, bf16>();
+        conforms::<f32, f16>();
         conforms::<f16, bf16>();
     }
 }
