@@ -100,6 +100,10 @@ pub trait Backend: Scratch {
         let _ = bytes;
         Ok(())
     }
+    /// Does work of many small operations where they are done, so that they need not be handed over one by one.
+    fn within<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
     /// Whether several small problems are best given to it at once by several threads, one each, rather than in one call.
     fn side_by_side(&self) -> bool {
         false

@@ -149,6 +149,10 @@ impl Scratch for Cpu {
 impl Backend for Cpu {
     type Store = Host;
 
+    fn within<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
     fn side_by_side(&self) -> bool {
         true
     }

@@ -203,12 +203,15 @@ impl<'a, B: Backend, T: Real> Decoder<'a, B, T> {
         let past = if start > 0 { vec![0..start] } else { Vec::new() };
         let segments = vec![Segment { q: 0..ids.len(), own: start, past }];
         let last = vec![ids.len() as u32 - 1];
-        let input = self.session.runs(self.backend, ids.to_vec(), &runs, segments, start, last)?;
         let layouts = &self.adapters.layouts()[self.column..=self.column];
         let stack = Stack { params: &self.adapters.params, layouts };
-        self.session.forward(self.model, self.backend, &input, stack)?;
-        let room = &mut self.session.room;
-        self.model.logits(&mut self.logits, room, self.backend, 0, 1)?;
+        let (model, backend, session, logits) =
+            (self.model, self.backend, &mut self.session, &mut self.logits);
+        backend.within(|| {
+            let input = session.runs(backend, ids.to_vec(), &runs, segments, start, last)?;
+            session.forward(model, backend, &input, stack)?;
+            model.logits(logits, &mut session.room, backend, 0, 1)
+        })?;
         self.done = end;
         Ok(&self.logits)
     }
