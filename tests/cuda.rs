@@ -155,6 +155,9 @@ fn twenty_steps_learn_what_the_cpu_learns() {
             let most = if step < 2 { 3e-4 } else { 3e-3 };
             assert!((got - want).abs() <= most * want.abs(), "step {step}: loss {got}, the CPU's {want}");
         }
+        let off = got.losses.iter().zip(&want.losses).map(|(got, want)| (got - want).abs() / want.abs());
+        let mean = off.sum::<f64>() / got.losses.len() as f64;
+        assert!(mean <= 1e-3, "losses are {mean:e} from the CPU's in the mean");
         assert!(got.losses[STEPS as usize - 1] < got.losses[0], "nothing is learned: {:?}", got.losses);
         let off = norm(got.end.iter().zip(&want.end).map(|(x, y)| f64::from(*x) - f64::from(*y)));
         let learned = norm(want.end.iter().zip(&want.start).map(|(x, y)| f64::from(*x) - f64::from(*y)));

@@ -94,7 +94,8 @@ impl Cpu {
     }
 
     /// Multiplies and adds in registers, on every thread, `rounds` times a few numbers of the dtype that products take apart
-    /// into (bf16 in tiles or pairs where those are used, else f32): what no product can outrun. The multiplications and additions.
+    /// into (bf16 in tiles or pairs where those are used, else f32): what no product can outrun. The multiplications and
+    /// additions.
     pub fn multiply_adds(&self, dtype: DType, rounds: usize) -> usize {
         let one = || match dtype {
             DType::BF16 => roof::halves(rounds),

@@ -7,8 +7,10 @@ use std::marker::PhantomData;
 use std::mem;
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use half::bf16;
+use half::f16;
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 
 use super::dropout::Mask;
 use super::packed::Packed;

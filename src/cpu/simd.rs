@@ -249,8 +249,9 @@ pub(super) const LANES: usize = 32;
 
 /// The sum of partial sums, pairs first.
 #[inline(always)]
-pub(super) fn total(mut lanes: [f32; LANES]) -> f32 {
-    let mut n = LANES / 2;
+pub(super) fn total<const N: usize>(mut lanes: [f32; N]) -> f32 {
+    const { assert!(N.is_power_of_two()) };
+    let mut n = N / 2;
     while n > 0 {
         for i in 0..n {
             lanes[i] += lanes[i + n];

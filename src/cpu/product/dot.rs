@@ -12,14 +12,13 @@ use half::{bf16, f16};
 #[cfg(not(target_arch = "x86_64"))]
 use super::micro::Lanes;
 use super::micro::Vector;
-use crate::cpu::simd::{self, Isa, Kernel, fma, prefetch};
+use super::pack::Line;
+use crate::cpu::simd::{self, Isa, Kernel, fma, prefetch, total};
 use crate::cpu::thin::Lines;
 use crate::tensor::{DType, Real};
 
 /// Bytes of a weight between what is multiplied and what is asked for.
 const AHEAD: usize = 2048;
-/// Bytes of a line of the caches.
-const LINE: usize = 64;
 
 /// `dst[n] = Σ_k a[k] b[n, k]`, added if `keep`. Each sum depends on a and its row of b alone.
 pub(in crate::cpu) fn dots<A: Real, B: Real>(dst: &mut [f32], keep: bool, a: &[A], b: Lines<'_, B>) {
@@ -81,7 +80,7 @@ unsafe fn by<I: Isa, V: Widened, const S: usize, A: Real, B: Real>(a: &[A], b: &
     unsafe {
         let mut sums = [V::splat(0.0); S];
         for at in (0..whole).step_by(step) {
-            for byte in (0..step * size_of::<B>()).step_by(LINE) {
+            for byte in (0..step * size_of::<B>()).step_by(size_of::<Line>()) {
                 prefetch(b.as_ptr().wrapping_add(at).wrapping_byte_add(AHEAD + byte));
             }
             for (i, sum) in sums.iter_mut().enumerate() {
@@ -92,7 +91,7 @@ unsafe fn by<I: Isa, V: Widened, const S: usize, A: Real, B: Real>(a: &[A], b: &
         for at in (whole..vectors).step_by(V::LANES) {
             sums[0] = V::widened(a.as_ptr().add(at)).mul_add(V::widened(b.as_ptr().add(at)), sums[0]);
         }
-        // Pairs first, here and below.
+        // Pairs first, as below.
         let mut n = S / 2;
         while n > 0 {
             (0..n).for_each(|i| sums[i] = sums[i].add(sums[i + n]));
@@ -100,13 +99,8 @@ unsafe fn by<I: Isa, V: Widened, const S: usize, A: Real, B: Real>(a: &[A], b: &
         }
         sums[0].store(lanes.as_mut_ptr());
     }
-    let mut n = V::LANES / 2;
-    while n > 0 {
-        (0..n).for_each(|i| lanes[i] += lanes[i + n]);
-        n /= 2;
-    }
     let rest = a[vectors..].iter().zip(&b[vectors..]);
-    rest.fold(lanes[0], |sum, (a, b)| fma::<I>(a.to_f32(), b.to_f32(), sum))
+    rest.fold(total(lanes), |sum, (a, b)| fma::<I>(a.to_f32(), b.to_f32(), sum))
 }
 
 /// A register that numbers are widened into.
