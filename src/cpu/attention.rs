@@ -10,6 +10,8 @@ mod form;
 #[cfg(test)]
 mod tests;
 
+use std::f32::consts::LOG2_E;
+
 use rayon::prelude::*;
 
 use self::blocks::{
@@ -17,7 +19,7 @@ use self::blocks::{
     with_room,
 };
 use self::form::Form;
-use super::exp::exp;
+use super::exp::exp2;
 use super::product::block::{Left, Size, padded};
 use super::simd::{self, Isa, Kernel, fma};
 use crate::error::Result;
@@ -134,11 +136,12 @@ struct State {
 }
 
 impl State {
-    /// Turns scores `s[u, r]`, not scaled yet, into exponentials.
+    /// Turns scores `s[u, r]`, not scaled yet, into exponentials: powers of two, of scores that are scaled by log₂ e as well.
     ///
     /// Each loop over the lanes does one thing, so that it becomes vector instructions.
     #[inline(always)]
     fn take<I: Isa>(&mut self, s: &mut [f32], columns: usize, scale: f32) {
+        let scale = scale * LOG2_E;
         for j in (0..columns).step_by(LANES) {
             let i = j / LANES;
             let old = self.max[i];
@@ -155,7 +158,7 @@ impl State {
             }
             for c in 0..LANES {
                 // Exactly 1 where the maximum stays.
-                shrink[c] = exp::<I>(old[c] * scale + base[c]);
+                shrink[c] = exp2::<I>(old[c] * scale + base[c]);
             }
             for c in 0..LANES {
                 sum[c] *= shrink[c];
@@ -163,7 +166,7 @@ impl State {
             for s in s.chunks_exact_mut(columns) {
                 let s = lanes_mut(s, j);
                 for c in 0..LANES {
-                    s[c] = exp::<I>(fma::<I>(s[c], scale, base[c]));
+                    s[c] = exp2::<I>(fma::<I>(s[c], scale, base[c]));
                 }
                 for c in 0..LANES {
                     sum[c] += s[c];

@@ -12,7 +12,7 @@ use super::dropout::Mask;
 use super::linear::{Rows, THIN, a, b, rounding, sums_of, widest};
 use super::operand::{Source, Term, depth, round, weight_in_place};
 use super::product::{Done, End, Mat, More, RANKS, Shared, TileMut};
-use super::thin::{Factor, Lines, Thin, multiply, outer};
+use super::thin::{Factor, Lines, Thin, multiply};
 use super::tiles::{Grid, Rooms, enough};
 use crate::backend::LinearSize;
 use crate::error::Result;
@@ -174,8 +174,8 @@ fn gradient_of_b<T: Real>(
     for start in (0..tokens).step_by(step) {
         let rows = start..(start + step).min(tokens);
         let t = Lines { data: adapter.out.t, stride: l.rank }.from(start, 0);
-        let dy = dy.block(rows.clone(), columns.clone(), room);
-        outer(&mut TileMut::new(sums, l.rank, columns.len()), l.scale, t, dy.lines(), rows.len());
+        let dy = dy.wide(rows, columns.clone(), room);
+        dy.outer(&mut TileMut::new(sums, l.rank, columns.len()), l.scale, t);
     }
     // SAFETY: each block of each gradient is made by one task, and gradients are disjoint (`check`).
     let mut db = unsafe { grads.tile(l.b + columns.start * l.rank, columns.len(), l.rank, l.rank) };
@@ -254,13 +254,13 @@ fn gradient_of_a<T: Real>(
     let step = if source.in_place() { x.tokens } else { depth(x.tokens) }.max(1);
     for start in (0..x.tokens).step_by(step) {
         let rows = start..(start + step).min(x.tokens);
-        let xs = source.block(rows.clone(), columns.clone(), room);
+        let xs = source.wide(rows.clone(), columns.clone(), room);
         for adapter in adapted {
             let rank = adapter.lora.rank;
             let at = adapter.lora.a + columns.start;
             // SAFETY: each block of each gradient is made by one task, and gradients are disjoint (`check`).
             let mut da = unsafe { grads.tile(at, rank, columns.len(), x.inner) };
-            outer(&mut da, x.scale(), adapter.u(u, rows.start), xs.lines(), rows.len());
+            xs.outer(&mut da, x.scale(), adapter.u(u, rows.start));
         }
     }
 }

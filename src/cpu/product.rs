@@ -90,6 +90,11 @@ impl<'a, T: Copy> Mat<'a, T> {
         &self.data[r * self.strides.0..][..self.size.1]
     }
 
+    /// How many rows it has.
+    pub(super) fn height(&self) -> usize {
+        self.size.0
+    }
+
     /// How many columns it has.
     pub(super) fn columns(&self) -> usize {
         self.size.1

@@ -98,7 +98,7 @@ impl Factor {
     }
 }
 
-/// A wide matrix with K along its rows.
+/// A wide matrix.
 pub(super) enum Wide<'a> {
     /// In f32.
     Singles(Mat<'a>),
@@ -156,6 +156,15 @@ impl Wide<'_> {
                 let f = Mat::new(room, (ranks, depth), (depth, 1));
                 ranks::product(out, keep, alpha, x.rows(rows), f);
             }
+        }
+    }
+
+    /// `out[R, n] += alpha · u[K, R]ᵀ x[K, n]`, u of numbers that are `T`'s.
+    pub(super) fn outer<U: Real>(&self, out: &mut TileMut<'_, f32>, alpha: f32, u: Lines<'_, U>) {
+        match self {
+            Wide::Singles(x) => outer(out, alpha, u, x.lines(), x.height()),
+            #[cfg(target_arch = "x86_64")]
+            Wide::Halves(x) => ranks::outer(out, alpha, u, *x),
         }
     }
 }
@@ -274,13 +283,7 @@ fn store<const L: usize>(out: &mut [f32], keep: bool, alpha: f32, sums: &[f32; L
 }
 
 /// `out[R, n] += alpha · u[K, R]ᵀ x[K, n]`: R is a rank.
-pub(super) fn outer<U: Real>(
-    out: &mut TileMut<'_, f32>,
-    alpha: f32,
-    u: Lines<'_, U>,
-    x: Lines<'_, f32>,
-    k: usize,
-) {
+fn outer<U: Real>(out: &mut TileMut<'_, f32>, alpha: f32, u: Lines<'_, U>, x: Lines<'_, f32>, k: usize) {
     simd::run(Outer { out, alpha, u, x, k });
 }
 

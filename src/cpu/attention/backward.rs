@@ -1,12 +1,14 @@
 //! Gradients of attention in two passes, so that each task owns what it writes: dq over runs of queries, dk and dv over
 //! runs of keys. Scores are made in both.
 
+use std::f32::consts::LOG2_E;
+
 use super::blocks::{
     KEYS, LANES, Pairs, PerPair, Room, Rows, each_run, head_runs, per_pair, queries, rows_of_keys, with_room,
 };
 use super::form::Form;
 use super::{hide, lanes_mut};
-use crate::cpu::exp::exp;
+use crate::cpu::exp::exp2;
 use crate::cpu::product::block::{Left, Size, padded};
 use crate::cpu::product::dot::dot;
 use crate::cpu::simd::{self, Isa, Kernel, fma};
@@ -56,14 +58,14 @@ struct Inputs<'a, T> {
 }
 
 impl<T: Real> Inputs<'_, T> {
-    /// Log-sum-exp and `Σ_k do∘o` of each pair; zeros beyond them.
+    /// Log-sum-exp to base 2 and `Σ_k do∘o` of each pair; zeros beyond them.
     #[inline(always)]
     fn numbers<I: Isa>(&self, pairs: &Pairs) -> (PerPair, PerPair) {
         let (mut lse, mut delta) = (per_pair(0.0), per_pair(0.0));
         for r in 0..pairs.len() {
             let (do_, o) = (pairs.row(self.do_, r, self.heads), pairs.row(self.o, r, self.heads));
             delta.as_flattened_mut()[r] = dot::<I, T, T>(do_, o);
-            lse.as_flattened_mut()[r] = self.lse[pairs.at(r, self.heads)];
+            lse.as_flattened_mut()[r] = self.lse[pairs.at(r, self.heads)] * LOG2_E;
         }
         (lse, delta)
     }
@@ -110,11 +112,10 @@ impl<T: Real> Kernel for Queries<'_, T> {
                     let (p, dp) = (lanes_mut(p, j), &dp[j..][..LANES]);
                     let (lse, delta) = (&lse[j / LANES], &delta[j / LANES]);
                     for c in 0..LANES {
-                        p[c] = exp::<I>(fma::<I>(p[c], heads.scale, -lse[c]));
+                        p[c] = exp2::<I>(fma::<I>(p[c], heads.scale * LOG2_E, -lse[c]));
                     }
-                    for c in 0..LANES {
-                        p[c] *= dp[c] - delta[c];
-                    }
+                    let ds = dp.iter().zip(delta).map(|(dp, delta)| dp - delta);
+                    p.iter_mut().zip(ds).for_each(|(p, ds)| *p *= ds);
                 }
             }
             form.round::<T>(p, columns);
@@ -176,11 +177,9 @@ impl<T: Real> Kernel for Keys<'_, T> {
                     for j in (0..columns).step_by(LANES) {
                         let (p, ds) = (lanes_mut(p, j), lanes_mut(ds, j));
                         for p in p.iter_mut() {
-                            *p = exp::<I>(fma::<I>(*p, heads.scale, -lse));
+                            *p = exp2::<I>(fma::<I>(*p, heads.scale * LOG2_E, -lse));
                         }
-                        for c in 0..LANES {
-                            ds[c] = p[c] * (ds[c] - delta);
-                        }
+                        ds.iter_mut().zip(&*p).for_each(|(ds, p)| *ds = p * (*ds - delta));
                     }
                 }
                 for s in [&mut *p, &mut *ds] {

@@ -1,19 +1,29 @@
-//! Products of rows of bf16 with the few rows of an adapter's factor, both read as they lie: `out = x fᵀ`.
+//! Products of bf16 as it lies with the few ranks of an adapter: `out = x fᵀ`, and `out = uᵀ x`.
 //!
-//! Each element is 16 sums, of two neighbours of every 32 along K each, and then the sum of those. Products are exact and
-//! sums are f32, to the nearest; subnormal numbers count as 0.
+//! Each element of the first is 16 sums, of two neighbours of every 32 along K each, and then the sum of those; of the
+//! second one sum for every 64 of K. Products are exact and sums are f32, to the nearest; subnormal numbers count as 0.
 
 use std::arch::x86_64::{
-    __m512bh, _mm512_dpbf16_ps, _mm512_maskz_loadu_epi16, _mm512_reduce_add_ps, _mm512_setzero_ps,
+    __m512bh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16,
+    _mm512_maskz_loadu_ps, _mm512_permutex2var_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_unpackhi_epi16, _mm512_unpacklo_epi16,
 };
 use std::mem::transmute;
+use std::ops::Range;
 
 use half::bf16;
 
 use super::{Mat, TileMut, block};
+use crate::cpu::simd::prefetch_second;
+use crate::cpu::thin::Lines;
+use crate::tensor::Real;
 
 /// Numbers of a register.
 const LANES: usize = 32;
+/// Rows of x that [`outer`] takes at a time, all columns of them.
+const ROWS: usize = 64;
+/// Ranks whose sums fit the registers.
+const RANKS: usize = 8;
 
 /// `out[m, R] = alpha · x[m, K] f[R, K]ᵀ`, added if `keep`; wants [`block::dots_are_used`].
 pub(in crate::cpu) fn product(
@@ -110,6 +120,109 @@ impl Product<'_, '_> {
     }
 }
 
+/// `out[R, n] += alpha · u[K, R]ᵀ x[K, n]`, u rounded to bf16; wants [`block::dots_are_used`].
+pub(in crate::cpu) fn outer<U: Real>(
+    out: &mut TileMut<'_, f32>,
+    alpha: f32,
+    u: Lines<'_, U>,
+    x: Mat<'_, bf16>,
+) {
+    assert!(block::dots_are_used());
+    // SAFETY: the instructions are used, so the processor has them.
+    unsafe { run_outer(out, alpha, u, x) }
+}
+
+/// [`outer`].
+///
+/// # Safety
+/// The processor has the instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn run_outer<U: Real>(out: &mut TileMut<'_, f32>, alpha: f32, u: Lines<'_, U>, x: Mat<'_, bf16>) {
+    assert!(x.size.1 == out.size().1 && (x.strides.1 == 1 || x.size.1 <= 1));
+    let (depth, ranks) = (x.size.0, out.size().0);
+    for k in (0..depth).step_by(ROWS) {
+        let ks = k..(k + ROWS).min(depth);
+        let mut n = 0;
+        while n < ranks {
+            // SAFETY: the caller has the instructions.
+            n += unsafe {
+                match ranks - n {
+                    RANKS.. => some_ranks::<U, RANKS>(out, alpha, u, x, ks.clone(), n),
+                    4..RANKS => some_ranks::<U, 4>(out, alpha, u, x, ks.clone(), n),
+                    _ => some_ranks::<U, 1>(out, alpha, u, x, ks.clone(), n),
+                }
+            };
+        }
+    }
+}
+
+/// N ranks from `n` on, all columns, K from `ks`; N.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn some_ranks<U: Real, const N: usize>(
+    out: &mut TileMut<'_, f32>,
+    alpha: f32,
+    u: Lines<'_, U>,
+    x: Mat<'_, bf16>,
+    ks: Range<usize>,
+    n: usize,
+) -> usize {
+    // Two rows of u for each of x, a zero below the last where they are odd.
+    let mut pairs = [[[bf16::ZERO; 2]; N]; ROWS / 2];
+    for (i, k) in ks.clone().enumerate() {
+        let pairs = pairs[i / 2].iter_mut().zip(u.at(k, n..n + N));
+        pairs.for_each(|(pair, u)| pair[i % 2] = Real::from_f32(u.to_f32()));
+    }
+    let columns = out.size().1;
+    // What is unpacked lies by fours, those of the lower and the upper half in turns.
+    let (first, second) =
+        (std::array::from_fn(|i| turned(i)), std::array::from_fn(|i| turned(i + LANES / 2)));
+    // SAFETY: the caller has the instructions; columns beyond the last are neither read nor written.
+    unsafe {
+        let [first, second] = [first, second].map(|places: [i32; LANES / 2]| transmute(places));
+        let alpha = _mm512_set1_ps(alpha);
+        for c in (0..columns).step_by(LANES) {
+            let some = u32::MAX >> (LANES - LANES.min(columns - c));
+            let mut sums = [[_mm512_setzero_ps(); 2]; N];
+            for (i, pairs) in pairs.iter().enumerate().take(ks.len().div_ceil(2)) {
+                let k = ks.start + 2 * i;
+                for ahead in k + ROWS..(k + ROWS + 2).min(x.size.0) {
+                    prefetch_second(x.row(ahead)[c..].as_ptr());
+                }
+                let (row, none) = (x.row(k)[c..].as_ptr(), k + 1 == ks.end);
+                let above = _mm512_maskz_loadu_epi16(some, row.cast());
+                // Nothing is read where no bit is set.
+                let below = if none { 0 } else { some };
+                let below = _mm512_maskz_loadu_epi16(below, row.wrapping_add(x.strides.0).cast());
+                let low: __m512bh = transmute(_mm512_unpacklo_epi16(above, below));
+                let high: __m512bh = transmute(_mm512_unpackhi_epi16(above, below));
+                for (sums, pair) in sums.iter_mut().zip(pairs) {
+                    let pair: __m512bh = transmute(_mm512_set1_epi32(bytemuck::cast(*pair)));
+                    *sums = [_mm512_dpbf16_ps(sums[0], pair, low), _mm512_dpbf16_ps(sums[1], pair, high)];
+                }
+            }
+            for (j, [low, high]) in sums.into_iter().enumerate() {
+                let row = out.row(n + j)[c..].as_mut_ptr();
+                for (half, places) in [first, second].into_iter().enumerate() {
+                    let (some, row) =
+                        ((some >> (half * LANES / 2)) as u16, row.wrapping_add(half * LANES / 2));
+                    let sum = _mm512_permutex2var_ps(low, places, high);
+                    let new = _mm512_fmadd_ps(alpha, sum, _mm512_maskz_loadu_ps(some, row));
+                    _mm512_mask_storeu_ps(row, some, new);
+                }
+            }
+        }
+    }
+    N
+}
+
+/// Where column `c` of 32 is among the sums of the lower halves and then of the upper ones.
+const fn turned(c: usize) -> i32 {
+    (c / 8 * 4 + c % 4 + c / 4 % 2 * (LANES / 2)) as i32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +259,45 @@ mod tests {
                     let tol = 2e-7 * depth as f64 + 2e-7 * want.abs();
                     assert!((f64::from(*got) - want).abs() <= tol, "[{r}, {n}] = {got}, expected {want}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn outer_products_as_the_sums() {
+        if Instructions::here().all(|set| set != Instructions::Avx512Bf16) {
+            return;
+        }
+        for (ranks, columns, depth) in [
+            (1, 1, 1),
+            (8, 32, 2),
+            (9, 33, 3),
+            (15, 256, 127),
+            (4, 63, 129),
+            (64, 95, 256),
+            (3, 5, 0),
+            (8, 0, 8),
+        ] {
+            let u: Vec<f32> =
+                normal::<bf16>(1, depth * (ranks + 1), 1.0).iter().map(|u| u.to_f32()).collect();
+            let x = normal::<bf16>(2, depth * (columns + 3), 1.0);
+            let old = normal::<f32>(3, ranks * (columns + 2), 1.0);
+            let mut got = old.clone();
+            let mut whole = TileMut::new(&mut got, ranks, columns + 2);
+            let mut out = whole.columns(columns);
+            let lines = Lines { data: &u, stride: ranks + 1 };
+            // SAFETY: the processor has the instructions, as was just seen.
+            unsafe { run_outer(&mut out, 0.5, lines, Mat::new(&x, (depth, columns), (columns + 3, 1))) };
+            for (i, got) in got.iter().enumerate() {
+                let (r, c) = (i / (columns + 2), i % (columns + 2));
+                if c >= columns {
+                    assert_eq!(got.to_bits(), old[i].to_bits(), "{r}, {c} is outside");
+                    continue;
+                }
+                let term = |k: usize| f64::from(u[k * (ranks + 1) + r]) * x[k * (columns + 3) + c].to_f64();
+                let want = 0.5 * (0..depth).map(term).sum::<f64>() + f64::from(old[i]);
+                let tol = 2e-7 * depth as f64 + 2e-7 * want.abs();
+                assert!((f64::from(*got) - want).abs() <= tol, "[{r}, {c}] = {got}, expected {want}");
             }
         }
     }
