@@ -1,8 +1,9 @@
 //! See [`crate::ops::attention`].
 //!
 //! A block is up to 64 (query, head) pairs of one key/value head against 64 keys at a time. Its scores lie key by key,
-//! `s[u, r]`, so that the softmax of all pairs runs side by side in vector registers. Each thread keeps room for one
-//! block; all other numbers stay in caches and registers.
+//! `s[u, r]`, so that the softmax of all pairs runs side by side in vector registers; outputs are summed as `oᵀ[k, r]`, so
+//! that scores are always a right factor, as they lie. Each thread keeps room for one block; all other numbers stay in
+//! caches and registers.
 
 mod backward;
 mod blocks;
@@ -15,12 +16,14 @@ use std::f32::consts::LOG2_E;
 use rayon::prelude::*;
 
 use self::blocks::{
-    KEYS, LANES, Pairs, PerPair, Room, Rows, before, each_run, head_runs, per_pair, queries, rows_of_keys,
-    with_room,
+    KEYS, LANES, Lanes, Pairs, PerPair, Room, Rows, before, each_run, head_runs, per_pair, queries,
+    rows_of_keys, with_room,
 };
 use self::form::Form;
 use super::exp::exp2;
-use super::product::block::{Left, Size, padded};
+use super::product::Mat;
+use super::product::block::{Size, padded};
+use super::product::pack::transpose;
 use super::simd::{self, Isa, Kernel, fma};
 use crate::error::Result;
 use crate::host::Host;
@@ -82,8 +85,8 @@ impl<T: Real> Kernel for Forward<'_, T> {
     fn run<I: Isa>(self) {
         let Forward { o, lse, q, k, v, segment, pairs, kv, heads, room } = self;
         let (n, dim, width, form) = (pairs.len(), heads.dim, padded(heads.dim), Form::of::<T>(heads.dim));
-        let columns = n.next_multiple_of(LANES);
-        let [q_t, keys, sums, ..] = room.wide;
+        let columns = form.columns(n);
+        let [q_t, keys, sums, turned, ..] = room.wide;
         let [scores, _] = room.square;
         form.turned(q_t, |r| pairs.row(q, r, heads), n, dim, columns);
         let first = before(segment, &pairs.queries);
@@ -95,18 +98,19 @@ impl<T: Real> Kernel for Forward<'_, T> {
             let left = form.across(keys, rows_of_keys(k, segment, block.clone(), kv, heads), dim);
             let size = Size { rows: block.len(), columns, depth: dim };
             form.product(scores, false, left, q_t, size);
-            let scores = &mut scores[..block.len() * columns];
-            hide(scores, columns, &pairs, first, block.start);
-            state.take::<I>(scores, columns, heads.scale);
-            form.round::<T>(scores, columns);
-            for (sums, shrink) in sums.chunks_exact_mut(width).zip(state.shrink.as_flattened()).take(n) {
-                sums.iter_mut().for_each(|s| *s *= shrink);
+            let seen = &mut scores[..block.len() * columns];
+            hide(seen, columns, &pairs, first, block.start);
+            state.take::<I>(seen, columns, heads.scale);
+            form.round::<T>(scores, block.len(), columns);
+            for sums in sums.chunks_exact_mut(columns).take(dim) {
+                sums.iter_mut().zip(state.shrink.as_flattened()).for_each(|(s, shrink)| *s *= shrink);
             }
-            let right = form.down(keys, rows_of_keys(v, segment, block.clone(), kv, heads), dim);
-            let size = Size { rows: n, columns: width, depth: block.len() };
-            form.product(sums, start > 0, Left::by_column(scores, columns), right, size);
+            let left = form.upright(keys, rows_of_keys(v, segment, block.clone(), kv, heads), dim);
+            let size = Size { rows: dim, columns, depth: block.len() };
+            form.product(sums, start > 0, left, scores, size);
         }
-        for (r, sums) in sums.chunks_exact(width).enumerate().take(n) {
+        transpose(turned, width, Mat::new(sums, (dim, n), (columns, 1)));
+        for (r, sums) in turned.chunks_exact(width).enumerate().take(n) {
             let (t, h) = (r / pairs.heads.len(), r % pairs.heads.len());
             let o = &mut o[(t * heads.q + h) * dim..][..dim];
             let (max, sum) = (state.max.as_flattened()[r], state.sum.as_flattened()[r]);
@@ -179,6 +183,6 @@ impl State {
 
 /// Columns `j..j + LANES` of a row.
 #[inline(always)]
-fn lanes_mut(row: &mut [f32], j: usize) -> &mut [f32; LANES] {
+fn lanes_mut(row: &mut [f32], j: usize) -> &mut Lanes {
     row[j..].first_chunk_mut().expect("rows are padded to whole columns")
 }

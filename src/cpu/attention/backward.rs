@@ -1,16 +1,20 @@
 //! Gradients of attention in two passes, so that each task owns what it writes: dq over runs of queries, dk and dv over
 //! runs of keys. Scores are made in both.
 
+use std::array::from_fn;
 use std::f32::consts::LOG2_E;
 
 use super::blocks::{
-    KEYS, LANES, Pairs, PerPair, Room, Rows, each_run, head_runs, per_pair, queries, rows_of_keys, with_room,
+    KEYS, LANES, Lanes, Pairs, PerPair, Room, Rows, each_run, head_runs, per_pair, queries, rows_of_keys,
+    with_room,
 };
 use super::form::Form;
 use super::{hide, lanes_mut};
 use crate::cpu::exp::exp2;
-use crate::cpu::product::block::{Left, Size, padded};
+use crate::cpu::product::Mat;
+use crate::cpu::product::block::{Size, padded};
 use crate::cpu::product::dot::dot;
+use crate::cpu::product::pack::transpose;
 use crate::cpu::simd::{self, Isa, Kernel, fma};
 use crate::error::Result;
 use crate::host::Host;
@@ -89,8 +93,8 @@ impl<T: Real> Kernel for Queries<'_, T> {
         let Queries { dq, inputs, segment, pairs, kv, room } = self;
         let heads = inputs.heads;
         let (n, dim, width, form) = (pairs.len(), heads.dim, padded(heads.dim), Form::of::<T>(heads.dim));
-        let columns = n.next_multiple_of(LANES);
-        let [q_t, do_t, k, v, sums, _] = room.wide;
+        let columns = form.columns(n);
+        let [q_t, do_t, k, v, sums, turned] = room.wide;
         let [p, dp] = room.square;
         form.turned(q_t, |r| pairs.row(inputs.q, r, heads), n, dim, columns);
         form.turned(do_t, |r| pairs.row(inputs.do_, r, heads), n, dim, columns);
@@ -101,28 +105,27 @@ impl<T: Real> Kernel for Queries<'_, T> {
         for start in (0..end).step_by(KEYS) {
             let block = start..end.min(start + KEYS);
             let rows = |x| rows_of_keys(x, segment, block.clone(), kv, heads);
-            let ((k, k_down), v) = (form.both(k, rows(inputs.k), dim), form.across(v, rows(inputs.v), dim));
+            let ((k, k_t), v) = (form.both(k, rows(inputs.k), dim), form.across(v, rows(inputs.v), dim));
             let size = Size { rows: block.len(), columns, depth: dim };
             form.product(p, false, k, q_t, size);
             form.product(dp, false, v, do_t, size);
-            let (p, dp) = (&mut p[..block.len() * columns], &dp[..block.len() * columns]);
-            hide(p, columns, &pairs, first, block.start);
-            for (p, dp) in p.chunks_exact_mut(columns).zip(dp.chunks_exact(columns)) {
+            let (seen, dp) = (&mut p[..block.len() * columns], &dp[..block.len() * columns]);
+            hide(seen, columns, &pairs, first, block.start);
+            for (p, dp) in seen.chunks_exact_mut(columns).zip(dp.chunks_exact(columns)) {
                 for j in (0..columns).step_by(LANES) {
-                    let (p, dp) = (lanes_mut(p, j), &dp[j..][..LANES]);
-                    let (lse, delta) = (&lse[j / LANES], &delta[j / LANES]);
-                    for c in 0..LANES {
-                        p[c] = exp2::<I>(fma::<I>(p[c], heads.scale * LOG2_E, -lse[c]));
-                    }
-                    let ds = dp.iter().zip(delta).map(|(dp, delta)| dp - delta);
-                    p.iter_mut().zip(ds).for_each(|(p, ds)| *p *= ds);
+                    let (s, dp) = (lanes_mut(p, j), &dp[j..][..LANES]);
+                    let (lse, delta) = (lse[j / LANES], delta[j / LANES]);
+                    let scale = heads.scale * LOG2_E;
+                    let p: Lanes = from_fn(|c| exp2::<I>(fma::<I>(s[c], scale, -lse[c])));
+                    *s = from_fn(|c| p[c] * (dp[c] - delta[c]));
                 }
             }
-            form.round::<T>(p, columns);
-            let size = Size { rows: n, columns: width, depth: block.len() };
-            form.product(sums, start > 0, Left::by_column(p, columns), k_down, size);
+            form.round::<T>(p, block.len(), columns);
+            let size = Size { rows: dim, columns, depth: block.len() };
+            form.product(sums, start > 0, k_t, p, size);
         }
-        for (r, sums) in sums.chunks_exact(width).enumerate().take(n) {
+        transpose(turned, width, Mat::new(sums, (dim, n), (columns, 1)));
+        for (r, sums) in turned.chunks_exact(width).enumerate().take(n) {
             let (t, h) = (r / pairs.heads.len(), r % pairs.heads.len());
             let dq = &mut dq[(t * heads.q + h) * dim..][..dim];
             dq.iter_mut().zip(sums).for_each(|(dq, s)| *dq = T::from_f32(s * heads.scale));
@@ -150,7 +153,7 @@ impl<T: Real> Kernel for Keys<'_, T> {
         let Keys { dk, dv, inputs, segment, block, kv, room } = self;
         let heads = inputs.heads;
         let (n, dim, width, form) = (block.len(), heads.dim, padded(heads.dim), Form::of::<T>(heads.dim));
-        let columns = n.next_multiple_of(LANES);
+        let columns = form.columns(n);
         let [k_t, v_t, q, do_, dk_sums, dv_sums] = room.wide;
         let [p, ds] = room.square;
         let from = segment.q.start + block.start;
@@ -163,8 +166,8 @@ impl<T: Real> Kernel for Keys<'_, T> {
             for h in head_runs(heads, kv) {
                 let queries = start..segment.q.end.min(start + queries(heads));
                 let pairs = Pairs { queries, heads: h };
-                let (q, q_down) = form.both(q, pairs.rows(inputs.q, heads), dim);
-                let (do_, do_down) = form.both(do_, pairs.rows(inputs.do_, heads), dim);
+                let (q, q_t) = form.both(q, pairs.rows(inputs.q, heads), dim);
+                let (do_, do_t) = form.both(do_, pairs.rows(inputs.do_, heads), dim);
                 let size = Size { rows: pairs.len(), columns, depth: dim };
                 form.product(p, false, q, k_t, size);
                 form.product(ds, false, do_, v_t, size);
@@ -175,23 +178,25 @@ impl<T: Real> Kernel for Keys<'_, T> {
                     let seen = (pairs.query(r) - from + 1).min(n);
                     p[seen..].fill(f32::NEG_INFINITY);
                     for j in (0..columns).step_by(LANES) {
-                        let (p, ds) = (lanes_mut(p, j), lanes_mut(ds, j));
-                        for p in p.iter_mut() {
-                            *p = exp2::<I>(fma::<I>(*p, heads.scale * LOG2_E, -lse));
-                        }
-                        ds.iter_mut().zip(&*p).for_each(|(ds, p)| *ds = p * (*ds - delta));
+                        let (s, dp, scale) = (lanes_mut(p, j), lanes_mut(ds, j), heads.scale * LOG2_E);
+                        let p: Lanes = from_fn(|c| exp2::<I>(fma::<I>(s[c], scale, -lse)));
+                        (*s, *dp) = (p, from_fn(|c| p[c] * (dp[c] - delta)));
                     }
                 }
                 for s in [&mut *p, &mut *ds] {
-                    form.round::<T>(&mut s[..pairs.len() * columns], columns);
+                    form.round::<T>(s, pairs.len(), columns);
                 }
-                let size = Size { rows: n, columns: width, depth: pairs.len() };
-                form.product(dv_sums, added, Left::by_column(p, columns), do_down, size);
-                form.product(dk_sums, added, Left::by_column(ds, columns), q_down, size);
+                let size = Size { rows: dim, columns, depth: pairs.len() };
+                form.product(dv_sums, added, do_t, p, size);
+                form.product(dk_sums, added, q_t, ds, size);
                 added = true;
             }
         }
-        let sums = dk_sums.chunks_exact(width).zip(dv_sums.chunks_exact(width));
+        // Keys and values are not wanted any more.
+        let (dk_rows, dv_rows) = (k_t, v_t);
+        transpose(dk_rows, width, Mat::new(dk_sums, (dim, n), (columns, 1)));
+        transpose(dv_rows, width, Mat::new(dv_sums, (dim, n), (columns, 1)));
+        let sums = dk_rows.chunks_exact(width).zip(dv_rows.chunks_exact(width));
         for (u, (dk_sum, dv_sum)) in sums.enumerate().take(n) {
             let at = u * heads.kv * dim..u * heads.kv * dim + dim;
             let (dk, dv) = (&mut dk[at.clone()], &mut dv[at]);

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::cpu::product::block::padded;
+use crate::cpu::product::block::SIDE;
 use crate::ops::attention::{Heads, Segment};
 
 /// (query, head) pairs of a block, at most.
@@ -14,27 +14,35 @@ pub(super) const KEYS: usize = 64;
 /// Columns of a block of scores that are worked on together, and what their number is rounded up to.
 pub(super) const LANES: usize = 16;
 
+/// Numbers that are worked on together.
+pub(super) type Lanes = [f32; LANES];
+
 /// A number of each pair, in vectors.
-pub(super) type PerPair = [[f32; LANES]; PAIRS / LANES];
+pub(super) type PerPair = [Lanes; PAIRS / LANES];
 
 /// `x` for each pair.
 pub(super) fn per_pair(x: f32) -> PerPair {
     [[x; LANES]; PAIRS / LANES]
 }
 
-/// Matrices of 64 rows and K padded columns that one block needs, and matrices of 64 × 64.
+/// Matrices of 64 rows or columns and K others, padded, that one block needs, and matrices of 64 × 64.
 const WIDE: usize = 6;
 const SQUARE: usize = 2;
 
+/// K as the rooms have it: squares of sums are whole.
+fn wide(dim: usize) -> usize {
+    dim.next_multiple_of(SIDE)
+}
+
 /// Elements of a thread's room for heads of `dim` columns.
 fn room_len(dim: usize) -> usize {
-    WIDE * PAIRS * padded(dim) + SQUARE * PAIRS * KEYS
+    WIDE * PAIRS * wide(dim) + SQUARE * PAIRS * KEYS
 }
 
 /// Bytes that a thread keeps for attention, for K up to 256.
 pub(in crate::cpu) const ROOM_BYTES: usize = (WIDE * PAIRS * 256 + SQUARE * PAIRS * KEYS) * size_of::<f32>();
 
-/// A thread's room: matrices of 64 rows and K padded columns, and matrices of 64 × 64. Their content is what the
+/// A thread's room: matrices of 64 rows or columns and K others, padded, and matrices of 64 × 64. Their content is what the
 /// last block left.
 pub(super) struct Room<'a> {
     pub wide: [&'a mut [f32]; WIDE],
@@ -50,11 +58,11 @@ pub(super) fn with_room<R>(dim: usize, f: impl FnOnce(Room<'_>) -> R) -> R {
         if room.len() < room_len(dim) {
             room.resize(room_len(dim), 0.0);
         }
-        let (wide, square) = room.split_at_mut(WIDE * PAIRS * padded(dim));
-        let mut wide = wide.chunks_exact_mut(PAIRS * padded(dim));
+        let (wides, square) = room.split_at_mut(WIDE * PAIRS * wide(dim));
+        let mut wides = wides.chunks_exact_mut(PAIRS * wide(dim));
         let mut square = square.chunks_exact_mut(PAIRS * KEYS);
         f(Room {
-            wide: std::array::from_fn(|_| wide.next().unwrap_or_default()),
+            wide: std::array::from_fn(|_| wides.next().unwrap_or_default()),
             square: std::array::from_fn(|_| square.next().unwrap_or_default()),
         })
     })

@@ -2,40 +2,61 @@
 
 use half::bf16;
 
-use super::blocks::LANES;
-use crate::cpu::product::block::{self, Left, Size, padded};
+use super::blocks::{KEYS, LANES};
+use crate::cpu::product::block::{self, Left, SIDE, STEP, Size, padded};
+use crate::cpu::product::pack::{self, SIDE as TURNED};
 use crate::tensor::{DType, Real};
 
-/// What takes the place of one f32.
+/// What takes the place of one f32, and what multiplies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// A number.
     Single,
     /// Two bf16 that are neighbours along k, zeros where there is no second: where pairs are multiplied faster.
     Pairs,
+    /// The same, multiplied in tiles: k is a multiple of what those take, zeros after the last number.
+    Tiles,
 }
 
 impl Form {
     /// That of heads of `dim` columns.
     pub fn of<T: Real>(dim: usize) -> Form {
-        match T::DTYPE == DType::BF16 && dim.is_multiple_of(2) && block::dots_are_used() {
-            true => Form::Pairs,
-            false => Form::Single,
+        match T::DTYPE == DType::BF16 && dim.is_multiple_of(2) {
+            true if block::tiles_are_used() => Form::Tiles,
+            true if block::dots_are_used() => Form::Pairs,
+            _ => Form::Single,
+        }
+    }
+
+    /// Columns of a right factor of `n`, the rest zeros.
+    pub fn columns(self, n: usize) -> usize {
+        match self {
+            Form::Single | Form::Pairs => n.next_multiple_of(LANES),
+            Form::Tiles => n.next_multiple_of(SIDE),
+        }
+    }
+
+    /// f32 that `n` numbers along k take.
+    fn depth(self, n: usize) -> usize {
+        match self {
+            Form::Single => n,
+            Form::Pairs => n.div_ceil(2),
+            Form::Tiles => n.div_ceil(2).next_multiple_of(STEP),
         }
     }
 
     /// `c = a b`, or added to c; the depth counts numbers.
     #[inline(always)]
     pub fn product(self, c: &mut [f32], add: bool, a: Left<'_>, b: &[f32], size: Size) {
+        let size = Size { depth: self.depth(size.depth), ..size };
         match self {
             Form::Single => block::product(c, add, a, b, size),
-            Form::Pairs => {
-                block::product_of_pairs(c, add, a, b, Size { depth: size.depth.div_ceil(2), ..size })
-            }
+            Form::Pairs => block::product_of_pairs(c, add, a, b, size),
+            Form::Tiles => block::product_in_tiles(c, add, a, b, size),
         }
     }
 
-    /// Rows of `dim` numbers as a left factor, k along them.
+    /// Rows of `dim` numbers as a left factor of as many rows, k along them.
     #[inline(always)]
     pub fn across<'r, 'a, T: Real>(
         self,
@@ -45,60 +66,77 @@ impl Form {
     ) -> Left<'r> {
         match self {
             Form::Single => Left::by_row(widened(room, rows, dim), padded(dim)),
-            Form::Pairs => {
-                let stride = dim / 2;
+            Form::Pairs | Form::Tiles => {
+                let stride = self.depth(dim);
                 for (out, row) in room.chunks_exact_mut(stride).zip(rows) {
+                    let (out, zeros) = out.split_at_mut(dim / 2);
                     bytemuck::cast_slice_mut(out).copy_from_slice(halves(row));
+                    zeros.fill(0.0);
                 }
                 Left::by_row(room, stride)
             }
         }
     }
 
-    /// Rows of `dim` numbers as a right factor, k from row to row.
+    /// Rows of `dim` numbers, at most 64, as a left factor of `dim` rows, k from row to row.
     #[inline(always)]
-    pub fn down<'r, 'a, T: Real>(
+    pub fn upright<'r, 'a, T: Real>(
         self,
         room: &'r mut [f32],
         rows: impl Iterator<Item = &'a [T]>,
         dim: usize,
-    ) -> &'r [f32] {
+    ) -> Left<'r> {
         match self {
-            Form::Single => widened(room, rows, dim),
+            Form::Single => Left::by_column(widened(room, rows, dim), padded(dim)),
             Form::Pairs => {
                 let width = padded(dim);
                 for (i, row) in rows.enumerate() {
-                    let out: &mut [u32] = bytemuck::cast_slice_mut(&mut room[i / 2 * width..][..width]);
-                    let (out, rest) = out.split_at_mut(dim);
+                    let out: &mut [u32] = bytemuck::cast_slice_mut(&mut room[i / 2 * width..][..dim]);
                     if i.is_multiple_of(2) {
                         out.iter_mut().zip(halves(row)).for_each(|(out, x)| *out = low(*x));
-                        rest.fill(0);
                     } else {
                         out.iter_mut().zip(halves(row)).for_each(|(out, x)| *out |= low(*x) << 16);
                     }
                 }
-                room
+                Left::by_column(room, width)
+            }
+            Form::Tiles => {
+                let (mut all, mut n) = ([&[][..]; KEYS], 0);
+                for (slot, row) in all.iter_mut().zip(rows) {
+                    (*slot, n) = (halves(row), n + 1);
+                }
+                let stride = self.depth(KEYS);
+                let (groups, _) = all.as_chunks::<{ 2 * TURNED }>();
+                for (k, rows) in groups.iter().enumerate().take(self.depth(n) / TURNED) {
+                    for d in (0..dim).step_by(TURNED) {
+                        let turned = pack::square(pairs_of(rows, d));
+                        for (turned, out) in turned.iter().zip(room[d * stride..].chunks_exact_mut(stride)) {
+                            out[k * TURNED..][..TURNED].copy_from_slice(turned);
+                        }
+                    }
+                }
+                Left::by_row(room, stride)
             }
         }
     }
 
-    /// At most 64 rows as a left factor, k along them, and as a right one, k from row to row.
+    /// At most 64 rows as a left factor across and one upright.
     #[inline(always)]
     pub fn both<'r, 'a, T: Real>(
         self,
         room: &'r mut [f32],
         rows: impl Iterator<Item = &'a [T]> + Clone,
         dim: usize,
-    ) -> (Left<'r>, &'r [f32]) {
+    ) -> (Left<'r>, Left<'r>) {
         match self {
             Form::Single => {
-                let room = widened(room, rows, dim);
-                (Left::by_row(room, padded(dim)), room)
+                let (room, stride) = (widened(room, rows, dim), padded(dim));
+                (Left::by_row(room, stride), Left::by_column(room, stride))
             }
             // Each takes half of the room.
-            Form::Pairs => {
-                let (left, right) = room.split_at_mut(room.len() / 2);
-                (self.across(left, rows.clone(), dim), self.down(right, rows, dim))
+            Form::Pairs | Form::Tiles => {
+                let (across, upright) = room.split_at_mut(room.len() / 2);
+                (self.across(across, rows.clone(), dim), self.upright(upright, rows, dim))
             }
         }
     }
@@ -113,11 +151,13 @@ impl Form {
         dim: usize,
         columns: usize,
     ) {
-        let depth = match self {
+        let lines = match self {
             Form::Single => dim,
-            Form::Pairs => dim / 2,
+            Form::Pairs | Form::Tiles => dim / 2,
         };
-        room.chunks_exact_mut(columns).take(depth).for_each(|line| line[n..].fill(0.0));
+        for (d, line) in room.chunks_exact_mut(columns).take(self.depth(dim)).enumerate() {
+            line[if d < lines { n } else { 0 }..].fill(0.0);
+        }
         for i in 0..n {
             match self {
                 Form::Single => {
@@ -125,7 +165,7 @@ impl Form {
                         line[i] = x.to_f32();
                     }
                 }
-                Form::Pairs => {
+                Form::Pairs | Form::Tiles => {
                     let pairs = halves(row(i)).as_chunks::<2>().0;
                     for (line, [x, y]) in room.chunks_exact_mut(columns).zip(pairs) {
                         line[i] = f32::from_bits(low(*x) | low(*y) << 16);
@@ -135,19 +175,18 @@ impl Form {
         }
     }
 
-    /// Rounds rows of `columns` f32 where they stand, as a factor whose k runs from row to row.
+    /// Rounds `rows` rows of `columns` f32 where they stand, as a right factor whose k runs from row to row.
     #[inline(always)]
-    pub fn round<T: Real>(self, s: &mut [f32], columns: usize) {
+    pub fn round<T: Real>(self, s: &mut [f32], rows: usize, columns: usize) {
         match self {
             Form::Single if T::DTYPE == DType::F32 => {}
-            Form::Single => s.iter_mut().for_each(|s| *s = T::round(*s)),
-            Form::Pairs => {
-                let rows = s.len() / columns;
+            Form::Single => s[..rows * columns].iter_mut().for_each(|s| *s = T::round(*s)),
+            Form::Pairs | Form::Tiles => {
                 for r in (0..rows).step_by(2) {
                     for j in (0..columns).step_by(LANES) {
                         let line = |r: usize| match s.get(r * columns + j..).and_then(<[f32]>::first_chunk) {
-                            Some(line) => *line,
-                            None => [0f32; LANES],
+                            Some(line) if r < rows => *line,
+                            _ => [0f32; LANES],
                         };
                         let (above, below) = (line(r), line(r + 1));
                         let bits = |x: f32| low(Real::from_f32(x));
@@ -157,9 +196,23 @@ impl Form {
                         }
                     }
                 }
+                s[rows.div_ceil(2) * columns..self.depth(rows) * columns].fill(0.0);
             }
         }
     }
+}
+
+/// Columns `d..d + 4` of rows by twos, zeros where there are none.
+#[inline(always)]
+fn pairs_of(rows: &[&[bf16]; 2 * TURNED], d: usize) -> [[f32; TURNED]; TURNED] {
+    let four = |row: &[bf16]| match row.get(d..).and_then(<[bf16]>::first_chunk) {
+        Some(four) => *four,
+        None => std::array::from_fn::<_, TURNED, _>(|i| row.get(d + i).copied().unwrap_or(bf16::ZERO)),
+    };
+    std::array::from_fn(|i| {
+        let (above, below) = (four(rows[2 * i]), four(rows[2 * i + 1]));
+        std::array::from_fn(|j| f32::from_bits(low(above[j]) | low(below[j]) << 16))
+    })
 }
 
 /// The bits of `x` as the first of a pair.
@@ -194,75 +247,66 @@ mod tests {
     use super::*;
     use crate::ops::cases::normal;
 
+    const FORMS: [Form; 3] = [Form::Single, Form::Pairs, Form::Tiles];
+
     /// Number `k` of what takes an f32's place, `at` of a room.
     fn number(form: Form, room: &[f32], at: impl Fn(usize) -> usize, k: usize) -> f32 {
         match form {
             Form::Single => room[at(k)],
-            Form::Pairs => bytemuck::cast::<_, [bf16; 2]>(room[at(k / 2)])[k % 2].to_f32(),
+            Form::Pairs | Form::Tiles => bytemuck::cast::<_, [bf16; 2]>(room[at(k / 2)])[k % 2].to_f32(),
+        }
+    }
+
+    /// Numbers along k that products read of `n`.
+    fn read(form: Form, n: usize) -> usize {
+        match form {
+            Form::Single => n,
+            Form::Pairs | Form::Tiles => 2 * form.depth(n),
         }
     }
 
     #[test]
     fn numbers_are_where_products_look_for_them() {
-        for form in [Form::Single, Form::Pairs] {
-            for (n, dim) in [(1, 2), (2, 6), (63, 30), (64, 64), (5, 8)] {
+        for form in FORMS {
+            for (n, dim) in [(1, 2), (2, 6), (9, 16), (63, 30), (64, 64), (33, 100), (5, 8)] {
                 let x = normal::<bf16>(1, n * dim, 1.0);
                 let row = |r: usize| &x[r * dim..][..dim];
-                let want = |r: usize, d: usize| row(r)[d].to_f32();
-                let (width, columns) = (padded(dim), n.next_multiple_of(LANES));
-                let stale = || vec![f32::NAN; 64 * width.max(64)];
-                let here = |r: usize, d: usize| format!("{form:?} {n} × {dim} [{r}, {d}]");
-
-                let mut turned = stale();
+                let want = |r: usize, d: usize| if r < n && d < dim { row(r)[d].to_f32() } else { 0.0 };
+                let columns = form.columns(n);
+                let stale = || vec![f32::NAN; 64 * dim.next_multiple_of(SIDE)];
+                let [mut turned, mut across, mut upright, mut both] = [stale(), stale(), stale(), stale()];
                 form.turned(&mut turned, row, n, dim, columns);
-                let [mut across, mut down] = [stale(), stale()];
-                form.across(&mut across, (0..n).map(row), dim);
-                form.down(&mut down, (0..n).map(row), dim);
-                let stride = if form == Form::Single { width } else { dim / 2 };
-                for (r, d) in (0..n).flat_map(|r| (0..dim).map(move |d| (r, d))) {
-                    let got = [
-                        number(form, &turned, |k| k * columns + r, d),
-                        number(form, &across, |k| r * stride + k, d),
-                        number(form, &down, |k| k * width + d, r),
-                    ];
-                    assert_eq!(got, [want(r, d); 3], "{}", here(r, d));
+                let of_across = form.across(&mut across, (0..n).map(row), dim);
+                let of_upright = form.upright(&mut upright, (0..n).map(row), dim);
+                let of_both = form.both(&mut both, (0..n).map(row), dim);
+                let found = |left: Left<'_>, i, k| number(form, left.data(), |k| left.at(i, k), k);
+                for (r, d) in (0..n).flat_map(|r| (0..read(form, dim)).map(move |d| (r, d))) {
+                    let turned = number(form, &turned, |k| k * columns + r, d);
+                    let got = [turned, found(of_across, r, d), found(of_both.0, r, d)];
+                    assert_eq!(got, [want(r, d); 3], "{form:?} {n} × {dim} [{r}, {d}]");
                 }
-                // Zeros beyond: columns that pad, and a row that makes a pair whole.
-                for d in 0..dim {
+                for (r, d) in (0..read(form, n)).flat_map(|r| (0..dim).map(move |d| (r, d))) {
+                    let got = [found(of_upright, d, r), found(of_both.1, d, r)];
+                    assert_eq!(got, [want(r, d); 2], "{form:?} {n} × {dim} [{r}, {d}]");
+                }
+                // Columns that pad.
+                for d in 0..read(form, dim) {
                     assert!((n..columns).all(|r| number(form, &turned, |k| k * columns + r, d) == 0.0));
                 }
-                for (r, d) in (0..n).flat_map(|r| (dim..width).map(move |d| (r, d))) {
-                    assert_eq!(number(form, &down, |k| k * width + d, r), 0.0, "{}", here(r, d));
-                }
-                if form == Form::Pairs && n % 2 == 1 {
-                    assert!((0..width).all(|d| number(form, &down, |k| k * width + d, n) == 0.0));
-                }
-
-                let mut both = stale();
-                let (_, right) = form.both(&mut both, (0..n).map(row), dim);
-                let lines = if form == Form::Single { n } else { n.div_ceil(2) };
-                assert_eq!(right[..lines * width], down[..lines * width], "{form:?} {n} × {dim}");
             }
         }
     }
 
     #[test]
     fn scores_are_rounded_where_they_stand() {
-        for (form, rows) in [Form::Single, Form::Pairs].into_iter().flat_map(|f| [(f, 1), (f, 2), (f, 63)]) {
+        for (form, rows) in FORMS.into_iter().flat_map(|form| [1, 2, 33, 63, 64].map(|rows| (form, rows))) {
             let columns = 2 * LANES;
-            let scores = normal::<f32>(1, rows * columns, 1.0);
+            let scores = normal::<f32>(1, KEYS * columns, 1.0);
             let mut got = scores.clone();
-            form.round::<bf16>(&mut got, columns);
-            for (i, &want) in scores.iter().enumerate() {
-                let (r, c) = (i / columns, i % columns);
-                assert_eq!(
-                    number(form, &got, |k| k * columns + c, r),
-                    bf16::from_f32(want).to_f32(),
-                    "{form:?} [{r}, {c}]"
-                );
-            }
-            if form == Form::Pairs && rows % 2 == 1 {
-                assert!((0..columns).all(|c| number(form, &got, |k| k * columns + c, rows) == 0.0));
+            form.round::<bf16>(&mut got, rows, columns);
+            for (r, c) in (0..read(form, rows)).flat_map(|r| (0..columns).map(move |c| (r, c))) {
+                let want = if r < rows { bf16::from_f32(scores[r * columns + c]).to_f32() } else { 0.0 };
+                assert_eq!(number(form, &got, |k| k * columns + c, r), want, "{form:?} {rows} [{r}, {c}]");
             }
         }
     }

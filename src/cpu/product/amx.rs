@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::pairs::{Operands, Square};
+use super::pairs::{Operands, Pair, Square};
 
 /// Rows of a tile.
 const ROWS: usize = 16;
@@ -126,8 +126,12 @@ impl Square for Tiles {
     const STEP: usize = ROWS;
 
     #[inline(always)]
-    unsafe fn multiply(&self, Operands { out, out_stride, keep, a, a_stride, b, beside, pairs }: Operands) {
+    unsafe fn multiply(
+        &self,
+        Operands { out, out_stride, keep, a, a_stride, b, beside, b_stride, pairs }: Operands,
+    ) {
         let steps = pairs / ROWS;
+        let b_stride = b_stride * size_of::<Pair>();
         let (out_stride, a_stride) = (out_stride * size_of::<f32>(), a_stride * size_of::<bf16>());
         let below = out.wrapping_byte_add(ROWS * out_stride);
         let a_below = a.wrapping_byte_add(ROWS * a_stride);
@@ -151,18 +155,18 @@ impl Square for Tiles {
                 "test {steps}, {steps}",
                 "jz 5f",
                 "4:",
-                "tileloadd tmm6, [{b} + {row}]",
+                "tileloadd tmm6, [{b} + {b_stride}]",
                 "tileloadd tmm4, [{a} + {a_stride}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{beside} + {row}]",
+                "tileloadd tmm7, [{beside} + {b_stride}]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tileloadd tmm5, [{a_below} + {a_stride}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 "add {a}, 64",
                 "add {a_below}, 64",
-                "add {b}, 1024",
-                "add {beside}, 1024",
+                "add {b}, {b_step}",
+                "add {beside}, {b_step}",
                 "dec {steps}",
                 "jnz 4b",
                 "5:",
@@ -174,7 +178,8 @@ impl Square for Tiles {
                 out = in(reg) out,
                 out_stride = in(reg) out_stride,
                 below = in(reg) below,
-                row = in(reg) ROW_BYTES,
+                b_stride = in(reg) b_stride,
+                b_step = in(reg) ROWS * b_stride,
                 a = inout(reg) a => _,
                 a_below = inout(reg) a_below => _,
                 a_stride = in(reg) a_stride,

@@ -5,10 +5,17 @@ use std::arch::x86_64::{__m128, __m256, __m512};
 
 use super::TileMut;
 use super::micro::{self, Vector};
+#[cfg(target_arch = "x86_64")]
+use super::pairs::Pairs;
 use crate::cpu::simd::{self, Instructions, Isa, Kernel};
 
 /// Columns of a right factor and of a result come in multiples of this; the rest is padding.
 pub(in crate::cpu) const COLUMNS: usize = 8;
+
+/// Rows and columns of a square of sums that [`product_in_tiles`] makes at a time.
+pub(in crate::cpu) const SIDE: usize = 32;
+/// Pairs of k that it takes at a time.
+pub(in crate::cpu) const STEP: usize = 16;
 
 /// `n` rounded up to whole columns.
 pub(in crate::cpu) fn padded(n: usize) -> usize {
@@ -32,6 +39,19 @@ impl<'a> Left<'a> {
     /// `a[i, k]` at `k · stride + i`.
     pub(in crate::cpu) fn by_column(data: &'a [f32], stride: usize) -> Left<'a> {
         Left { data, by_row: 1, by_depth: stride }
+    }
+}
+
+#[cfg(test)]
+impl<'a> Left<'a> {
+    /// What it lies in.
+    pub(in crate::cpu) fn data(&self) -> &'a [f32] {
+        self.data
+    }
+
+    /// Where `a[i, k]` lies.
+    pub(in crate::cpu) fn at(&self, i: usize, k: usize) -> usize {
+        i * self.by_row + k * self.by_depth
     }
 }
 
@@ -77,6 +97,27 @@ pub(in crate::cpu) fn product_of_pairs(c: &mut [f32], add: bool, a: Left<'_>, b:
 #[cfg(not(target_arch = "x86_64"))]
 pub(in crate::cpu) fn product_of_pairs(_: &mut [f32], _: bool, _: Left<'_>, _: &[f32], _: Size) {
     unreachable!("pairs are not used")
+}
+
+/// Whether pairs of bf16 are multiplied in tiles: where [`product_in_tiles`] can be called.
+pub(in crate::cpu) fn tiles_are_used() -> bool {
+    cfg!(target_arch = "x86_64") && Instructions::used() == Instructions::Amx
+}
+
+/// [`product_of_pairs`] in tiles, of a left factor that lies by rows. Rows are rounded up to [`SIDE`], of which c and a have
+/// as many, columns are a multiple of it, and the depth is one of [`STEP`].
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) fn product_in_tiles(c: &mut [f32], add: bool, a: Left<'_>, b: &[f32], size: Size) {
+    assert!(tiles_are_used() && a.by_depth == 1);
+    if let Some(pairs) = Pairs::used() {
+        pairs.block(c, add, (a.data, a.by_row), b, size);
+    }
+}
+
+/// There are no instructions for it.
+#[cfg(not(target_arch = "x86_64"))]
+pub(in crate::cpu) fn product_in_tiles(_: &mut [f32], _: bool, _: Left<'_>, _: &[f32], _: Size) {
+    unreachable!("tiles are not used")
 }
 
 impl Product<'_> {

@@ -37,7 +37,7 @@ pub(in crate::cpu) fn with_room<R>(f: impl FnOnce(Room<'_>) -> R) -> R {
 }
 
 /// Rows and columns that are turned together.
-pub(super) const SIDE: usize = 4;
+pub(in crate::cpu) const SIDE: usize = 4;
 
 /// Panels of a matrix, one `stride` numbers after the other.
 #[derive(Clone, Copy)]
@@ -147,7 +147,7 @@ pub(super) fn lines<const STRIDE: usize>(out: &mut [f32], a: Mat<'_>) {
 
 /// `out[c · stride + r] = from[r, c]`.
 #[inline(always)]
-fn transpose(out: &mut [f32], stride: usize, from: Mat<'_>) {
+pub(in crate::cpu) fn transpose(out: &mut [f32], stride: usize, from: Mat<'_>) {
     let (rows, columns) = from.size;
     let whole = if from.strides.1 == 1 { (rows - rows % SIDE, columns - columns % SIDE) } else { (0, 0) };
     for r in (0..whole.0).step_by(SIDE) {
@@ -169,7 +169,7 @@ fn transpose(out: &mut [f32], stride: usize, from: Mat<'_>) {
 /// The transpose of a square.
 #[inline(always)]
 #[cfg(target_arch = "x86_64")]
-pub(super) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
+pub(in crate::cpu) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
     use std::arch::x86_64::{_mm_movehl_ps, _mm_movelh_ps, _mm_unpackhi_ps, _mm_unpacklo_ps};
     let [a, b, c, d] = bytemuck::cast(x);
     // SAFETY: SSE is part of x86-64.
@@ -188,6 +188,6 @@ pub(super) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
 /// The transpose of a square.
 #[inline(always)]
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
+pub(in crate::cpu) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
     std::array::from_fn(|i| std::array::from_fn(|j| x[j][i]))
 }

@@ -17,6 +17,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::amx::Tiles;
+use super::block::{SIDE, STEP, Size};
 use super::pack::{self, Panels};
 use super::{End, Mat, More, Right, TileMut, nothing};
 use crate::cpu::operand::narrow;
@@ -28,13 +29,11 @@ const COLUMNS: usize = super::COLUMNS;
 const DEPTH: usize = 2 * super::DEPTH;
 /// Columns of a panel.
 pub(in crate::cpu) const PANEL: usize = 16;
-/// Rows and columns of a square of sums.
-const SIDE: usize = 2 * PANEL;
 /// Pairs of a panel come in multiples of this, zeros after the last: as many as any square wants.
 const PAIRS: usize = Tiles::STEP;
 // A thin b is rounded where a strip of a comes after.
 const _: () = assert!(super::RANKS * COLUMNS <= SIDE * DEPTH);
-const _: () = assert!(PAIRS.is_multiple_of(Dots::STEP));
+const _: () = assert!(PAIRS.is_multiple_of(Dots::STEP) && SIDE == 2 * PANEL && STEP == PAIRS);
 
 /// Two numbers of a column of b, one below the other.
 pub(in crate::cpu) type Pair = [bf16; 2];
@@ -89,6 +88,27 @@ impl Pairs {
         }
     }
 
+    /// `c = a b` of a block that lies in the nearest caches, added to what `c` holds if `add`: every f32 of a and b stands for
+    /// two bf16 that are neighbours along k. Rows, columns and depth count what is multiplied: rows are rounded up to
+    /// [`SIDE`], of which c and a have as many, columns are a multiple of it, and the depth is one of [`STEP`].
+    pub(in crate::cpu) fn block(self, c: &mut [f32], add: bool, a: (&[f32], usize), b: &[f32], size: Size) {
+        let Size { rows, columns, depth } = Size { rows: size.rows.next_multiple_of(SIDE), ..size };
+        if rows == 0 || columns == 0 {
+            return;
+        }
+        assert!(columns.is_multiple_of(SIDE) && depth.is_multiple_of(STEP));
+        assert!(rows * columns <= c.len() && depth * columns <= b.len());
+        assert!((rows - 1) * a.1 + depth <= a.0.len());
+        let size = Size { rows, columns, depth };
+        // SAFETY: the instructions are there (`product`); the sizes fit, as was just seen.
+        unsafe {
+            match self.0 {
+                By::Dots => squares(&Dots, c, add, a, b, size),
+                By::Tiles => squares(&Tiles::new(), c, add, a, b, size),
+            }
+        }
+    }
+
     /// `dst += a b` of a thin product, as [`product`](Self::product) adds it.
     pub(in crate::cpu) fn add(self, dst: &mut TileMut<'_, f32>, more: More<'_>) {
         assert!(more.fits(dst));
@@ -97,6 +117,43 @@ impl Pairs {
             match self.0 {
                 By::Dots => add(&Dots, dst, more),
                 By::Tiles => add(&Tiles::new(), dst, more),
+            }
+        }
+    }
+}
+
+/// [`Pairs::block`].
+///
+/// # Safety
+/// The processor has the instructions of `square`; sizes are multiples of what it takes, and the slices have them.
+unsafe fn squares(
+    square: &impl Square,
+    c: &mut [f32],
+    keep: bool,
+    (a, stride): (&[f32], usize),
+    b: &[f32],
+    Size { rows, columns, depth }: Size,
+) {
+    let (a, b): (&[bf16], &[Pair]) = (bytemuck::cast_slice(a), bytemuck::cast_slice(b));
+    let (out_stride, a_stride, b_stride) = (columns, 2 * stride, columns);
+    for i in (0..rows).step_by(SIDE) {
+        for j in (0..columns).step_by(SIDE) {
+            // SAFETY: as the caller says.
+            unsafe {
+                let out = c.as_mut_ptr().add(i * columns + j);
+                let (a, b) = (a.as_ptr().add(i * a_stride), b.as_ptr().add(j));
+                let beside = b.add(PANEL);
+                square.multiply(Operands {
+                    out,
+                    out_stride,
+                    keep,
+                    a,
+                    a_stride,
+                    b,
+                    beside,
+                    b_stride,
+                    pairs: depth,
+                });
             }
         }
     }
@@ -141,10 +198,12 @@ pub(super) struct Operands {
     pub a: *const bf16,
     /// From row to row of a.
     pub a_stride: usize,
-    /// A panel of `pairs` rows of 16 pairs.
+    /// A panel: `pairs` rows of 16 pairs.
     pub b: *const Pair,
     /// The next one.
     pub beside: *const Pair,
+    /// From row to row of both.
+    pub b_stride: usize,
     /// Pairs of K, a multiple of [`Square::STEP`].
     pub pairs: usize,
 }
@@ -295,7 +354,9 @@ unsafe fn row_of_squares(
         let [b, beside] = [2 * p, 2 * p + 1].map(|p| panels.some(p, pairs * PANEL).as_ptr());
         let mut out = dst.block(0..rows, ns);
         let (out_stride, a_stride) = (out.stride, stride);
-        let whole = Operands { out: out.start, out_stride, keep, a: a.as_ptr(), a_stride, b, beside, pairs };
+        let a = a.as_ptr();
+        let whole =
+            Operands { out: out.start, out_stride, keep, a, a_stride, b, beside, b_stride: PANEL, pairs };
         // SAFETY: what is whole has 32 rows and columns, and so has `part`; a and the panels are as was just seen.
         unsafe {
             if out.size() == (SIDE, SIDE) {
@@ -436,14 +497,14 @@ const ROWS: usize = 8;
 /// # Safety
 /// As there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn dots(Operands { out, out_stride, keep, a, a_stride, b, beside, pairs }: Operands) {
+unsafe fn dots(Operands { out, out_stride, keep, a, a_stride, b, beside, b_stride, pairs }: Operands) {
     for row in (0..SIDE).step_by(ROWS) {
         // SAFETY: rows stay below 32 and pairs below their number; a register of bf16 is 512 bits like any other.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
             for k in 0..pairs {
-                let left: __m512bh = transmute(_mm512_loadu_si512(b.add(k * PANEL).cast()));
-                let right: __m512bh = transmute(_mm512_loadu_si512(beside.add(k * PANEL).cast()));
+                let left: __m512bh = transmute(_mm512_loadu_si512(b.add(k * b_stride).cast()));
+                let right: __m512bh = transmute(_mm512_loadu_si512(beside.add(k * b_stride).cast()));
                 for (m, sums) in sums.iter_mut().enumerate() {
                     let pair = a.add((row + m) * a_stride + 2 * k).cast::<i32>().read_unaligned();
                     let pair: __m512bh = transmute(_mm512_set1_epi32(pair));
@@ -682,6 +743,35 @@ mod tests {
                 assert_eq!(added, want, "{pairs:?} {m} × {n} × {k}, {r}");
                 assert_eq!(got, want, "{pairs:?} {m} × {n} × {k}, {r}");
                 taken.were(&want);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_as_the_sums() {
+        for (rows, columns, depth) in [(1, 32, 16), (32, 64, 32), (33, 32, 0), (64, 64, 48), (0, 32, 16)] {
+            let whole = usize::next_multiple_of(rows, SIDE);
+            // The stride is larger than what it holds.
+            let stride = depth + 3;
+            let (a, b) =
+                (normal::<bf16>(1, 2 * whole * stride, 1.0), normal::<bf16>(2, 2 * depth * columns, 1.0));
+            let single = |x: &[bf16]| bytemuck::pod_collect_to_vec::<_, f32>(x);
+            let (of_a, of_b) = (single(&a), single(&b));
+            let old = normal::<f32>(3, whole * columns, 1.0);
+            for (pairs, add) in all().into_iter().flat_map(|p| [(p, false), (p, true)]) {
+                let mut c = if add { old.clone() } else { vec![f32::NAN; whole * columns] };
+                pairs.block(&mut c, add, (&of_a, stride), &of_b, Size { rows, columns, depth });
+                for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+                    let of_b = |k: usize| b[(k / 2 * columns + j) * 2 + k % 2].to_f64();
+                    let terms = (0..2 * depth).map(|k| a[2 * i * stride + k].to_f64() * of_b(k));
+                    let want = terms.sum::<f64>() + if add { f64::from(old[i * columns + j]) } else { 0.0 };
+                    let (got, tol) = (c[i * columns + j], 3e-7 * depth as f64 + 2e-7 * want.abs() + 5e-7);
+                    let err = (f64::from(got) - want).abs();
+                    assert!(
+                        err <= tol,
+                        "{pairs:?} {rows} × {columns} × {depth} [{i}, {j}] = {got}, expected {want}"
+                    );
+                }
             }
         }
     }
