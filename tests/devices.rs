@@ -137,11 +137,14 @@ fn the_flow_is_the_same_on_both_devices() {
         let of = |d: &str| dir.path().join(format!("{edge}-{d}"));
         let (cpu, cuda) = (losses(&of("cpu")), losses(&of("cuda")));
         assert_eq!((cpu.len(), cuda.len()), (20, 20));
-        for (step, (c, g)) in cpu.iter().zip(&cuda).enumerate() {
-            // A step has a few dozen supervised tokens: on the CPU f32 and bf16 are up to 8.5e-3 apart here.
-            // tests/cuda.rs compares more closely where more tokens make a loss.
-            assert!((c - g).abs() <= 1e-2 * c, "step {step} of {edge}: cpu {c}, cuda {g}");
+        // A step has a few dozen supervised tokens: on the CPU f32 and bf16 are up to 1.3e-2 apart here, 1.3e-3 to 2.7e-3 in
+        // the mean, by the instructions that round. tests/cuda.rs compares more closely where more tokens make a loss.
+        let apart: Vec<f64> = cpu.iter().zip(&cuda).map(|(c, g)| (c - g).abs() / c).collect();
+        for (step, apart) in apart.iter().enumerate() {
+            assert!(*apart <= 2e-2, "step {step} of {edge}: cpu {}, cuda {}", cpu[step], cuda[step]);
         }
+        let mean = apart.iter().sum::<f64>() / apart.len() as f64;
+        assert!(mean <= 5e-3, "{edge}: losses are {mean:.1e} apart in the mean");
         // AdamW makes steps of one size of gradients of any, so that what bf16 rounds away grows: with so few tokens bf16
         // is 3e-2 to 9e-2 from f32 on either device. tests/cuda.rs compares more closely where a step has more.
         let exact = updates(&of("f32"));

@@ -1,5 +1,7 @@
 //! The exponential function in f32, branch-free so that loops over it vectorise.
 
+use std::f32::consts::{LN_2, LOG2_E};
+
 use super::simd::{Isa, fma};
 
 /// Added to a number it rounds it to an integer, which is left in the low bits with 127 more: the exponent of 2ⁿ.
@@ -12,7 +14,7 @@ const ROUND: f32 = 12_582_912.0 + 127.0;
 #[inline(always)]
 pub(super) fn exp<I: Isa>(x: f32) -> f32 {
     let x = within(x, -88.0, 89.0);
-    let rounded = fma::<I>(x, std::f32::consts::LOG2_E, ROUND);
+    let rounded = fma::<I>(x, LOG2_E, ROUND);
     let n = rounded - ROUND;
     // ln 2 in two parts; the first has 9 bits, so that n times it is exact.
     let r = fma::<I>(n, -0.693_359_4, x);
@@ -31,7 +33,7 @@ pub(super) fn exp2<I: Isa>(x: f32) -> f32 {
     let x = within(x, -127.0, 128.0);
     let rounded = x + ROUND;
     let r = x - (rounded - ROUND);
-    let from = [1.535_336_2e-4, 1.339_887_5e-3, 9.618_437e-3, 5.550_332_4e-2, 0.240_226_48, 0.693_147_2, 1.0];
+    let from = [1.535_336_2e-4, 1.339_887_5e-3, 9.618_437e-3, 5.550_332_4e-2, 0.240_226_48, LN_2, 1.0];
     times_power::<I, 7>(from, r, rounded)
 }
 

@@ -3,8 +3,9 @@
 use half::bf16;
 
 use super::blocks::{KEYS, LANES};
+use crate::cpu::product::Mat;
 use crate::cpu::product::block::{self, Left, SIDE, STEP, Size, padded};
-use crate::cpu::product::pack::{self, SIDE as TURNED};
+use crate::cpu::product::pack;
 use crate::tensor::{DType, Real};
 
 /// What takes the place of one f32, and what multiplies it.
@@ -106,14 +107,15 @@ impl Form {
                     (*slot, n) = (halves(row), n + 1);
                 }
                 let stride = self.depth(KEYS);
-                let (groups, _) = all.as_chunks::<{ 2 * TURNED }>();
-                for (k, rows) in groups.iter().enumerate().take(self.depth(n) / TURNED) {
-                    for d in (0..dim).step_by(TURNED) {
-                        let turned = pack::square(pairs_of(rows, d));
-                        for (turned, out) in turned.iter().zip(room[d * stride..].chunks_exact_mut(stride)) {
-                            out[k * TURNED..][..TURNED].copy_from_slice(turned);
+                for k in (0..self.depth(n)).step_by(TOGETHER) {
+                    turn(&mut room[k..], stride, dim, |i, out, d| {
+                        for (half, row) in all[2 * (k + i)..].iter().take(2).enumerate() {
+                            // Zeros where there is no row.
+                            for (out, x) in out.iter_mut().zip(row.get(d..).unwrap_or(&[])) {
+                                *out = f32::from_bits(out.to_bits() | low(*x) << (16 * half));
+                            }
                         }
-                    }
+                    });
                 }
                 Left::by_row(room, stride)
             }
@@ -151,27 +153,24 @@ impl Form {
         dim: usize,
         columns: usize,
     ) {
-        let lines = match self {
-            Form::Single => dim,
-            Form::Pairs | Form::Tiles => dim / 2,
-        };
-        for (d, line) in room.chunks_exact_mut(columns).take(self.depth(dim)).enumerate() {
-            line[if d < lines { n } else { 0 }..].fill(0.0);
-        }
-        for i in 0..n {
-            match self {
-                Form::Single => {
-                    for (line, x) in room.chunks_exact_mut(columns).zip(&row(i)[..dim]) {
-                        line[i] = x.to_f32();
+        let depth = self.depth(dim);
+        room.chunks_exact_mut(columns).take(depth).for_each(|line| line[n..].fill(0.0));
+        for r in (0..n).step_by(TOGETHER) {
+            turn(&mut room[r..], columns, depth, |i, out, d| {
+                // Zeros beyond the last row and its last number.
+                let row = if r + i < n { row(r + i) } else { &[] };
+                match self {
+                    Form::Single => {
+                        let row = row.get(d..).unwrap_or(&[]);
+                        out.iter_mut().zip(row).for_each(|(out, x)| *out = x.to_f32());
+                    }
+                    Form::Pairs | Form::Tiles => {
+                        let row = halves(row).get(2 * d..).unwrap_or(&[]);
+                        let out: &mut [bf16] = bytemuck::cast_slice_mut(out);
+                        out.iter_mut().zip(row).for_each(|(out, x)| *out = *x);
                     }
                 }
-                Form::Pairs | Form::Tiles => {
-                    let pairs = halves(row(i)).as_chunks::<2>().0;
-                    for (line, [x, y]) in room.chunks_exact_mut(columns).zip(pairs) {
-                        line[i] = f32::from_bits(low(*x) | low(*y) << 16);
-                    }
-                }
-            }
+            });
         }
     }
 
@@ -202,17 +201,21 @@ impl Form {
     }
 }
 
-/// Columns `d..d + 4` of rows by twos, zeros where there are none.
+/// Rows that [`turn`] takes at a time.
+const TOGETHER: usize = pack::SIDE;
+
+/// `out[d · stride + i] = line(i)[d]` of a few lines of `width` numbers: the part of line i from d on, zeros until then, is
+/// asked of `line(i, part, d)`.
 #[inline(always)]
-fn pairs_of(rows: &[&[bf16]; 2 * TURNED], d: usize) -> [[f32; TURNED]; TURNED] {
-    let four = |row: &[bf16]| match row.get(d..).and_then(<[bf16]>::first_chunk) {
-        Some(four) => *four,
-        None => std::array::from_fn::<_, TURNED, _>(|i| row.get(d + i).copied().unwrap_or(bf16::ZERO)),
-    };
-    std::array::from_fn(|i| {
-        let (above, below) = (four(rows[2 * i]), four(rows[2 * i + 1]));
-        std::array::from_fn(|j| f32::from_bits(low(above[j]) | low(below[j]) << 16))
-    })
+fn turn(out: &mut [f32], stride: usize, width: usize, line: impl Fn(usize, &mut [f32], usize)) {
+    const PART: usize = 64;
+    for d in (0..width).step_by(PART) {
+        let mut lines = [[0f32; PART]; TOGETHER];
+        let some = PART.min(width - d);
+        lines.iter_mut().enumerate().for_each(|(i, part)| line(i, &mut part[..some], d));
+        let lines = Mat::new(lines.as_flattened(), (TOGETHER, some), (PART, 1));
+        pack::transpose(&mut out[d * stride..], stride, lines);
+    }
 }
 
 /// The bits of `x` as the first of a pair.

@@ -169,7 +169,7 @@ pub(in crate::cpu) fn transpose(out: &mut [f32], stride: usize, from: Mat<'_>) {
 /// The transpose of a square.
 #[inline(always)]
 #[cfg(target_arch = "x86_64")]
-pub(in crate::cpu) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
+pub(super) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
     use std::arch::x86_64::{_mm_movehl_ps, _mm_movelh_ps, _mm_unpackhi_ps, _mm_unpacklo_ps};
     let [a, b, c, d] = bytemuck::cast(x);
     // SAFETY: SSE is part of x86-64.
@@ -188,6 +188,6 @@ pub(in crate::cpu) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
 /// The transpose of a square.
 #[inline(always)]
 #[cfg(not(target_arch = "x86_64"))]
-pub(in crate::cpu) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
+pub(super) fn square(x: [[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
     std::array::from_fn(|i| std::array::from_fn(|j| x[j][i]))
 }

@@ -4,7 +4,7 @@
 //! second one sum for every 64 of K. Products are exact and sums are f32, to the nearest; subnormal numbers count as 0.
 
 use std::arch::x86_64::{
-    __m512bh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16,
+    __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16,
     _mm512_maskz_loadu_ps, _mm512_permutex2var_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_setzero_ps, _mm512_unpackhi_epi16, _mm512_unpacklo_epi16,
 };
@@ -138,7 +138,7 @@ pub(in crate::cpu) fn outer<U: Real>(
 /// The processor has the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 unsafe fn run_outer<U: Real>(out: &mut TileMut<'_, f32>, alpha: f32, u: Lines<'_, U>, x: Mat<'_, bf16>) {
-    assert!(x.size.1 == out.size().1 && (x.strides.1 == 1 || x.size.1 <= 1));
+    assert!(x.size.1 == out.size().1);
     let (depth, ranks) = (x.size.0, out.size().0);
     for k in (0..depth).step_by(ROWS) {
         let ks = k..(k + ROWS).min(depth);
@@ -177,11 +177,10 @@ unsafe fn some_ranks<U: Real, const N: usize>(
     }
     let columns = out.size().1;
     // What is unpacked lies by fours, those of the lower and the upper half in turns.
-    let (first, second) =
-        (std::array::from_fn(|i| turned(i)), std::array::from_fn(|i| turned(i + LANES / 2)));
+    let places: [i32; LANES] = std::array::from_fn(turned);
     // SAFETY: the caller has the instructions; columns beyond the last are neither read nor written.
     unsafe {
-        let [first, second] = [first, second].map(|places: [i32; LANES / 2]| transmute(places));
+        let places: [__m512i; 2] = transmute(places);
         let alpha = _mm512_set1_ps(alpha);
         for c in (0..columns).step_by(LANES) {
             let some = u32::MAX >> (LANES - LANES.min(columns - c));
@@ -205,7 +204,7 @@ unsafe fn some_ranks<U: Real, const N: usize>(
             }
             for (j, [low, high]) in sums.into_iter().enumerate() {
                 let row = out.row(n + j)[c..].as_mut_ptr();
-                for (half, places) in [first, second].into_iter().enumerate() {
+                for (half, places) in places.into_iter().enumerate() {
                     let (some, row) =
                         ((some >> (half * LANES / 2)) as u16, row.wrapping_add(half * LANES / 2));
                     let sum = _mm512_permutex2var_ps(low, places, high);
