@@ -96,6 +96,7 @@ impl<T: Real> Kernel for Queries<'_, T> {
         let columns = form.columns(n);
         let [q_t, do_t, k, v, sums, turned] = room.wide;
         let [p, dp] = room.square;
+        let scale = heads.scale * LOG2_E;
         form.turned(q_t, |r| pairs.row(inputs.q, r, heads), n, dim, columns);
         form.turned(do_t, |r| pairs.row(inputs.do_, r, heads), n, dim, columns);
         let (lse, delta) = inputs.numbers::<I>(&pairs);
@@ -115,7 +116,6 @@ impl<T: Real> Kernel for Queries<'_, T> {
                 for j in (0..columns).step_by(LANES) {
                     let (s, dp) = (lanes_mut(p, j), &dp[j..][..LANES]);
                     let (lse, delta) = (lse[j / LANES], delta[j / LANES]);
-                    let scale = heads.scale * LOG2_E;
                     let p: Lanes = from_fn(|c| exp2::<I>(fma::<I>(s[c], scale, -lse[c])));
                     *s = from_fn(|c| p[c] * (dp[c] - delta[c]));
                 }
@@ -156,6 +156,7 @@ impl<T: Real> Kernel for Keys<'_, T> {
         let columns = form.columns(n);
         let [k_t, v_t, q, do_, dk_sums, dv_sums] = room.wide;
         let [p, ds] = room.square;
+        let scale = heads.scale * LOG2_E;
         let from = segment.q.start + block.start;
         let row = |u: usize| ((from + u) * heads.kv + kv) * dim;
         form.turned(k_t, |u| &inputs.k[row(u)..][..dim], n, dim, columns);
@@ -178,7 +179,7 @@ impl<T: Real> Kernel for Keys<'_, T> {
                     let seen = (pairs.query(r) - from + 1).min(n);
                     p[seen..].fill(f32::NEG_INFINITY);
                     for j in (0..columns).step_by(LANES) {
-                        let (s, dp, scale) = (lanes_mut(p, j), lanes_mut(ds, j), heads.scale * LOG2_E);
+                        let (s, dp) = (lanes_mut(p, j), lanes_mut(ds, j));
                         let p: Lanes = from_fn(|c| exp2::<I>(fma::<I>(s[c], scale, -lse)));
                         (*s, *dp) = (p, from_fn(|c| p[c] * (dp[c] - delta)));
                     }

@@ -92,12 +92,7 @@ impl Form {
             Form::Pairs => {
                 let width = padded(dim);
                 for (i, row) in rows.enumerate() {
-                    let out: &mut [u32] = bytemuck::cast_slice_mut(&mut room[i / 2 * width..][..dim]);
-                    if i.is_multiple_of(2) {
-                        out.iter_mut().zip(halves(row)).for_each(|(out, x)| *out = low(*x));
-                    } else {
-                        out.iter_mut().zip(halves(row)).for_each(|(out, x)| *out |= low(*x) << 16);
-                    }
+                    put(&mut room[i / 2 * width..][..dim], halves(row), i % 2);
                 }
                 Left::by_column(room, width)
             }
@@ -111,9 +106,7 @@ impl Form {
                     turn(&mut room[k..], stride, dim, |i, out, d| {
                         for (half, row) in all[2 * (k + i)..].iter().take(2).enumerate() {
                             // Zeros where there is no row.
-                            for (out, x) in out.iter_mut().zip(row.get(d..).unwrap_or(&[])) {
-                                *out = f32::from_bits(out.to_bits() | low(*x) << (16 * half));
-                            }
+                            put(out, row.get(d..).unwrap_or(&[]), half);
                         }
                     });
                 }
@@ -215,6 +208,16 @@ fn turn(out: &mut [f32], stride: usize, width: usize, line: impl Fn(usize, &mut 
         lines.iter_mut().enumerate().for_each(|(i, part)| line(i, &mut part[..some], d));
         let lines = Mat::new(lines.as_flattened(), (TOGETHER, some), (PART, 1));
         pack::transpose(&mut out[d * stride..], stride, lines);
+    }
+}
+
+/// Puts a row where the first or the second numbers of pairs are; the first leave nothing of what was there.
+#[inline(always)]
+fn put(pairs: &mut [f32], row: &[bf16], half: usize) {
+    let pairs: &mut [u32] = bytemuck::cast_slice_mut(pairs);
+    match half {
+        0 => pairs.iter_mut().zip(row).for_each(|(pair, x)| *pair = low(*x)),
+        _ => pairs.iter_mut().zip(row).for_each(|(pair, x)| *pair |= low(*x) << 16),
     }
 }
 

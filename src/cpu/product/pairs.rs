@@ -92,14 +92,14 @@ impl Pairs {
     /// two bf16 that are neighbours along k. Rows, columns and depth count what is multiplied: rows are rounded up to
     /// [`SIDE`], of which c and a have as many, columns are a multiple of it, and the depth is one of [`STEP`].
     pub(in crate::cpu) fn block(self, c: &mut [f32], add: bool, a: (&[f32], usize), b: &[f32], size: Size) {
-        let Size { rows, columns, depth } = Size { rows: size.rows.next_multiple_of(SIDE), ..size };
+        let size = Size { rows: size.rows.next_multiple_of(SIDE), ..size };
+        let Size { rows, columns, depth } = size;
         if rows == 0 || columns == 0 {
             return;
         }
         assert!(columns.is_multiple_of(SIDE) && depth.is_multiple_of(STEP));
         assert!(rows * columns <= c.len() && depth * columns <= b.len());
         assert!((rows - 1) * a.1 + depth <= a.0.len());
-        let size = Size { rows, columns, depth };
         // SAFETY: the instructions are there (`product`); the sizes fit, as was just seen.
         unsafe {
             match self.0 {
