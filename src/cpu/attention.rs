@@ -30,7 +30,7 @@ use crate::host::Host;
 use crate::ops::attention::{Attention, Heads, Segment};
 use crate::tensor::Real;
 
-pub use self::backward::attention_bwd;
+pub use self::backward::{attention_bwd, attention_bwd_scratch};
 pub(super) use self::blocks::ROOM_BYTES;
 
 pub fn attention<T: Real>(op: Attention<'_, Host, T>) -> Result<()> {
@@ -102,8 +102,10 @@ impl<T: Real> Kernel for Forward<'_, T> {
             hide(seen, columns, &pairs, first, block.start);
             state.take::<I>(seen, columns, heads.scale);
             form.round::<T>(scores, block.len(), columns);
-            for sums in sums.chunks_exact_mut(columns).take(dim) {
-                sums.iter_mut().zip(state.shrink.as_flattened()).for_each(|(s, shrink)| *s *= shrink);
+            if start > 0 {
+                for sums in sums.chunks_exact_mut(columns).take(dim) {
+                    sums.iter_mut().zip(state.shrink.as_flattened()).for_each(|(s, shrink)| *s *= shrink);
+                }
             }
             let left = form.upright(keys, rows_of_keys(v, segment, block.clone(), kv, heads), dim);
             let size = Size { rows: dim, columns, depth: block.len() };
@@ -114,7 +116,8 @@ impl<T: Real> Kernel for Forward<'_, T> {
             let (t, h) = (r / pairs.heads.len(), r % pairs.heads.len());
             let o = &mut o[(t * heads.q + h) * dim..][..dim];
             let (max, sum) = (state.max.as_flattened()[r], state.sum.as_flattened()[r]);
-            o.iter_mut().zip(sums).for_each(|(o, s)| *o = T::from_f32(s / sum));
+            let part = 1.0 / sum;
+            o.iter_mut().zip(sums).for_each(|(o, s)| *o = T::from_f32(s * part));
             lse[t * heads.q + h] = max * heads.scale + sum.ln();
         }
     }

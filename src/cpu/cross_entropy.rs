@@ -20,13 +20,13 @@ use crate::tensor::{DType, Frozen, Real};
 
 /// Logits of a chunk at most, but for a head of very many words.
 const LOGITS: usize = 1 << 23;
-/// Rows of a chunk however many words there are.
+/// Rows of a chunk however many words there are, and what their number is a multiple of: products like whole strips.
 const FEW: usize = 32;
 
 /// Rows of a chunk of `rows` supervised rows.
 fn chunk(rows: usize, vocab: usize) -> usize {
     let most = (LOGITS / vocab.max(1)).clamp(FEW, ROWS);
-    rows.div_ceil(rows.div_ceil(most).max(1))
+    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(FEW).min(rows)
 }
 
 /// Room of one thread: W widened, and where a tile is one row, that row of x.

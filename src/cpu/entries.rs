@@ -54,7 +54,7 @@ impl Entries {
         let mut out = TileMut::new(out, rows.len(), columns.len());
         let b = Lines { data: &self.b, stride: self.rank }.from(rows.start, 0);
         let a = Lines { data: &self.a[..], stride: self.stride }.from(0, columns.start);
-        multiply(&mut out, false, 1.0, b, a, self.rank);
+        multiply(&mut out, false, b, a, self.rank);
     }
 }
 

@@ -1,15 +1,15 @@
 //! See [`crate::ops::linear`].
 //!
-//! The adapters' `t = x Aᵀ` first, by rows; then the outputs, by tiles: bias or residual, base product, adapters'
-//! part and epilogue are made one after another while the tile is in the cache. An adapter of all rows is part of the
-//! base product's last step.
+//! The adapters' `t = x Aᵀ` first, by rows; then the outputs, by tiles: base product, adapters' part, bias, residual and
+//! rounding are made one after another while the tile is in the cache. An adapter of all rows is part of the base
+//! product's last step, and what comes after it follows each strip of that.
 
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
 use super::dropout::Mask;
-use super::operand::{Source, Term, add, depth, narrow, weight_in_place, widen};
+use super::operand::{Source, Term, add, add_to, depth, narrow, weight_in_place};
 use super::product::{DEPTH, Done, End, More, RANKS, Shared, TileMut};
 use super::swiglu::gated;
 use super::thin::{Factor, Lines, Thin, multiply};
@@ -175,7 +175,7 @@ fn thin<T: Real>(
                         }
                     };
                     let a = Thin::Rows(a(params, l, x.inner).from(0, k));
-                    xs.multiply::<T>(&mut dst, k > 0, x.scale(), local, a, 1.0, room);
+                    xs.multiply::<T>(&mut dst, k > 0, local, a, 1.0, room);
                 }
                 at += if single { 0 } else { of_x.len() * width };
             }
@@ -189,12 +189,17 @@ fn thin<T: Real>(
             for (rows, l) in pieces(groups) {
                 // SAFETY: a row of t belongs to one group and one block of rows.
                 let mut t = unsafe { t.tile(rows.start * width, rows.len(), *width, *width) };
+                let scaled = |sums: &mut [f32]| sums.iter_mut().for_each(|sum| *sum *= x.scale());
                 for (r, row) in rows.enumerate() {
-                    let t = t.row(r);
-                    if !single {
-                        narrow(&mut t[..l.rank], &sums[at + (row - of_y.start) * width..][..l.rank]);
+                    match t.single() {
+                        Some(mut t) => scaled(&mut t.row(r)[..l.rank]),
+                        None => {
+                            let sums = &mut sums[at + (row - of_y.start) * width..][..l.rank];
+                            scaled(sums);
+                            narrow(&mut t.row(r)[..l.rank], sums);
+                        }
                     }
-                    t[l.rank..].fill(T::zeroed());
+                    t.row(r)[l.rank..].fill(T::zeroed());
                 }
             }
             at += if single { 0 } else { of_x.len() * width };
@@ -305,18 +310,28 @@ impl<T: Real> Pass<'_, T> {
             let y = unsafe { out.y.tile(rows.start * o + n.start, m.len(), n.len(), o) };
             let (mut sum, y) = sums_of(y, sums, inner);
             let mut rounding = y.map(rounding);
+            let mut done = |mut sums: TileMut<'_, f32>, (row, column): (usize, usize)| {
+                let columns = n.start + column..n.start + column + sums.size().1;
+                for r in 0..sums.size().0 {
+                    if let Some(bias) = out.bias {
+                        add_to(sums.row(r), &bias[columns.clone()]);
+                    }
+                    if let Some(residual) = residual {
+                        add_to(sums.row(r), &residual[(rows.start + row + r) * o..][columns.clone()]);
+                    }
+                }
+                if let Some(rounding) = &mut rounding {
+                    rounding(sums, (row, column));
+                }
+            };
             // With the product, unless more comes after it.
             let at_once = self.copies == 1 && (whole.is_some() || out.groups.is_empty());
-            let bias = out.bias.map(|bias| &bias[n.clone()]);
-            for (r, row) in rows.clone().enumerate() {
-                let base = (self.copies > 1).then(|| &base[r * n.len()..][..n.len()]);
-                begin(sum.row(r), base, bias, residual.map(|all| &all[row * o..][n.clone()]));
-            }
             if self.copies == 1 {
                 let more = whole.map(|l| self.adapter(out, l, rows.clone(), n.clone(), packed, widened));
-                let keep = bias.is_some() || residual.is_some();
-                let done = rounding.as_mut().filter(|_| at_once).map(|done| done as Done<'_>);
-                product.tile(&mut sum, keep, m.clone(), n.clone(), room, End { more, done });
+                let done = at_once.then_some(&mut done as Done<'_>);
+                product.tile(&mut sum, false, m.clone(), n.clone(), room, End { more, done });
+            } else {
+                (0..m.len()).for_each(|r| sum.row(r).copy_from_slice(&base[r * n.len()..][..n.len()]));
             }
             for group in out.groups.iter().filter(|_| whole.is_none()) {
                 let of_y = group.rows.start.max(rows.start)..group.rows.end.min(rows.end);
@@ -327,10 +342,10 @@ impl<T: Real> Pass<'_, T> {
                 let more = self.adapter(out, group.lora, of_y, n.clone(), packed, widened);
                 match few(&group.lora) {
                     true => add::<T>(&mut part, more),
-                    false => multiply(&mut part, true, 1.0, more.a.lines(), more.b.lines(), group.lora.rank),
+                    false => multiply(&mut part, true, more.a.lines(), more.b.lines(), group.lora.rank),
                 }
             }
-            if let (Some(done), false) = (&mut rounding, at_once) {
+            if !at_once {
                 done(sum, (0, 0));
             }
         }
@@ -357,23 +372,6 @@ pub(super) fn rounding<T: Real>(mut y: TileMut<'_, T>) -> impl FnMut(TileMut<'_,
     move |mut sums, (row, column)| {
         let (rows, columns) = sums.size();
         (0..rows).for_each(|r| narrow(&mut y.row(row + r)[column..][..columns], sums.row(r)));
-    }
-}
-
-/// What a row of the output starts from; untouched if there is nothing to start from.
-fn begin<T: Real>(row: &mut [f32], base: Option<&[f32]>, bias: Option<&[f32]>, residual: Option<&[T]>) {
-    let add = |row: &mut [f32], x: &[f32]| row.iter_mut().zip(x).for_each(|(row, x)| *row += x);
-    match (residual, base, bias) {
-        (Some(residual), base, bias) => {
-            widen::<T, T>(row, residual);
-            base.into_iter().chain(bias).for_each(|x| add(row, x));
-        }
-        (None, Some(base), bias) => {
-            row.copy_from_slice(base);
-            bias.into_iter().for_each(|x| add(row, x));
-        }
-        (None, None, Some(bias)) => row.copy_from_slice(bias),
-        (None, None, None) => {}
     }
 }
 

@@ -34,8 +34,8 @@ fn room<T: Real>(size: LinearSize) -> usize {
     // The tile, then dy and W widened, or A packed.
     let base = if single { 0 } else { m * k } + if weight_in_place::<T>(size.dtype) { 0 } else { n * k };
     let dx = base + Factor::new(size.rank, n).len() + m * n;
-    // x widened.
-    let da = if single && !size.dropout { 0 } else { wide * WIDE.min(size.inner) };
+    // A block of all dA, and x widened.
+    let da = WIDE.min(size.inner) * (size.rank + if single && !size.dropout { 0 } else { wide });
     let thin = if size.rank == 0 { 0 } else { u.max(db).max(da) };
     thin.max(dx)
 }
@@ -152,7 +152,7 @@ fn make_u<T: Real>(
         let ks = start..(start + step).min(o);
         let b = Thin::Columns(b(params, l, o).from(start, 0));
         let dy = dy.wide(rows.clone(), ks, dys);
-        dy.multiply::<T>(&mut u, start > 0, 1.0, 0..rows.len(), b, l.scale, room);
+        dy.multiply::<T>(&mut u, start > 0, 0..rows.len(), b, l.scale, room);
     }
     (0..rows.len()).for_each(|r| round::<T>(u.row(r)));
 }
@@ -175,13 +175,13 @@ fn gradient_of_b<T: Real>(
         let rows = start..(start + step).min(tokens);
         let t = Lines { data: adapter.out.t, stride: l.rank }.from(start, 0);
         let dy = dy.wide(rows, columns.clone(), room);
-        dy.outer(&mut TileMut::new(sums, l.rank, columns.len()), l.scale, t);
+        dy.outer(&mut TileMut::new(sums, l.rank, columns.len()), t);
     }
     // SAFETY: each block of each gradient is made by one task, and gradients are disjoint (`check`).
     let mut db = unsafe { grads.tile(l.b + columns.start * l.rank, columns.len(), l.rank, l.rank) };
     for c in 0..columns.len() {
         for (rho, db) in db.row(c).iter_mut().enumerate() {
-            *db += sums[rho * columns.len() + c];
+            *db += l.scale * sums[rho * columns.len() + c];
         }
     }
 }
@@ -214,7 +214,7 @@ fn tile<'a, T: Real>(
         let rank = adapter.lora.rank;
         let a = a(params, adapter.lora, x.inner).from(0, n.start);
         let a = Factor::new(rank, n.len()).pack::<T>(room, a, 1.0);
-        multiply(&mut sum, keep, 1.0, adapter.u(u, m.start), a, rank);
+        multiply(&mut sum, keep, adapter.u(u, m.start), a, rank);
         keep = true;
     }
     if let (Some(mask), true) = (x.mask, keep) {
@@ -252,15 +252,25 @@ fn gradient_of_a<T: Real>(
     let columns = i * WIDE..(i * WIDE + WIDE).min(x.inner);
     let source = x.adapters();
     let step = if source.in_place() { x.tokens } else { depth(x.tokens) }.max(1);
+    let ranks = adapted.iter().map(|adapter| adapter.lora.rank).sum::<usize>();
+    let (sums, room) = room.split_at_mut(ranks * columns.len());
+    sums.fill(0.0);
     for start in (0..x.tokens).step_by(step) {
         let rows = start..(start + step).min(x.tokens);
         let xs = source.wide(rows.clone(), columns.clone(), room);
+        let mut rest = &mut *sums;
         for adapter in adapted {
             let rank = adapter.lora.rank;
-            let at = adapter.lora.a + columns.start;
-            // SAFETY: each block of each gradient is made by one task, and gradients are disjoint (`check`).
-            let mut da = unsafe { grads.tile(at, rank, columns.len(), x.inner) };
-            xs.outer(&mut da, x.scale(), adapter.u(u, rows.start));
+            let sums = rest.split_off_mut(..rank * columns.len()).unwrap_or_default();
+            xs.outer(&mut TileMut::new(sums, rank, columns.len()), adapter.u(u, rows.start));
+        }
+    }
+    let mut sums = sums.chunks_exact(columns.len());
+    for Lora { a, rank, .. } in adapted.iter().map(|adapter| adapter.lora) {
+        // SAFETY: each block of each gradient is made by one task, and gradients are disjoint (`check`).
+        let mut da = unsafe { grads.tile(a + columns.start, rank, columns.len(), x.inner) };
+        for (r, sums) in sums.by_ref().take(rank).enumerate() {
+            da.row(r).iter_mut().zip(sums).for_each(|(da, sum)| *da += x.scale() * sum);
         }
     }
 }

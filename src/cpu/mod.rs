@@ -124,8 +124,8 @@ impl Scratch for Cpu {
     fn linear_bwd_scratch<T: Real>(&self, size: LinearSize) -> usize {
         linear_bwd::linear_bwd_scratch::<T>(size, self.threads())
     }
-    fn attention_bwd_scratch(&self, _: usize, _: usize) -> usize {
-        0
+    fn attention_bwd_scratch(&self, tokens: usize, heads: usize) -> usize {
+        attention::attention_bwd_scratch(tokens, heads)
     }
     fn cross_entropy_scratch<T: Real>(&self, rows: usize, vocab: usize, width: usize, dtype: DType) -> usize {
         cross_entropy::cross_entropy_scratch::<T>(rows, vocab, width, dtype, self.threads())

@@ -14,9 +14,9 @@ use half::slice::HalfFloatSliceExt;
 
 use super::dropout::Mask;
 use super::packed::Packed;
-#[cfg(target_arch = "x86_64")]
-use super::product::block::dots_are_used;
 use super::product::dot::dots;
+#[cfg(target_arch = "x86_64")]
+use super::product::halves;
 #[cfg(target_arch = "x86_64")]
 use super::product::pairs::Pairs;
 use super::product::{End, Mat, More, Right, TileMut, product};
@@ -135,8 +135,8 @@ impl<'a, T: Real> Source<'a, T> {
         'a: 'r,
     {
         #[cfg(target_arch = "x86_64")]
-        if T::DTYPE == DType::BF16 && self.halves_in_place().is_some() && dots_are_used() {
-            return Wide::Halves(self.halves(rows, cols, &mut []));
+        if let (Some(pairs), true) = (pairs::<T>(), self.halves_in_place().is_some()) {
+            return Wide::Halves(self.halves(rows, cols, &mut []), pairs);
         }
         Wide::Singles(self.block(rows, cols, room))
     }
@@ -331,7 +331,7 @@ pub(super) fn add<T: Real>(dst: &mut TileMut<'_, f32>, more: More<'_>) {
     if let Some(pairs) = pairs::<T>() {
         return pairs.add(dst, more);
     }
-    multiply(dst, true, 1.0, more.a.lines(), more.b.lines(), more.ranks());
+    multiply(dst, true, more.a.lines(), more.b.lines(), more.ranks());
 }
 
 /// What multiplies operands of `T` as they are.
@@ -378,12 +378,33 @@ fn widen_half<T: Real>(out: &mut [f32], from: &[f16]) {
 
 /// `out = from`, rounded.
 pub(super) fn narrow<T: Real>(out: &mut [T], from: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if T::DTYPE == DType::BF16 && halves::narrow(bytemuck::cast_slice_mut(out), from) {
+        return;
+    }
     simd::run(Narrow(out, from));
 }
 
 /// Rounds to `T` where it stands.
 pub(super) fn round<T: Real>(x: &mut [f32]) {
     simd::run(Round::<T>(x, PhantomData));
+}
+
+/// `out += x`.
+pub(super) fn add_to<T: Real>(out: &mut [f32], x: &[T]) {
+    simd::run(Add(out, x));
+}
+
+struct Add<'a, T>(&'a mut [f32], &'a [T]);
+
+impl<T: Real> Kernel for Add<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        for (out, x) in self.0.iter_mut().zip(self.1) {
+            *out += x.to_f32();
+        }
+    }
 }
 
 struct Widen<'a, T, U>(&'a mut [f32], &'a [U], PhantomData<T>);

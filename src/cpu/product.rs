@@ -13,6 +13,8 @@ pub(crate) mod amx;
 pub(super) mod block;
 pub(super) mod dot;
 pub(crate) mod group;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod halves;
 mod micro;
 pub(super) mod pack;
 #[cfg(target_arch = "x86_64")]

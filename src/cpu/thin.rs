@@ -7,7 +7,7 @@ use std::ops::Range;
 use half::bf16;
 
 #[cfg(target_arch = "x86_64")]
-use super::product::ranks;
+use super::product::pairs::Pairs;
 use super::product::{Mat, TileMut};
 use super::simd::{self, Isa, Kernel, fma};
 use crate::tensor::Real;
@@ -104,7 +104,7 @@ pub(super) enum Wide<'a> {
     Singles(Mat<'a>),
     /// In bf16, where those are multiplied as they are.
     #[cfg(target_arch = "x86_64")]
-    Halves(Mat<'a, bf16>),
+    Halves(Mat<'a, bf16>, Pairs),
 }
 
 /// A thin matrix: a factor of an adapter.
@@ -117,13 +117,12 @@ pub(super) enum Thin<'a> {
 }
 
 impl Wide<'_> {
-    /// `out[m, r] = alpha · Σ_k x[m, k] f[r, k]`, added if `keep`, of rows `rows` of x; f is `scale · thin`, rounded to `T`, in
-    /// `room` for a [`Factor`].
+    /// `out[m, r] = Σ_k x[m, k] f[r, k]`, added if `keep`, of rows `rows` of x; f is `scale · thin`, rounded to `T`, in `room`
+    /// for a [`Factor`].
     pub(super) fn multiply<T: Real>(
         &self,
         out: &mut TileMut<'_, f32>,
         keep: bool,
-        alpha: f32,
         rows: Range<usize>,
         thin: Thin<'_>,
         scale: f32,
@@ -138,10 +137,10 @@ impl Wide<'_> {
                     Thin::Rows(f) => factor.pack_transposed::<T>(room, f, scale),
                     Thin::Columns(f) => factor.pack::<T>(room, f, scale),
                 };
-                multiply(out, keep, alpha, x.rows(rows).lines(), f, depth);
+                multiply(out, keep, x.rows(rows).lines(), f, depth);
             }
             #[cfg(target_arch = "x86_64")]
-            Wide::Halves(x) => {
+            Wide::Halves(x, pairs) => {
                 let depth = x.columns();
                 let room: &mut [bf16] = &mut bytemuck::cast_slice_mut(room)[..ranks * depth];
                 for (r, out) in room.chunks_mut(depth.max(1)).enumerate() {
@@ -154,17 +153,17 @@ impl Wide<'_> {
                     }
                 }
                 let f = Mat::new(room, (ranks, depth), (depth, 1));
-                ranks::product(out, keep, alpha, x.rows(rows), f);
+                pairs.ranks(out, keep, x.rows(rows), f);
             }
         }
     }
 
-    /// `out[R, n] += alpha · u[K, R]ᵀ x[K, n]`, u of numbers that are `T`'s.
-    pub(super) fn outer<U: Real>(&self, out: &mut TileMut<'_, f32>, alpha: f32, u: Lines<'_, U>) {
+    /// `out[R, n] += u[K, R]ᵀ x[K, n]`, u of numbers that are those of x.
+    pub(super) fn outer<U: Real>(&self, out: &mut TileMut<'_, f32>, u: Lines<'_, U>) {
         match self {
-            Wide::Singles(x) => outer(out, alpha, u, x.lines(), x.height()),
+            Wide::Singles(x) => outer(out, u, x.lines(), x.height()),
             #[cfg(target_arch = "x86_64")]
-            Wide::Halves(x) => ranks::outer(out, alpha, u, *x),
+            Wide::Halves(x, pairs) => pairs.outer(out, u, *x),
         }
     }
 }
@@ -181,22 +180,20 @@ fn load<const L: usize>(x: &[f32], some: usize) -> [f32; L] {
     out
 }
 
-/// `out[m, n] = alpha · x[m, K] b[K, n]`, added if `keep`: K or n is a rank, and b is a [`Factor`].
+/// `out[m, n] = x[m, K] b[K, n]`, added if `keep`: K or n is a rank, and b is a [`Factor`].
 pub(super) fn multiply<T: Real>(
     out: &mut TileMut<'_, f32>,
     keep: bool,
-    alpha: f32,
     x: Lines<'_, T>,
     b: Lines<'_, f32>,
     k: usize,
 ) {
-    simd::run(Multiply { out, keep, alpha, x, b, k });
+    simd::run(Multiply { out, keep, x, b, k });
 }
 
 struct Multiply<'a, 'b, T> {
     out: &'a mut TileMut<'b, f32>,
     keep: bool,
-    alpha: f32,
     x: Lines<'a, T>,
     b: Lines<'a, f32>,
     k: usize,
@@ -264,32 +261,31 @@ impl<T: Real> Multiply<'_, '_, T> {
         }
         for (i, sums) in sums.iter().enumerate() {
             let out = &mut self.out.row(r + i)[c..c + some];
-            store(out, self.keep, self.alpha, sums);
+            store(out, self.keep, sums);
         }
     }
 }
 
-/// `out = alpha · sums`, added if `keep`.
+/// `out = sums`, added if `keep`.
 #[inline(always)]
-fn store<const L: usize>(out: &mut [f32], keep: bool, alpha: f32, sums: &[f32; L]) {
-    let mut new = [0f32; L];
+fn store<const L: usize>(out: &mut [f32], keep: bool, sums: &[f32; L]) {
+    let mut new = *sums;
     if keep {
-        new = load::<L>(out, out.len());
-    }
-    for l in 0..L {
-        new[l] += alpha * sums[l];
+        let old = load::<L>(out, out.len());
+        for l in 0..L {
+            new[l] += old[l];
+        }
     }
     out.copy_from_slice(&new[..out.len()]);
 }
 
-/// `out[R, n] += alpha · u[K, R]ᵀ x[K, n]`: R is a rank.
-fn outer<U: Real>(out: &mut TileMut<'_, f32>, alpha: f32, u: Lines<'_, U>, x: Lines<'_, f32>, k: usize) {
-    simd::run(Outer { out, alpha, u, x, k });
+/// `out[R, n] += u[K, R]ᵀ x[K, n]`: R is a rank.
+fn outer<U: Real>(out: &mut TileMut<'_, f32>, u: Lines<'_, U>, x: Lines<'_, f32>, k: usize) {
+    simd::run(Outer { out, u, x, k });
 }
 
 struct Outer<'a, 'b, U> {
     out: &'a mut TileMut<'b, f32>,
-    alpha: f32,
     u: Lines<'a, U>,
     x: Lines<'a, f32>,
     k: usize,
@@ -357,7 +353,7 @@ impl<U: Real> Outer<'_, '_, U> {
             }
         }
         for (j, sums) in sums.iter().enumerate() {
-            store(&mut self.out.row(n + j)[c..c + some], true, self.alpha, sums);
+            store(&mut self.out.row(n + j)[c..c + some], true, sums);
         }
     }
 }

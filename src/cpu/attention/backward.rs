@@ -1,5 +1,5 @@
 //! Gradients of attention in two passes, so that each task owns what it writes: dq over runs of queries, dk and dv over
-//! runs of keys. Scores are made in both.
+//! runs of keys. Scores are made in both, `Σ_k do∘o` in the first.
 
 use std::array::from_fn;
 use std::f32::consts::LOG2_E;
@@ -16,35 +16,46 @@ use crate::cpu::product::block::{Size, padded};
 use crate::cpu::product::dot::dot;
 use crate::cpu::product::pack::transpose;
 use crate::cpu::simd::{self, Isa, Kernel, fma};
+use crate::cpu::tiles::enough;
 use crate::error::Result;
 use crate::host::Host;
 use crate::ops::attention::{AttentionBwd, Heads, Segment};
 use crate::tensor::Real;
 
+/// f32 elements of scratch that [`attention_bwd`] uses: `Σ_k do∘o` of each query and head.
+pub fn attention_bwd_scratch(tokens: usize, heads: usize) -> usize {
+    tokens * heads
+}
+
+/// Computes [`AttentionBwd`].
 pub fn attention_bwd<T: Real>(op: AttentionBwd<'_, Host, T>) -> Result<()> {
-    op.check()?;
+    let tokens = op.check()?;
     let heads = op.heads;
     let inputs = Inputs { do_: op.do_, o: op.o, lse: op.lse, q: op.q, k: op.k, v: op.v, heads };
     let (wide, narrow) = (heads.q * heads.dim, heads.kv * heads.dim);
 
+    enough("attention_bwd", op.scratch, attention_bwd_scratch(tokens, heads.q))?;
     let dq = Rows { x: op.dq, width: wide };
-    let none = Rows { x: &mut [0u8; 0], width: 0 };
-    each_run(op.segments, 0, queries(heads), dq, none, &|segment, queries, dq, _| {
+    let delta = Rows { x: &mut *op.scratch, width: heads.q };
+    each_run(op.segments, 0, queries(heads), dq, delta, &|segment, queries, dq, delta| {
         for kv in 0..heads.kv {
             for h in head_runs(heads, kv) {
-                let dq = &mut dq.x[h.start * heads.dim..];
+                let (dq, delta) = (&mut dq.x[h.start * heads.dim..], &mut delta.x[h.start..]);
                 let pairs = Pairs { queries: queries.clone(), heads: h };
-                with_room(heads.dim, |room| simd::run(Queries { dq, inputs, segment, pairs, kv, room }));
+                with_room(heads.dim, |room| {
+                    simd::run(Queries { dq, delta, inputs, segment, pairs, kv, room })
+                });
             }
         }
     });
+    let delta = &*op.scratch;
 
     let (dk, dv) = (Rows { x: op.dk, width: narrow }, Rows { x: op.dv, width: narrow });
     each_run(op.segments, 0, KEYS, dk, dv, &|segment, keys, dk, dv| {
         for kv in 0..heads.kv {
             let (dk, dv) = (&mut dk.x[kv * heads.dim..], &mut dv.x[kv * heads.dim..]);
             let block = keys.start - segment.q.start..keys.end - segment.q.start;
-            with_room(heads.dim, |room| simd::run(Keys { dk, dv, inputs, segment, block, kv, room }));
+            with_room(heads.dim, |room| simd::run(Keys { dk, dv, delta, inputs, segment, block, kv, room }));
         }
     });
     Ok(())
@@ -79,6 +90,8 @@ impl<T: Real> Inputs<'_, T> {
 struct Queries<'a, T> {
     /// From the first pair's row on, `H·K` from query to query.
     dq: &'a mut [T],
+    /// From the first pair's number on, `H` from query to query.
+    delta: &'a mut [f32],
     inputs: Inputs<'a, T>,
     segment: &'a Segment,
     pairs: Pairs,
@@ -90,7 +103,7 @@ impl<T: Real> Kernel for Queries<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let Queries { dq, inputs, segment, pairs, kv, room } = self;
+        let Queries { dq, delta: own, inputs, segment, pairs, kv, room } = self;
         let heads = inputs.heads;
         let (n, dim, width, form) = (pairs.len(), heads.dim, padded(heads.dim), Form::of::<T>(heads.dim));
         let columns = form.columns(n);
@@ -127,6 +140,7 @@ impl<T: Real> Kernel for Queries<'_, T> {
         transpose(turned, width, Mat::new(sums, (dim, n), (columns, 1)));
         for (r, sums) in turned.chunks_exact(width).enumerate().take(n) {
             let (t, h) = (r / pairs.heads.len(), r % pairs.heads.len());
+            own[t * heads.q + h] = delta.as_flattened()[r];
             let dq = &mut dq[(t * heads.q + h) * dim..][..dim];
             dq.iter_mut().zip(sums).for_each(|(dq, s)| *dq = T::from_f32(s * heads.scale));
         }
@@ -138,6 +152,7 @@ struct Keys<'a, T> {
     /// From the first key's row on, `G·K` from key to key.
     dk: &'a mut [T],
     dv: &'a mut [T],
+    delta: &'a [f32],
     inputs: Inputs<'a, T>,
     segment: &'a Segment,
     /// Keys, counted from the segment's first.
@@ -150,7 +165,7 @@ impl<T: Real> Kernel for Keys<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let Keys { dk, dv, inputs, segment, block, kv, room } = self;
+        let Keys { dk, dv, delta, inputs, segment, block, kv, room } = self;
         let heads = inputs.heads;
         let (n, dim, width, form) = (block.len(), heads.dim, padded(heads.dim), Form::of::<T>(heads.dim));
         let columns = form.columns(n);
@@ -172,10 +187,10 @@ impl<T: Real> Kernel for Keys<'_, T> {
                 let size = Size { rows: pairs.len(), columns, depth: dim };
                 form.product(p, false, q, k_t, size);
                 form.product(ds, false, do_, v_t, size);
-                let (lse, delta) = inputs.numbers::<I>(&pairs);
                 let rows = p.chunks_exact_mut(columns).zip(ds.chunks_exact_mut(columns));
                 for (r, (p, ds)) in rows.enumerate().take(pairs.len()) {
-                    let (lse, delta) = (lse.as_flattened()[r], delta.as_flattened()[r]);
+                    let at = pairs.at(r, heads);
+                    let (lse, delta) = (inputs.lse[at] * LOG2_E, delta[at]);
                     let seen = (pairs.query(r) - from + 1).min(n);
                     p[seen..].fill(f32::NEG_INFINITY);
                     for j in (0..columns).step_by(LANES) {

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::blocks::{KEYS, LANES};
+use super::blocks::{KEYS, LANES, Lanes};
 use crate::cpu::product::Mat;
 use crate::cpu::product::block::{self, Left, SIDE, STEP, Size, padded};
 use crate::cpu::product::pack;
@@ -174,18 +174,19 @@ impl Form {
             Form::Single if T::DTYPE == DType::F32 => {}
             Form::Single => s[..rows * columns].iter_mut().for_each(|s| *s = T::round(*s)),
             Form::Pairs | Form::Tiles => {
-                for r in (0..rows).step_by(2) {
+                let lines = rows.next_multiple_of(2);
+                s[rows * columns..lines * columns].fill(0.0);
+                for r in (0..lines).step_by(2) {
                     for j in (0..columns).step_by(LANES) {
-                        let line = |r: usize| match s.get(r * columns + j..).and_then(<[f32]>::first_chunk) {
-                            Some(line) if r < rows => *line,
-                            _ => [0f32; LANES],
-                        };
-                        let (above, below) = (line(r), line(r + 1));
-                        let bits = |x: f32| low(Real::from_f32(x));
-                        let out = &mut s[r / 2 * columns + j..][..LANES];
-                        for (out, (x, y)) in out.iter_mut().zip(above.iter().zip(&below)) {
-                            *out = f32::from_bits(bits(*x) | bits(*y) << 16);
+                        let (above, below) = (line(s, r * columns + j), line(s, (r + 1) * columns + j));
+                        let mut pairs = [0u32; LANES];
+                        for c in 0..LANES {
+                            pairs[c] = low(Real::from_f32(above[c]));
                         }
+                        for c in 0..LANES {
+                            pairs[c] |= low(Real::from_f32(below[c])) << 16;
+                        }
+                        s[r / 2 * columns + j..][..LANES].copy_from_slice(bytemuck::cast_slice(&pairs));
                     }
                 }
                 s[rows.div_ceil(2) * columns..self.depth(rows) * columns].fill(0.0);
@@ -219,6 +220,12 @@ fn put(pairs: &mut [f32], row: &[bf16], half: usize) {
         0 => pairs.iter_mut().zip(row).for_each(|(pair, x)| *pair = low(*x)),
         _ => pairs.iter_mut().zip(row).for_each(|(pair, x)| *pair |= low(*x) << 16),
     }
+}
+
+/// The numbers from `at` on.
+#[inline(always)]
+fn line(s: &[f32], at: usize) -> Lanes {
+    *s[at..].first_chunk().expect("rows are padded to whole columns")
 }
 
 /// The bits of `x` as the first of a pair.

@@ -19,9 +19,11 @@ use half::bf16;
 use super::amx::Tiles;
 use super::block::{SIDE, STEP, Size};
 use super::pack::{self, Panels};
-use super::{End, Mat, More, Right, TileMut, nothing};
+use super::{End, Mat, More, Right, TileMut, nothing, ranks};
 use crate::cpu::operand::narrow;
 use crate::cpu::simd::{self, Instructions, Isa, Kernel};
+use crate::cpu::thin::Lines;
+use crate::tensor::{DType, Real};
 
 /// Columns of b that are packed at a time.
 const COLUMNS: usize = super::COLUMNS;
@@ -67,7 +69,7 @@ impl Pairs {
 
     /// `dst = a b`, added to what `dst` holds if `keep`, and its end; rows or columns of each are contiguous, and what is
     /// f32 is rounded to bf16.
-    pub(in crate::cpu) fn product<A: Left>(
+    pub(in crate::cpu) fn product<A: Real>(
         self,
         dst: &mut TileMut<'_, f32>,
         keep: bool,
@@ -105,6 +107,38 @@ impl Pairs {
             match self.0 {
                 By::Dots => squares(&Dots, c, add, a, b, size),
                 By::Tiles => squares(&Tiles::new(), c, add, a, b, size),
+            }
+        }
+    }
+
+    /// `out[m, R] = x[m, K] f[R, K]ᵀ`, added if `keep`: R is the rank of an adapter.
+    pub(in crate::cpu) fn ranks(
+        self,
+        out: &mut TileMut<'_, f32>,
+        keep: bool,
+        x: Mat<'_, bf16>,
+        f: Mat<'_, bf16>,
+    ) {
+        match self.0 {
+            // SAFETY: the instructions are there (`product`).
+            By::Dots => unsafe { ranks::product(out, keep, x, f) },
+            By::Tiles => self.product(out, keep, x, Right::Lies(f.t()), End::default()),
+        }
+    }
+
+    /// `out[R, n] += u[K, R]ᵀ x[K, n]`, u rounded to bf16: R is the rank of an adapter.
+    pub(in crate::cpu) fn outer<U: Real>(
+        self,
+        out: &mut TileMut<'_, f32>,
+        u: Lines<'_, U>,
+        x: Mat<'_, bf16>,
+    ) {
+        match self.0 {
+            // SAFETY: as before.
+            By::Dots => unsafe { ranks::outer(out, u, x) },
+            By::Tiles => {
+                let u = Mat::new(u.data, (x.size.0, out.size().0), (u.stride, 1)).t();
+                self.product(out, true, u, Right::Lies(x), End::default());
             }
         }
     }
@@ -159,32 +193,6 @@ unsafe fn squares(
     }
 }
 
-/// What a may hold.
-pub(in crate::cpu) trait Left: Copy {
-    /// `out = from`, rounded.
-    fn round(out: &mut [bf16], from: &[Self]);
-    /// The numbers, if they are bf16.
-    fn halves(x: &[Self]) -> Option<&[bf16]>;
-}
-
-impl Left for bf16 {
-    fn round(out: &mut [bf16], from: &[bf16]) {
-        out.copy_from_slice(from);
-    }
-    fn halves(x: &[bf16]) -> Option<&[bf16]> {
-        Some(x)
-    }
-}
-
-impl Left for f32 {
-    fn round(out: &mut [bf16], from: &[f32]) {
-        narrow(out, from);
-    }
-    fn halves(_: &[f32]) -> Option<&[bf16]> {
-        None
-    }
-}
-
 /// What a square of sums is made of, and where it goes.
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
@@ -224,7 +232,7 @@ pub(super) trait Square {
 ///
 /// # Safety
 /// The processor has the instructions of `square`.
-unsafe fn run<A: Left, S: Square>(
+unsafe fn run<A: Real, S: Square>(
     square: &S,
     dst: &mut TileMut<'_, f32>,
     keep: bool,
@@ -311,28 +319,54 @@ fn thin<'r>(panels: &'r mut [Pair], room: &mut [bf16], b: Mat<'_>) -> Panels<'r,
     Panels::new(panels, stride)
 }
 
-/// 32 rows of `a`, zeros for those that there are not, each of `depth` numbers, zeros after its own: where it lies if it is
+/// 32 rows, the first of them a's, the others anything, each of `depth` numbers, zeros after its own: where a lies if it is
 /// so already.
-fn strip<'r, A: Left>(room: &'r mut [bf16], a: Mat<'r, A>, depth: usize) -> (&'r [bf16], usize) {
-    if let (Some(x), true) = (A::halves(a.data), a.strides.1 == 1 && a.size == (SIDE, depth)) {
-        return (x, a.strides.0);
+fn strip<'r, A: Real>(room: &'r mut [bf16], a: Mat<'r, A>, depth: usize) -> (&'r [bf16], usize) {
+    if A::DTYPE == DType::BF16 && a.strides.1 == 1 && a.size == (SIDE, depth) {
+        return (bytemuck::cast_slice(a.data), a.strides.0);
     }
     let room = &mut room[..SIDE * depth];
-    room.fill(bf16::ZERO);
-    if a.strides.1 == 1 {
-        for (r, out) in room.chunks_exact_mut(depth).take(a.size.0).enumerate() {
-            A::round(&mut out[..a.size.1], a.row(r));
+    simd::run(Copied { out: room, stride: depth, a });
+    (room, depth)
+}
+
+/// At most 32 rows of a, rounded, `stride` numbers apart, zeros after each.
+struct Copied<'a, A> {
+    out: &'a mut [bf16],
+    stride: usize,
+    a: Mat<'a, A>,
+}
+
+impl<A: Real> Kernel for Copied<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        const PART: usize = 64;
+        let Copied { out, stride, a } = self;
+        let (rows, depth) = a.size;
+        out.chunks_exact_mut(stride).take(rows).for_each(|out| out[depth..].fill(bf16::ZERO));
+        if a.strides.1 == 1 {
+            for (r, out) in out.chunks_exact_mut(stride).enumerate().take(rows) {
+                out.iter_mut().zip(a.row(r)).for_each(|(out, x)| *out = Real::from_f32(x.to_f32()));
+            }
+            return;
         }
-    } else {
         let a = a.t();
-        let mut line = [bf16::ZERO; SIDE];
-        for k in 0..a.size.0 {
-            let line = &mut line[..a.size.1];
-            A::round(line, a.row(k));
-            line.iter().enumerate().for_each(|(r, x)| room[r * depth + k] = *x);
+        for k in (0..depth).step_by(PART) {
+            let some = PART.min(depth - k);
+            let (mut lines, mut turned) = ([[0f32; SIDE]; PART], [[0f32; PART]; SIDE]);
+            for (line, k) in lines.iter_mut().zip(k..k + some) {
+                line.iter_mut().zip(a.row(k)).for_each(|(line, x)| *line = x.to_f32());
+            }
+            let lines = Mat::new(lines.as_flattened(), (some, rows), (SIDE, 1));
+            pack::transpose(turned.as_flattened_mut(), PART, lines);
+            for (r, turned) in turned.iter().enumerate().take(rows) {
+                let out = out[r * stride + k..].iter_mut();
+                out.zip(&turned[..some]).for_each(|(out, x)| *out = Real::from_f32(*x));
+            }
         }
     }
-    (room, depth)
 }
 
 /// `dst = a b` of a strip of a and a block of panels.
@@ -429,18 +463,29 @@ impl Kernel for Pack<'_> {
 /// Rows of b by twos.
 #[inline(always)]
 fn interleave(panel: &mut [Pair], b: Mat<'_, bf16>, ns: Range<usize>) {
-    for (k, out) in panel.chunks_exact_mut(PANEL).enumerate().take(b.size.0.div_ceil(2)) {
+    let (panel, _) = panel.as_chunks_mut::<PANEL>();
+    for (k, out) in panel.iter_mut().enumerate().take(b.size.0.div_ceil(2)) {
         let above = &b.row(2 * k)[ns.clone()];
         if 2 * k + 1 == b.size.0 {
             out.iter_mut().zip(above).for_each(|(out, x)| *out = [*x, bf16::ZERO]);
             continue;
         }
         let below = &b.row(2 * k + 1)[ns.clone()];
-        match (<&[bf16; PANEL]>::try_from(above), <&[bf16; PANEL]>::try_from(below)) {
-            (Ok(above), Ok(below)) => (0..PANEL).for_each(|n| out[n] = [above[n], below[n]]),
+        match (above.first_chunk(), below.first_chunk()) {
+            (Some(above), Some(below)) => *out = by_twos(above, below),
             _ => out.iter_mut().zip(above.iter().zip(below)).for_each(|(out, (x, y))| *out = [*x, *y]),
         }
     }
+}
+
+/// Two rows as pairs; a loop, for what is called once for each of its numbers is not made of vectors.
+#[inline(always)]
+fn by_twos(above: &[bf16; PANEL], below: &[bf16; PANEL]) -> [Pair; PANEL] {
+    let mut out = [0u32; PANEL];
+    for n in 0..PANEL {
+        out[n] = u32::from(above[n].to_bits()) | u32::from(below[n].to_bits()) << 16;
+    }
+    bytemuck::cast(out)
 }
 
 /// Columns of b, which are rows of `b`, four pairs of four of them at a time.

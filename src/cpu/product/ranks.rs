@@ -4,8 +4,8 @@
 //! second one sum for every 64 of K. Products are exact and sums are f32, to the nearest; subnormal numbers count as 0.
 
 use std::arch::x86_64::{
-    __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16,
-    _mm512_maskz_loadu_ps, _mm512_permutex2var_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    __m512bh, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16,
+    _mm512_maskz_loadu_ps, _mm512_permutex2var_ps, _mm512_reduce_add_ps, _mm512_set1_epi32,
     _mm512_setzero_ps, _mm512_unpackhi_epi16, _mm512_unpacklo_epi16,
 };
 use std::mem::transmute;
@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{Mat, TileMut, block};
+use super::{Mat, TileMut};
 use crate::cpu::simd::prefetch_second;
 use crate::cpu::thin::Lines;
 use crate::tensor::Real;
@@ -25,28 +25,15 @@ const ROWS: usize = 64;
 /// Ranks whose sums fit the registers.
 const RANKS: usize = 8;
 
-/// `out[m, R] = alpha · x[m, K] f[R, K]ᵀ`, added if `keep`; wants [`block::dots_are_used`].
-pub(in crate::cpu) fn product(
-    out: &mut TileMut<'_, f32>,
-    keep: bool,
-    alpha: f32,
-    x: Mat<'_, bf16>,
-    f: Mat<'_, bf16>,
-) {
-    assert!(block::dots_are_used());
-    // SAFETY: the instructions are used, so the processor has them.
-    unsafe { run(out, keep, alpha, x, f) }
-}
-
-/// [`product`].
+/// `out[m, R] = x[m, K] f[R, K]ᵀ`, added if `keep`.
 ///
 /// # Safety
 /// The processor has the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn run(out: &mut TileMut<'_, f32>, keep: bool, alpha: f32, x: Mat<'_, bf16>, f: Mat<'_, bf16>) {
+pub(super) unsafe fn product(out: &mut TileMut<'_, f32>, keep: bool, x: Mat<'_, bf16>, f: Mat<'_, bf16>) {
     assert!(out.size() == (x.size.0, f.size.0) && x.size.1 == f.size.1);
     let (rows, ranks) = out.size();
-    let mut product = Product { out, keep, alpha, x, f };
+    let mut product = Product { out, keep, x, f };
     let mut n = 0;
     while n < ranks {
         // SAFETY: the caller has the instructions.
@@ -63,7 +50,6 @@ unsafe fn run(out: &mut TileMut<'_, f32>, keep: bool, alpha: f32, x: Mat<'_, bf1
 struct Product<'a, 'b> {
     out: &'a mut TileMut<'b, f32>,
     keep: bool,
-    alpha: f32,
     x: Mat<'a, bf16>,
     f: Mat<'a, bf16>,
 }
@@ -113,31 +99,19 @@ impl Product<'_, '_> {
             for (m, sums) in sums.iter().enumerate() {
                 for (out, sum) in self.out.row(r + m)[n..n + N].iter_mut().zip(sums) {
                     let was = if self.keep { *out } else { 0.0 };
-                    *out = was + self.alpha * _mm512_reduce_add_ps(*sum);
+                    *out = was + _mm512_reduce_add_ps(*sum);
                 }
             }
         }
     }
 }
 
-/// `out[R, n] += alpha · u[K, R]ᵀ x[K, n]`, u rounded to bf16; wants [`block::dots_are_used`].
-pub(in crate::cpu) fn outer<U: Real>(
-    out: &mut TileMut<'_, f32>,
-    alpha: f32,
-    u: Lines<'_, U>,
-    x: Mat<'_, bf16>,
-) {
-    assert!(block::dots_are_used());
-    // SAFETY: the instructions are used, so the processor has them.
-    unsafe { run_outer(out, alpha, u, x) }
-}
-
-/// [`outer`].
+/// `out[R, n] += u[K, R]ᵀ x[K, n]`, u rounded to bf16.
 ///
 /// # Safety
 /// The processor has the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn run_outer<U: Real>(out: &mut TileMut<'_, f32>, alpha: f32, u: Lines<'_, U>, x: Mat<'_, bf16>) {
+pub(super) unsafe fn outer<U: Real>(out: &mut TileMut<'_, f32>, u: Lines<'_, U>, x: Mat<'_, bf16>) {
     assert!(x.size.1 == out.size().1);
     let (depth, ranks) = (x.size.0, out.size().0);
     for k in (0..depth).step_by(ROWS) {
@@ -147,9 +121,9 @@ unsafe fn run_outer<U: Real>(out: &mut TileMut<'_, f32>, alpha: f32, u: Lines<'_
             // SAFETY: the caller has the instructions.
             n += unsafe {
                 match ranks - n {
-                    RANKS.. => some_ranks::<U, RANKS>(out, alpha, u, x, ks.clone(), n),
-                    4..RANKS => some_ranks::<U, 4>(out, alpha, u, x, ks.clone(), n),
-                    _ => some_ranks::<U, 1>(out, alpha, u, x, ks.clone(), n),
+                    RANKS.. => some_ranks::<U, RANKS>(out, u, x, ks.clone(), n),
+                    4..RANKS => some_ranks::<U, 4>(out, u, x, ks.clone(), n),
+                    _ => some_ranks::<U, 1>(out, u, x, ks.clone(), n),
                 }
             };
         }
@@ -163,7 +137,6 @@ unsafe fn run_outer<U: Real>(out: &mut TileMut<'_, f32>, alpha: f32, u: Lines<'_
 #[inline(always)]
 unsafe fn some_ranks<U: Real, const N: usize>(
     out: &mut TileMut<'_, f32>,
-    alpha: f32,
     u: Lines<'_, U>,
     x: Mat<'_, bf16>,
     ks: Range<usize>,
@@ -181,7 +154,6 @@ unsafe fn some_ranks<U: Real, const N: usize>(
     // SAFETY: the caller has the instructions; columns beyond the last are neither read nor written.
     unsafe {
         let places: [__m512i; 2] = transmute(places);
-        let alpha = _mm512_set1_ps(alpha);
         for c in (0..columns).step_by(LANES) {
             let some = u32::MAX >> (LANES - LANES.min(columns - c));
             let mut sums = [[_mm512_setzero_ps(); 2]; N];
@@ -208,7 +180,7 @@ unsafe fn some_ranks<U: Real, const N: usize>(
                     let (some, row) =
                         ((some >> (half * LANES / 2)) as u16, row.wrapping_add(half * LANES / 2));
                     let sum = _mm512_permutex2var_ps(low, places, high);
-                    let new = _mm512_fmadd_ps(alpha, sum, _mm512_maskz_loadu_ps(some, row));
+                    let new = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(some, row));
                     _mm512_mask_storeu_ps(row, some, new);
                 }
             }
@@ -245,7 +217,7 @@ mod tests {
                 let mut out = whole.columns(ranks);
                 let mat = |data, rows| Mat::new(data, (rows, depth), (depth + 3, 1));
                 // SAFETY: the processor has the instructions, as was just seen.
-                unsafe { run(&mut out, keep, 0.5, mat(&x, rows), mat(&f, ranks)) };
+                unsafe { product(&mut out, keep, mat(&x, rows), mat(&f, ranks)) };
                 for (i, got) in got.iter().enumerate() {
                     let (r, n) = (i / (ranks + 2), i % (ranks + 2));
                     if n >= ranks {
@@ -254,7 +226,7 @@ mod tests {
                     }
                     let at = |x: &[bf16], r: usize, k: usize| x[r * (depth + 3) + k].to_f64();
                     let sum: f64 = (0..depth).map(|k| at(&x, r, k) * at(&f, n, k)).sum();
-                    let want = 0.5 * sum + if keep { f64::from(old[i]) } else { 0.0 };
+                    let want = sum + if keep { f64::from(old[i]) } else { 0.0 };
                     let tol = 2e-7 * depth as f64 + 2e-7 * want.abs();
                     assert!((f64::from(*got) - want).abs() <= tol, "[{r}, {n}] = {got}, expected {want}");
                 }
@@ -286,7 +258,7 @@ mod tests {
             let mut out = whole.columns(columns);
             let lines = Lines { data: &u, stride: ranks + 1 };
             // SAFETY: the processor has the instructions, as was just seen.
-            unsafe { run_outer(&mut out, 0.5, lines, Mat::new(&x, (depth, columns), (columns + 3, 1))) };
+            unsafe { outer(&mut out, lines, Mat::new(&x, (depth, columns), (columns + 3, 1))) };
             for (i, got) in got.iter().enumerate() {
                 let (r, c) = (i / (columns + 2), i % (columns + 2));
                 if c >= columns {
@@ -294,7 +266,7 @@ mod tests {
                     continue;
                 }
                 let term = |k: usize| f64::from(u[k * (ranks + 1) + r]) * x[k * (columns + 3) + c].to_f64();
-                let want = 0.5 * (0..depth).map(term).sum::<f64>() + f64::from(old[i]);
+                let want = (0..depth).map(term).sum::<f64>() + f64::from(old[i]);
                 let tol = 2e-7 * depth as f64 + 2e-7 * want.abs();
                 assert!((f64::from(*got) - want).abs() <= tol, "[{r}, {c}] = {got}, expected {want}");
             }
