@@ -65,7 +65,7 @@ impl<B: Backend> Model<B> {
         params: &Buf<B, f32>,
         trained: Trained<'_>,
         dropout: DropoutKey,
-        observe: &mut impl Observe<B, T>,
+        observe: &mut (impl Observe<B, T> + Send),
     ) -> Result<()> {
         let Keep::Training { recomputed } = room.size.keep else {
             return Err(Error::Op { op: "backward", why: "the room keeps no activations".into() });
@@ -75,12 +75,11 @@ impl<B: Backend> Model<B> {
         let pass = Pass::new(backend, input, stack, dropout);
         let (t, d) = (input.tokens(), self.config.hidden);
         let layers = self.config.layers;
-        {
-            let back = back(&mut room.back)?;
-            let [dh, _] = &mut back.dh;
+        backend.within(|| {
+            let Back { dh: [dh, _], dn, .. } = back(&mut room.back)?;
             backend.rms_norm_bwd(RmsNormBwd {
                 dx: B::Store::rows_mut(dh, 0..t, d),
-                dy: B::Store::rows(&back.dn, 0..t, d),
+                dy: B::Store::rows(dn, 0..t, d),
                 residual: None,
                 x: B::Store::rows(&room.h[layers], 0..t, d),
                 rstd: B::Store::view(&room.rstd, 0..t),
@@ -88,14 +87,14 @@ impl<B: Backend> Model<B> {
                 tokens: t,
                 width: d,
             })?;
-        }
-        for l in (0..layers).rev() {
-            if l < recomputed {
-                self.layer_forward(room, &pass, l)?;
+            for l in (0..layers).rev() {
+                if l < recomputed {
+                    self.layer_forward(room, &pass, l)?;
+                }
+                self.layer_backward(room, grads, &pass, trained, observe, l)?;
             }
-            self.layer_backward(room, grads, &pass, trained, observe, l)?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// One layer: reads `dh[0]`, the gradient of its output, and leaves there the gradient of its input (the first

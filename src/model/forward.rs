@@ -138,24 +138,26 @@ impl<B: Backend> Model<B> {
         }
         let pass = Pass::new(backend, input, stack, dropout);
         let d = self.config.hidden;
-        backend.embed(Embed::<B::Store, T> {
-            y: B::Store::rows_mut(&mut room.h[0], 0..t, d),
-            table: &self.embed,
-            ids: &input.ids,
-        })?;
-        for l in 0..self.config.layers {
-            self.layer_forward(room, &pass, l)?;
-        }
-        let rows = input.rows() * stack.copies();
-        let last = room.stream_of(self.config.layers);
-        backend.rms_norm(RmsNorm {
-            y: B::Store::rows_mut(&mut room.n, 0..rows, d),
-            rstd: B::Store::view_mut(&mut room.rstd, 0..rows),
-            x: B::Store::rows(&room.h[last], 0..rows, d),
-            w: B::Store::view(&self.norm, 0..d),
-            tokens: rows,
-            width: d,
-            eps: self.config.rms_norm_eps as f32,
+        backend.within(|| {
+            backend.embed(Embed::<B::Store, T> {
+                y: B::Store::rows_mut(&mut room.h[0], 0..t, d),
+                table: &self.embed,
+                ids: &input.ids,
+            })?;
+            for l in 0..self.config.layers {
+                self.layer_forward(room, &pass, l)?;
+            }
+            let rows = input.rows() * stack.copies();
+            let last = room.stream_of(self.config.layers);
+            backend.rms_norm(RmsNorm {
+                y: B::Store::rows_mut(&mut room.n, 0..rows, d),
+                rstd: B::Store::view_mut(&mut room.rstd, 0..rows),
+                x: B::Store::rows(&room.h[last], 0..rows, d),
+                w: B::Store::view(&self.norm, 0..d),
+                tokens: rows,
+                width: d,
+                eps: self.config.rms_norm_eps as f32,
+            })
         })
     }
 
