@@ -24,12 +24,8 @@ pub(super) fn gated<T: Real>(h: &mut [T], gate: &[T], up: &[T]) {
 
 pub fn swiglu_bwd<T: Real>(op: SwiGluBwd<'_, Host, T>) -> Result<()> {
     op.check()?;
-    let inputs = op.dh.par_chunks(ELEMENTS).zip(op.gate.par_chunks(ELEMENTS)).zip(op.up.par_chunks(ELEMENTS));
-    op.dgate
-        .par_chunks_mut(ELEMENTS)
-        .zip(op.dup.par_chunks_mut(ELEMENTS))
-        .zip(inputs)
-        .for_each(|((dgate, dup), ((dh, gate), up))| simd::run(Backward { dgate, dup, dh, gate, up }));
+    let parts = op.gate.par_chunks_mut(ELEMENTS).zip(op.up.par_chunks_mut(ELEMENTS));
+    parts.zip(op.dh.par_chunks(ELEMENTS)).for_each(|((gate, up), dh)| simd::run(Backward { gate, up, dh }));
     Ok(())
 }
 
@@ -51,23 +47,20 @@ impl<T: Real> Kernel for Forward<'_, T> {
 }
 
 struct Backward<'a, T> {
-    dgate: &'a mut [T],
-    dup: &'a mut [T],
+    gate: &'a mut [T],
+    up: &'a mut [T],
     dh: &'a [T],
-    gate: &'a [T],
-    up: &'a [T],
 }
 
 impl<T: Real> Kernel for Backward<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let inputs = self.dh.iter().zip(self.gate).zip(self.up);
-        for ((dgate, dup), ((dh, gate), up)) in self.dgate.iter_mut().zip(self.dup).zip(inputs) {
+        for ((gate, up), dh) in self.gate.iter_mut().zip(self.up).zip(self.dh) {
             let (z, dh) = (gate.to_f32(), dh.to_f32());
             let sigma = 1.0 / (1.0 + exp::<I>(-z));
-            *dup = T::from_f32(dh * (z * sigma));
-            *dgate = T::from_f32(dh * up.to_f32() * (sigma * (1.0 + z * (1.0 - sigma))));
+            *gate = T::from_f32(dh * up.to_f32() * (sigma * (1.0 + z * (1.0 - sigma))));
+            *up = T::from_f32(dh * (z * sigma));
         }
     }
 }

@@ -30,7 +30,7 @@ pub fn swiglu_bwd<T: Real>(cuda: &Cuda, op: SwiGluBwd<'_, DeviceMemory, T>) -> R
     op.check()?;
     let (tokens, width) = (op.tokens, op.width);
     let (f, ld) = (int("F", width)?, int("the row of F", DeviceMemory::row(width))?);
-    let args = (op.dgate, op.dup, op.dh, op.gate, op.up, f, ld);
+    let args = (op.gate, op.up, op.dh, f, ld);
     // SAFETY: `check` compared the views with T rows of F.
     unsafe { cuda.launch(BACKWARD, grid(tokens, width), &[("T", tokens), ("F", width)], args) }
 }

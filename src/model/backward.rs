@@ -115,27 +115,25 @@ impl<B: Backend> Model<B> {
         let slot_at = room.slot_of(l, c.layers);
         let table = room.size.table_rows * (hd / 2);
         let Room { h, n, act, rstd, slots, tables, scratch, back: b, .. } = room;
-        let slot = &slots[slot_at];
+        let Slot { q, k, v, o, lse, mid, gate, up, rstd1, rstd2, t: ts } = &mut slots[slot_at];
         let layer = &self.layers[l];
-        let Back { dh: [dh, dmid], dn, dq, dk, dv, do_, dact, dgate, dup } = back(b)?;
+        let Back { dh: [dh, dmid], dn, dq, dk, dv, do_, dact } = back(b)?;
         let backend = pass.backend;
         let eps = c.rms_norm_eps as f32;
-        let mut linears = Linears { model: self, pass, trained, l, slot, grads, scratch, observe };
+        let mut linears = Linears { model: self, pass, trained, l, ts, grads, scratch, observe };
 
         backend.swiglu(SwiGlu::<B::Store, T> {
             h: B::Store::rows_mut(act, 0..t, f),
-            gate: B::Store::rows(&slot.gate, 0..t, f),
-            up: B::Store::rows(&slot.up, 0..t, f),
+            gate: B::Store::rows(gate, 0..t, f),
+            up: B::Store::rows(up, 0..t, f),
             tokens: t,
             width: f,
         })?;
         linears.backward(Some(dact), &[(Target::Down, dh)], act, Source::Down)?;
         backend.swiglu_bwd(SwiGluBwd::<B::Store, T> {
-            dgate: B::Store::rows_mut(dgate, 0..t, f),
-            dup: B::Store::rows_mut(dup, 0..t, f),
+            gate: B::Store::rows_mut(gate, 0..t, f),
+            up: B::Store::rows_mut(up, 0..t, f),
             dh: B::Store::rows(dact, 0..t, f),
-            gate: B::Store::rows(&slot.gate, 0..t, f),
-            up: B::Store::rows(&slot.up, 0..t, f),
             tokens: t,
             width: f,
         })?;
@@ -151,30 +149,30 @@ impl<B: Backend> Model<B> {
                 eps,
             })
         };
-        renorm(n, &slot.mid, &layer.norm2)?;
-        linears.backward(Some(dn), &[(Target::Gate, dgate), (Target::Up, dup)], n, Source::GateUp)?;
+        renorm(n, mid, &layer.norm2)?;
+        linears.backward(Some(dn), &[(Target::Gate, gate), (Target::Up, up)], n, Source::GateUp)?;
         backend.rms_norm_bwd(RmsNormBwd::<B::Store, T> {
             dx: B::Store::rows_mut(dmid, 0..t, d),
             dy: B::Store::rows(dn, 0..t, d),
             residual: Some(B::Store::rows(dh, 0..t, d)),
-            x: B::Store::rows(&slot.mid, 0..t, d),
-            rstd: B::Store::view(&slot.rstd2, 0..t),
+            x: B::Store::rows(mid, 0..t, d),
+            rstd: B::Store::view(rstd2, 0..t),
             w: B::Store::view(&layer.norm2, 0..d),
             tokens: t,
             width: d,
         })?;
-        linears.backward(Some(do_), &[(Target::O, dmid)], &slot.o, Source::O)?;
+        linears.backward(Some(do_), &[(Target::O, dmid)], o, Source::O)?;
         backend.attention_bwd(AttentionBwd::<B::Store, T> {
             dq: B::Store::rows_mut(dq, 0..t, hk),
             dk: B::Store::rows_mut(dk, 0..t, gk),
             dv: B::Store::rows_mut(dv, 0..t, gk),
             scratch: whole_mut::<B::Store>(linears.scratch),
             do_: B::Store::rows(do_, 0..t, hk),
-            o: B::Store::rows(&slot.o, 0..t, hk),
-            lse: B::Store::view(&slot.lse, 0..t * sizes.heads),
-            q: B::Store::rows(&slot.q, 0..t, hk),
-            k: B::Store::rows(&slot.k, 0..t, gk),
-            v: B::Store::rows(&slot.v, 0..t, gk),
+            o: B::Store::rows(o, 0..t, hk),
+            lse: B::Store::view(lse, 0..t * sizes.heads),
+            q: B::Store::rows(q, 0..t, hk),
+            k: B::Store::rows(k, 0..t, gk),
+            v: B::Store::rows(v, 0..t, gk),
             segments: &pass.segments,
             heads: self.heads(l),
         })?;
@@ -203,7 +201,7 @@ impl<B: Backend> Model<B> {
             dy: B::Store::rows(dn, 0..t, d),
             residual: Some(B::Store::rows(dmid, 0..t, d)),
             x: B::Store::rows(&h[l], 0..t, d),
-            rstd: B::Store::view(&slot.rstd1, 0..t),
+            rstd: B::Store::view(rstd1, 0..t),
             w: B::Store::view(&layer.norm1, 0..d),
             tokens: t,
             width: d,
@@ -217,7 +215,8 @@ struct Linears<'a, B: Backend, T: Real, W> {
     pass: &'a Pass<'a, B>,
     trained: Trained<'a>,
     l: usize,
-    slot: &'a Slot<B::Store, T>,
+    /// `x Aᵀ` of each target.
+    ts: &'a [Buf<B, T>; 7],
     grads: &'a mut Buf<B, f32>,
     scratch: &'a mut Buf<B, f32>,
     observe: &'a mut W,
@@ -245,7 +244,7 @@ impl<B: Backend, T: Real, W: Observe<B, T>> Linears<'_, B, T, W> {
             let lora = self.trained.layout.and_then(|layout| layout.get(module));
             outs.push(LinearBwdOut {
                 dy: B::Store::rows(dy, 0..t, o),
-                t: B::Store::rows(&self.slot.t[target as usize], 0..t, lora.map_or(0, |l| l.rank)),
+                t: B::Store::rows(&self.ts[target as usize], 0..t, lora.map_or(0, |l| l.rank)),
                 w,
                 lora,
             });

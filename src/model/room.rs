@@ -70,9 +70,9 @@ pub struct Slot<S: Store, T: Real> {
     pub lse: S::Buf<f32>,
     /// `[T, D]`: the residual stream between attention and MLP.
     pub mid: S::Buf<T>,
-    /// `[T, F]`.
+    /// `[T, F]`; its gradient after the backward pass.
     pub gate: S::Buf<T>,
-    /// `[T, F]`.
+    /// `[T, F]`, likewise.
     pub up: S::Buf<T>,
     /// `[T]` of the first norm.
     pub rstd1: S::Buf<f32>,
@@ -98,10 +98,6 @@ pub struct Back<S: Store, T: Real> {
     pub do_: S::Buf<T>,
     /// `[T, F]`: of the MLP's inner activation.
     pub dact: S::Buf<T>,
-    /// `[T, F]`.
-    pub dgate: S::Buf<T>,
-    /// `[T, F]`.
-    pub dup: S::Buf<T>,
 }
 
 /// All buffers of a pass. Made once, before the first step.
@@ -184,8 +180,6 @@ impl<S: Store, T: Real> Room<S, T> {
                 dv: wide(alloc, "gradient of v", kv * k)?,
                 do_: wide(alloc, "gradient of o", heads * k)?,
                 dact: wide(alloc, "gradient of the inner activation", f)?,
-                dgate: wide(alloc, "gradient of gate", f)?,
-                dup: wide(alloc, "gradient of up", f)?,
             })
         } else {
             None

@@ -1,6 +1,6 @@
 //! Cases of [`crate::ops::swiglu`].
 
-use super::device::{rows, same_on, unwritten_rows};
+use super::device::{holding_rows, rows, same_on, unwritten_rows};
 use super::{assert_close, normal, rounding};
 use crate::backend::Backend;
 use crate::host::Host;
@@ -31,31 +31,17 @@ pub fn conforms<B: Backend, T: Real>(backends: &[B]) {
         });
         assert_close("h", &h, &h_want, relative, 1e-37);
 
-        let (mut dgate_want, mut dup_want) = (vec![T::zeroed(); n], vec![T::zeroed(); n]);
-        reference_bwd(SwiGluBwd::<Host, T> {
-            dgate: &mut dgate_want,
-            dup: &mut dup_want,
-            dh: &dh,
-            gate: &gate,
-            up: &up,
-            tokens,
-            width,
-        })
-        .expect("reference");
+        let (mut dgate_want, mut dup_want) = (gate.clone(), up.clone());
+        let (of_gate, of_up) = (&mut dgate_want, &mut dup_want);
+        reference_bwd(SwiGluBwd::<Host, T> { gate: of_gate, up: of_up, dh: &dh, tokens, width })
+            .expect("reference");
         let (dgate, dup) = same_on(backends, |b| {
-            let [dh, gate, up] = [&dh, &gate, &up].map(|x| rows(b, x, width));
-            let [mut dgate, mut dup] = [(); 2].map(|()| unwritten_rows::<B, T>(b, tokens, width));
-            b.swiglu_bwd::<T>(SwiGluBwd {
-                dgate: dgate.view_mut(),
-                dup: dup.view_mut(),
-                dh: dh.view(),
-                gate: gate.view(),
-                up: up.view(),
-                tokens,
-                width,
-            })
-            .expect("swiglu_bwd");
-            (dgate.done(b), dup.done(b))
+            let dh = rows(b, &dh, width);
+            let [mut gate, mut up] = [&gate, &up].map(|x| holding_rows(b, x, width));
+            let (of_gate, of_up) = (gate.view_mut(), up.view_mut());
+            b.swiglu_bwd::<T>(SwiGluBwd { gate: of_gate, up: of_up, dh: dh.view(), tokens, width })
+                .expect("swiglu_bwd");
+            (gate.done(b), up.done(b))
         });
         // 1 − σ and 1 + z(1 − σ) cancel, so the error is one of the factors', not of the result.
         assert_close("dgate", &dgate, &dgate_want, relative, 1e-5);
