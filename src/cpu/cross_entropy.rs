@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 
 use super::head::{Head, ROWS, score_scratch, softmax};
-use super::operand::{Operand, Source, Term, depth, narrow, settle, settled, weight_in_place};
+use super::operand::{Operand, Source, Term, depth, narrow, settle, settle_copy, settled, weight_in_place};
 use super::parts;
 use super::product::{End, Shared};
 use super::tiles::{Grid, Rooms, enough};
@@ -25,7 +25,7 @@ const FEW: usize = 32;
 
 /// Rows of a chunk of `rows` supervised rows.
 fn chunk(rows: usize, vocab: usize) -> usize {
-    let most = (LOGITS / vocab.max(1)).clamp(FEW, ROWS);
+    let most = (LOGITS / vocab.max(1)).clamp(FEW, ROWS) / FEW * FEW;
     rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(FEW).min(rows)
 }
 
@@ -57,9 +57,8 @@ pub fn cross_entropy<T: Real>(op: CrossEntropy<'_, Host, T>) -> Result<()> {
     let CrossEntropy { nll, dx, scratch, x, head, rows, targets, weight, .. } = op;
     let need = cross_entropy_scratch::<T>(rows.len(), v, d, head.dtype(), rayon::current_num_threads());
     enough("cross_entropy", scratch, need)?;
-    let states = Head { w: head, x };
     let Some(dx) = dx else {
-        states.score(nll, scratch, rows, targets, -1.0);
+        Head { w: head, x }.score(nll, scratch, rows, targets, -1.0);
         return Ok(());
     };
     dx.par_chunks_mut(parts::ELEMENTS).for_each(|dx| dx.fill(T::zeroed()));
@@ -73,8 +72,12 @@ pub fn cross_entropy<T: Real>(op: CrossEntropy<'_, Host, T>) -> Result<()> {
     let chunks = nll.chunks_mut(most).zip(rows.chunks(most)).zip(targets.chunks(most));
     for ((nll, rows), targets) in chunks {
         let count = rows.len();
-        states.gather(xs, rows);
-        xs[..count * d].chunks_mut(d.max(1)).for_each(settle::<T>);
+        let few = parts::rows(d);
+        xs.par_chunks_mut((few * d).max(1)).zip(rows.par_chunks(few)).for_each(|(xs, rows)| {
+            for (xs, &row) in xs.chunks_mut(d.max(1)).zip(rows) {
+                settle_copy(xs, &x[row as usize * d..][..d]);
+            }
+        });
         let weights = Source::<T>::Weight(head);
         product(&mut logits[..count * v], xs, count, v, d, weights.by_columns(), &rooms);
         let few = parts::rows(v);

@@ -56,7 +56,7 @@ pub(super) fn score_scratch<T: Real>(
 
 impl<T: Real> Head<'_, T> {
     /// Rows of x, one after another, in f32.
-    pub(super) fn gather(&self, xs: &mut [f32], rows: &[u32]) {
+    fn gather(&self, xs: &mut [f32], rows: &[u32]) {
         let d = self.w.size().1;
         for (xs, &row) in xs.chunks_mut(d.max(1)).zip(rows) {
             widen::<T, T>(xs, &self.x[row as usize * d..][..d]);

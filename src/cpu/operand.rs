@@ -356,6 +356,16 @@ pub(super) fn settle<T: Real>(row: &mut [f32]) {
     round::<T>(row);
 }
 
+/// A row of `T`, [settled](settle).
+pub(super) fn settle_copy<T: Real>(out: &mut [f32], from: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    if pairs::<T>().is_some() {
+        bytemuck::cast_slice_mut(out)[..from.len()].copy_from_slice(from);
+        return;
+    }
+    widen::<T, T>(out, from);
+}
+
 /// Rows that are [settled](settle), `width` f32 each.
 pub(super) fn settled<T: Real>(rows: &[f32], width: usize) -> Source<'_, T> {
     #[cfg(target_arch = "x86_64")]

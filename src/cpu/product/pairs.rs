@@ -21,7 +21,7 @@ use super::block::{SIDE, STEP, Size};
 use super::pack::{self, Panels};
 use super::{End, Mat, More, Right, TileMut, nothing, ranks};
 use crate::cpu::operand::narrow;
-use crate::cpu::simd::{self, Instructions, Isa, Kernel};
+use crate::cpu::simd::{self, Instructions, Isa, Kernel, prefetch_second};
 use crate::cpu::thin::Lines;
 use crate::tensor::{DType, Real};
 
@@ -256,27 +256,37 @@ unsafe fn run<A: Real, S: Square>(
             for k in (0..depth).step_by(DEPTH) {
                 let ks = k..(k + DEPTH).min(depth);
                 let pairs = pairs::<S>(ks.len());
-                let panels = match b {
+                let (panels, next) = match b {
                     Right::Lies(b) => {
                         let stride = rows_of_pairs(ks.len()) * PANEL;
                         pack(packed, stride, b.block(ks.clone(), ns.clone()));
-                        Panels::new(packed, stride)
+                        (Panels::new(packed, stride), None)
                     }
-                    Right::Packed(panels) => panels.from(n / PANEL, k / 2 * PANEL),
+                    Right::Packed(panels) => {
+                        let next = (ks.end < depth).then(|| panels.from(n / PANEL, ks.end / 2 * PANEL));
+                        (panels.from(n / PANEL, k / 2 * PANEL), next)
+                    }
                 };
+                let ahead = next.map(|next| Ahead {
+                    panels: next,
+                    count: ns.len().div_ceil(PANEL),
+                    len: (depth - ks.end).min(DEPTH) / 2 * PANEL,
+                    each: ns.len().div_ceil(PANEL).div_ceil(rows.div_ceil(SIDE)),
+                });
                 for m in (0..rows).step_by(SIDE) {
                     let ms = m..(m + SIDE).min(rows);
                     let a = strip(lines, a.block(ms.clone(), ks.clone()), 2 * pairs);
                     let mut dst = dst.block(ms.clone(), ns.clone());
+                    let ahead = ahead.map(|ahead| (ahead, m / SIDE));
                     // SAFETY: the caller has the instructions; a strip has 32 rows of as many numbers.
-                    unsafe { row_of_squares(square, &mut dst, keep || k > 0, a, panels, pairs) };
+                    unsafe { row_of_squares(square, &mut dst, keep || k > 0, a, panels, pairs, ahead) };
                     if ks.end < depth {
                         continue;
                     }
                     if let Some((a, panels, pairs)) = more {
                         let a = strip(thin_lines, a.block(ms.clone(), 0..a.size.1), 2 * pairs);
                         // SAFETY: as before.
-                        unsafe { row_of_squares(square, &mut dst, true, a, panels, pairs) };
+                        unsafe { row_of_squares(square, &mut dst, true, a, panels, pairs, None) };
                     }
                     if let Some(done) = &mut done {
                         done(dst, (ms.start, n));
@@ -304,7 +314,9 @@ unsafe fn add<S: Square>(square: &S, dst: &mut TileMut<'_, f32>, More { a, b }: 
                 let ms = m..(m + SIDE).min(rows);
                 let a = strip(lines, a.block(ms.clone(), 0..depth), 2 * pairs);
                 // SAFETY: the caller has the instructions; a strip has 32 rows of as many numbers.
-                unsafe { row_of_squares(square, &mut dst.block(ms, ns.clone()), true, a, panels, pairs) };
+                unsafe {
+                    row_of_squares(square, &mut dst.block(ms, ns.clone()), true, a, panels, pairs, None)
+                };
             }
         }
     });
@@ -369,6 +381,32 @@ impl<A: Real> Kernel for Copied<'_, A> {
     }
 }
 
+/// The block of b that comes next, packed already: each strip of a asks for some of its panels, a part with each square, so
+/// that they come while others are multiplied.
+#[derive(Clone, Copy)]
+struct Ahead<'a> {
+    panels: Panels<'a, Pair>,
+    /// Panels of the block.
+    count: usize,
+    /// Pairs of a panel.
+    len: usize,
+    /// Panels that a strip asks for.
+    each: usize,
+}
+
+impl Ahead<'_> {
+    /// Asks for what strip `strip` has to with square `p` of `squares`.
+    #[inline(always)]
+    fn ask(&self, strip: usize, p: usize, squares: usize) {
+        let part = self.len.div_ceil(squares).next_multiple_of(PANEL);
+        let some = (p * part).min(self.len)..((p + 1) * part).min(self.len);
+        for panel in strip * self.each..((strip + 1) * self.each).min(self.count) {
+            let lines = self.panels.some(panel, self.len)[some.clone()].chunks(PANEL);
+            lines.for_each(|line| prefetch_second(line.as_ptr()));
+        }
+    }
+}
+
 /// `dst = a b` of a strip of a and a block of panels.
 ///
 /// # Safety
@@ -380,10 +418,15 @@ unsafe fn row_of_squares(
     (a, stride): (&[bf16], usize),
     panels: Panels<'_, Pair>,
     pairs: usize,
+    ahead: Option<(Ahead<'_>, usize)>,
 ) {
     assert!(a.len() >= (SIDE - 1) * stride + 2 * pairs);
     let (rows, columns) = dst.size();
-    for p in 0..columns.div_ceil(SIDE) {
+    let squares = columns.div_ceil(SIDE);
+    for p in 0..squares {
+        if let Some((ahead, strip)) = ahead {
+            ahead.ask(strip, p, squares);
+        }
         let ns = p * SIDE..(p * SIDE + SIDE).min(columns);
         let [b, beside] = [2 * p, 2 * p + 1].map(|p| panels.some(p, pairs * PANEL).as_ptr());
         let mut out = dst.block(0..rows, ns);
