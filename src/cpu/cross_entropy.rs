@@ -20,13 +20,19 @@ use crate::tensor::{DType, Frozen, Real};
 
 /// Logits of a chunk at most, but for a head of very many words.
 const LOGITS: usize = 1 << 23;
-/// Rows of a chunk however many words there are, and what their number is a multiple of: products like whole strips.
+/// Rows of a chunk however many words there are, and what their number is a multiple of if that fits: products like whole
+/// strips.
 const FEW: usize = 32;
 
-/// Rows of a chunk of `rows` supervised rows.
+/// Rows of a chunk at most, of `rows` supervised rows or fewer.
+fn most(rows: usize, vocab: usize) -> usize {
+    (LOGITS / vocab.max(1)).clamp(FEW, ROWS).min(rows)
+}
+
+/// Rows of a chunk of `rows` supervised rows: of nearly one size.
 fn chunk(rows: usize, vocab: usize) -> usize {
-    let most = (LOGITS / vocab.max(1)).clamp(FEW, ROWS) / FEW * FEW;
-    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(FEW).min(rows)
+    let most = most(rows, vocab).max(1);
+    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(FEW).min(most)
 }
 
 /// Room of one thread: W widened, and where a tile is one row, that row of x.
@@ -38,7 +44,8 @@ fn room<T: Real>(rows: usize, vocab: usize, width: usize, dtype: DType) -> usize
     logits.max(Grid::most(rows, width).1 * depth(vocab)) + depth(width)
 }
 
-/// f32 elements of scratch that [`cross_entropy`] uses on `threads` threads: logits and x of a chunk, and the rooms.
+/// f32 elements of scratch that [`cross_entropy`] uses on `threads` threads for `rows` rows or fewer: logits and x of a chunk,
+/// and the rooms.
 pub fn cross_entropy_scratch<T: Real>(
     rows: usize,
     vocab: usize,
@@ -46,7 +53,7 @@ pub fn cross_entropy_scratch<T: Real>(
     dtype: DType,
     threads: usize,
 ) -> usize {
-    let chunk = chunk(rows, vocab);
+    let chunk = most(rows, vocab);
     let both = chunk * (vocab + width) + threads * room::<T>(chunk, vocab, width, dtype);
     both.max(score_scratch::<T>(rows, vocab, width, dtype, threads))
 }
@@ -120,8 +127,24 @@ fn product<T: Real>(
 mod tests {
     use half::bf16;
 
+    use super::*;
     use crate::cpu::tests::on_threads;
     use crate::ops::cases::cross_entropy::conforms;
+
+    #[test]
+    fn what_is_planned_for_some_rows_is_enough_for_fewer() {
+        for vocab in [1, 512, 32_000, 151_936] {
+            let mut planned = 0;
+            for rows in 0..2100 {
+                let need = cross_entropy_scratch::<bf16>(rows, vocab, 64, DType::F32, 2);
+                assert!(need >= planned, "{rows} rows of {vocab} words");
+                planned = need;
+                let chunk = chunk(rows, vocab);
+                assert!(chunk <= most(rows, vocab).max(1) && (chunk > 0 || rows == 0));
+                assert!(chunk.is_multiple_of(FEW) || chunk == most(rows, vocab), "{rows}: {chunk}");
+            }
+        }
+    }
 
     #[test]
     fn as_the_reference_on_shared_cases() {

@@ -386,7 +386,7 @@ fn widen_half<T: Real>(out: &mut [f32], from: &[f16]) {
     simd::run(Round::<T>(out, PhantomData));
 }
 
-/// `out = from`, rounded.
+/// `out = from`, rounded; where products count subnormal numbers as 0, those may become 0.
 pub(super) fn narrow<T: Real>(out: &mut [T], from: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     if T::DTYPE == DType::BF16 && halves::narrow(bytemuck::cast_slice_mut(out), from) {

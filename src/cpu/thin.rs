@@ -1,5 +1,5 @@
 //! Products with an adapter's rank as one of their sizes: too thin for a general product, which would spend its time
-//! packing. Each streams over the wide matrix once and keeps its sums in registers.
+//! packing, but in tiles. Each streams over the wide matrix once and keeps its sums in registers.
 
 use std::ops::Range;
 

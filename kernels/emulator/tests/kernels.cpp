@@ -57,13 +57,13 @@ void rms_norm(int tokens, int width, unsigned threads) {
 void swiglu(int tokens, int width) {
     const int ld = padded(width);
     const auto gate = rows(1, tokens, width, ld, 8), up = rows(2, tokens, width, ld, 1), dh = rows(3, tokens, width, ld, 1);
-    Array<uint16_t> gate_(gate), up_(up), dh_(dh), h_(gate.size()), dgate_(gate.size()), dup_(gate.size());
+    Array<uint16_t> gate_(gate), up_(up), dh_(dh), h_(gate.size());
     const unsigned threads = 64;
     const Shape shape{unsigned(tokens), (unsigned(width) + 8 * threads - 1) / (8 * threads), threads, 0};
 
     int result = launch("swiglu", shape, h_, gate_, up_, width, ld);
-    int result_bwd = launch("swiglu_bwd", shape, dgate_, dup_, dh_, gate_, up_, width, ld);
-    const auto h = h_.read(), dgate = dgate_.read(), dup = dup_.read();
+    int result_bwd = launch("swiglu_bwd", shape, gate_, up_, dh_, width, ld);
+    const auto h = h_.read(), dgate = gate_.read(), dup = up_.read();
     Worst worst, worst_bwd;
     for (int t = 0; t < tokens; t++)
         for (int f = 0; f < width; f++) {

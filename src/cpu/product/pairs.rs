@@ -271,7 +271,7 @@ unsafe fn run<A: Real, S: Square>(
                     panels: next,
                     count: ns.len().div_ceil(PANEL),
                     len: (depth - ks.end).min(DEPTH) / 2 * PANEL,
-                    each: ns.len().div_ceil(PANEL).div_ceil(rows.div_ceil(SIDE)),
+                    each: ns.len().div_ceil(PANEL).div_ceil(rows.div_ceil(SIDE).max(1)),
                 });
                 for m in (0..rows).step_by(SIDE) {
                     let ms = m..(m + SIDE).min(rows);
@@ -759,7 +759,7 @@ mod tests {
 
     #[test]
     fn packed_columns_give_the_same_bits() {
-        for (m, n, k) in [(1, 1, 1), (35, 31, 5), (70, 290, 1127), (3, 512, 512), (2, 33, 0)] {
+        for (m, n, k) in [(1, 1, 1), (35, 31, 5), (70, 290, 1127), (3, 512, 512), (2, 33, 0), (0, 33, 1127)] {
             let (a, b) = (normal::<bf16>(1, m * k, 1.0), normal::<bf16>(2, n * k, 1.0));
             let a = Mat::new(&a, (m, k), (k, 1));
             for b in [Mat::new(&b, (k, n), (n, 1)), Mat::new(&b, (n, k), (k, 1)).t()] {
