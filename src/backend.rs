@@ -23,7 +23,6 @@ use crate::ops::rope::Rope;
 use crate::ops::rsvd::{Rsvd, Sketch};
 use crate::ops::scatter::Scatter;
 use crate::ops::sum_sq::SumSq;
-use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
 use crate::tensor::{DType, Elem, Real, Store};
 
 /// Sizes that decide how much room [`Backend::linear`] and [`Backend::linear_bwd`] need.
@@ -147,10 +146,6 @@ pub trait Backend: Scratch {
     fn attention<T: Real>(&self, op: Attention<'_, Self::Store, T>) -> Result<()>;
     /// See [`AttentionBwd`].
     fn attention_bwd<T: Real>(&self, op: AttentionBwd<'_, Self::Store, T>) -> Result<()>;
-    /// See [`SwiGlu`].
-    fn swiglu<T: Real>(&self, op: SwiGlu<'_, Self::Store, T>) -> Result<()>;
-    /// See [`SwiGluBwd`].
-    fn swiglu_bwd<T: Real>(&self, op: SwiGluBwd<'_, Self::Store, T>) -> Result<()>;
     /// See [`CrossEntropy`].
     fn cross_entropy<T: Real>(&self, op: CrossEntropy<'_, Self::Store, T>) -> Result<()>;
     /// See [`Choice`].

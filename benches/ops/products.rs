@@ -5,8 +5,10 @@ use anabranch::backend::{Backend, LinearSize, Pass};
 use anabranch::ops::choice::Choice;
 use anabranch::ops::cross_entropy::CrossEntropy;
 use anabranch::ops::importance::{Importance, Sample, Score};
-use anabranch::ops::linear::{Dropout, Epilogue, Linear, LinearBwd, LinearBwdOut, LinearOut, Lora, LoraRows};
-use anabranch::tensor::{DType, Real, Store};
+use anabranch::ops::linear::{
+    Below, Dropout, Epilogue, Linear, LinearBwd, LinearBwdOut, LinearOut, Lora, LoraRows,
+};
+use anabranch::tensor::{DType, MemoryLayout, Real, Store};
 
 use super::bench::{Bench, Timed, Work};
 use super::data;
@@ -19,15 +21,25 @@ struct Group {
     tokens: usize,
     inner: usize,
     outs: Vec<usize>,
+    swiglu: SwiGlu,
+}
+
+/// Where the gated activation lies.
+#[derive(Clone, Copy, PartialEq)]
+enum SwiGlu {
+    Nowhere,
     /// The outputs are gate and up.
-    swiglu: bool,
+    Above,
+    /// x was made of gate and up.
+    Below,
 }
 
 impl Group {
-    /// `8192×4096→14336+14336`.
+    /// `8192×4096→14336+14336`, `8192×14336→4096 through swiglu`.
     fn name(&self) -> String {
         let outs: Vec<String> = self.outs.iter().map(usize::to_string).collect();
-        format!("{}×{}→{}", self.tokens, self.inner, outs.join("+"))
+        let below = if self.swiglu == SwiGlu::Below { " through swiglu" } else { "" };
+        format!("{}×{}→{}{below}", self.tokens, self.inner, outs.join("+"))
     }
 
     fn work(&self) -> Work {
@@ -62,7 +74,8 @@ impl Group {
 /// The linears of a model, each width that pruning makes alone, and those that share an x together.
 pub fn linears<B: Timed, T: Real>(bench: &mut Bench<'_, B>, model: &Model) {
     let Model { tokens, width: d, head_dim: k, .. } = *model;
-    let group = |inner: usize, outs: &[usize]| Group { tokens, inner, outs: outs.to_vec(), swiglu: false };
+    let group =
+        |inner: usize, outs: &[usize]| Group { tokens, inner, outs: outs.to_vec(), swiglu: SwiGlu::Nowhere };
     let mut groups = vec![group(d, &[d])];
     for Layer { mlp, .. } in &model.layers {
         groups.extend([group(d, &[*mlp]), group(*mlp, &[d])]);
@@ -70,7 +83,8 @@ pub fn linears<B: Timed, T: Real>(bench: &mut Bench<'_, B>, model: &Model) {
     for layer in [Some(model.layers[0]), model.pruned()].into_iter().flatten() {
         let Layer { heads, kv_heads, mlp } = layer;
         groups.push(group(d, &[heads * k, kv_heads * k, kv_heads * k]));
-        groups.push(Group { swiglu: true, ..group(d, &[mlp, mlp]) });
+        groups.push(Group { swiglu: SwiGlu::Above, ..group(d, &[mlp, mlp]) });
+        groups.push(Group { swiglu: SwiGlu::Below, ..group(mlp, &[d]) });
     }
     for (n, group) in groups.iter().enumerate() {
         for (rank, packed) in [(0, false), (0, true), (RANK, false), (RANK, true)] {
@@ -99,7 +113,9 @@ fn case<B: Timed, T: Real>(bench: &mut Bench<'_, B>, group: &Group, of: Adapters
     let with = if of.rank == 0 { "frozen".into() } else { format!("rank {}", of.rank) };
     let more = [(of.dropout, ", dropout"), (packed, ", packed")].map(|(on, what)| if on { what } else { "" });
     let name = format!("{}, {with}{}, {}", group.name(), more.concat(), T::DTYPE);
-    bench.case("linear", &name, group.work(), || forward::<B, T>(b, group, of, packed));
+    if group.swiglu != SwiGlu::Below {
+        bench.case("linear", &name, group.work(), || forward::<B, T>(b, group, of, packed));
+    }
     bench.case("linear_bwd", &name, group.work(), || backward::<B, T>(b, group, of, packed));
 }
 
@@ -136,7 +152,8 @@ fn forward<'a, B: Backend, T: Real>(
         Ok((data::rows::<B, T>(backend, 3, tokens, o)?, data::rows::<B, T>(backend, 4, tokens, rank)?))
     };
     let mut ys = outs.iter().map(written).collect::<Result<Vec<_>>>()?;
-    let mut h = data::rows::<B, T>(backend, 5, if group.swiglu { tokens } else { 0 }, outs[0])?;
+    let above = group.swiglu == SwiGlu::Above;
+    let mut h = data::rows::<B, T>(backend, 5, if above { tokens } else { 0 }, outs[0])?;
     let room = backend.linear_scratch::<T>(group.size(rank, dropout));
     let mut scratch = backend.alloc("scratch", room)?;
     Ok(move || {
@@ -146,7 +163,7 @@ fn forward<'a, B: Backend, T: Real>(
         });
         backend.linear(Linear {
             outs: outs.collect(),
-            epilogue: match group.swiglu {
+            epilogue: match above {
                 true => Epilogue::SwiGlu(B::Store::rows_mut(&mut h, 0..tokens, group.outs[0])),
                 false => Epilogue::None,
             },
@@ -168,12 +185,20 @@ fn backward<'a, B: Backend, T: Real>(
 ) -> Result<impl FnMut() -> Result<()> + 'a> {
     let (tokens, inner, outs) = (group.tokens, group.inner, &group.outs);
     let (loras, end) = group.adapters(rank);
-    let (x, params) = (data::rows::<B, T>(backend, 1, tokens, inner)?, data::vector(backend, 2, end)?);
-    let mut dx = data::rows::<B, T>(backend, 3, tokens, inner)?;
+    let params = data::vector(backend, 2, end)?;
+    let [mut x, mut dx] =
+        [data::rows::<B, T>(backend, 1, tokens, inner)?, data::rows(backend, 3, tokens, inner)?];
+    let below = group.swiglu == SwiGlu::Below;
+    let mut up = data::rows::<B, T>(backend, 6, if below { tokens } else { 0 }, inner)?;
     let mut grads = backend.alloc::<f32>("gradients", end)?;
     let ws = weights::<B, T>(backend, group, packed, Pass::Backward)?;
     let read = |&o: &usize| {
-        Ok((data::rows::<B, T>(backend, 4, tokens, o)?, data::rows::<B, T>(backend, 5, tokens, rank)?))
+        // Of gate and up gradients are the next inputs: zeros, so that none is ever subnormal.
+        let dy = match below {
+            true => backend.alloc("dy", tokens * B::Store::row(o))?,
+            false => data::rows::<B, T>(backend, 4, tokens, o)?,
+        };
+        Ok((dy, data::rows::<B, T>(backend, 5, tokens, rank)?))
     };
     let dys = outs.iter().map(read).collect::<Result<Vec<_>>>()?;
     let room = backend.linear_bwd_scratch::<T>(group.size(rank, dropout));
@@ -184,11 +209,20 @@ fn backward<'a, B: Backend, T: Real>(
             LinearBwdOut { dy, t: B::Store::rows(t, 0..tokens, rank), w, lora: (rank > 0).then_some(lora) }
         });
         backend.linear_bwd(LinearBwd {
-            dx: Some(B::Store::rows_mut(&mut dx, 0..tokens, inner)),
+            below: match below {
+                true => Below::SwiGlu {
+                    x: B::Store::rows_mut(&mut dx, 0..tokens, inner),
+                    gate: B::Store::rows_mut(&mut x, 0..tokens, inner),
+                    up: B::Store::rows_mut(&mut up, 0..tokens, inner),
+                },
+                false => Below::Kept {
+                    x: B::Store::rows(&x, 0..tokens, inner),
+                    dx: Some(B::Store::rows_mut(&mut dx, 0..tokens, inner)),
+                },
+            },
             grads: B::Store::view_mut(&mut grads, 0..end),
             scratch: B::Store::view_mut(&mut scratch, 0..room),
             outs: outs.collect(),
-            x: B::Store::rows(&x, 0..tokens, inner),
             params: B::Store::view(&params, 0..end),
             tokens,
             dropout: dropout.then_some(DROPOUT),
@@ -203,7 +237,7 @@ pub fn square<B: Backend, T: Real>(backend: &B, n: usize) -> Result<impl FnMut()
     let mut y = data::rows::<B, T>(backend, 2, n, n)?;
     let w = data::matrix(backend, (n, n))?;
     let (mut t, params) = (backend.alloc::<T>("no adapter", 0)?, backend.alloc::<f32>("no adapter", 0)?);
-    let group = Group { tokens: n, inner: n, outs: vec![n], swiglu: false };
+    let group = Group { tokens: n, inner: n, outs: vec![n], swiglu: SwiGlu::Nowhere };
     let room = backend.linear_scratch::<T>(group.size(0, false));
     let mut scratch = backend.alloc("scratch", room)?;
     Ok(move || {

@@ -8,17 +8,16 @@ use anabranch::ops::embed::Embed;
 use anabranch::ops::rms_norm::{RmsNorm, RmsNormBwd};
 use anabranch::ops::rope::Rope;
 use anabranch::ops::sum_sq::SumSq;
-use anabranch::ops::swiglu::{SwiGlu, SwiGluBwd};
-use anabranch::tensor::{MemoryLayout, Real, Store};
+use anabranch::tensor::{Real, Store};
 
 use super::bench::{Bench, Timed, Work};
 use super::data;
-use super::sizes::{ADAPTER, Layer, Model, Scale};
+use super::sizes::{ADAPTER, Model, Scale};
 
-/// embed, norms, rope and swiglu.
+/// embed, norms and rope.
 pub fn all<B: Timed, T: Real>(bench: &mut Bench<'_, B>, model: &Model) {
     let Model { tokens, width, head_dim, vocab, .. } = *model;
-    let Layer { heads, mlp, .. } = model.layers[0];
+    let heads = model.layers[0].heads;
     let b = bench.backend;
     let size = size_of::<T>();
     let name = |columns: usize| format!("{tokens}×{columns}, {}", T::DTYPE);
@@ -80,35 +79,6 @@ pub fn all<B: Timed, T: Real>(bench: &mut Bench<'_, B>, model: &Model) {
                 heads,
                 head_dim,
                 inverse: false,
-            })
-        })
-    });
-    let n = tokens * mlp;
-    bench.case("swiglu", &name(mlp), Work::Bytes(3 * n * size), || {
-        let (gate, up) = (data::rows::<B, T>(b, 1, tokens, mlp)?, data::rows::<B, T>(b, 2, tokens, mlp)?);
-        let mut h = data::rows::<B, T>(b, 3, tokens, mlp)?;
-        Ok(move || {
-            b.swiglu::<T>(SwiGlu {
-                h: B::Store::rows_mut(&mut h, 0..tokens, mlp),
-                gate: B::Store::rows(&gate, 0..tokens, mlp),
-                up: B::Store::rows(&up, 0..tokens, mlp),
-                tokens,
-                width: mlp,
-            })
-        })
-    });
-    // Its outputs are its next inputs: zeros, so that none is ever subnormal.
-    bench.case("swiglu_bwd", &name(mlp), Work::Bytes(5 * n * size), || {
-        let (mut gate, mut up) =
-            (data::rows::<B, T>(b, 1, tokens, mlp)?, data::rows::<B, T>(b, 2, tokens, mlp)?);
-        let dh = b.alloc::<T>("dh", tokens * B::Store::row(mlp))?;
-        Ok(move || {
-            b.swiglu_bwd::<T>(SwiGluBwd {
-                gate: B::Store::rows_mut(&mut gate, 0..tokens, mlp),
-                up: B::Store::rows_mut(&mut up, 0..tokens, mlp),
-                dh: B::Store::rows(&dh, 0..tokens, mlp),
-                tokens,
-                width: mlp,
             })
         })
     });

@@ -2,7 +2,8 @@
 //!
 //! First what passes over dy: `u = dy (sB)` by blocks of rows and `dB += s dyᵀ t` by blocks of columns. Then
 //! `dx = Σ dy W + m∘(u A)/(1−p)` by tiles, the outputs one after another into the same tile, and `dA += uᵀ (m∘x)/(1−p)`
-//! by blocks of columns.
+//! by blocks of columns. Where x is made again from gate and up, that is done with each strip of dx, which is not written
+//! at all, and dA comes after it.
 
 #![allow(unsafe_code)]
 
@@ -12,16 +13,22 @@ use super::dropout::Mask;
 use super::linear::{Rows, THIN, a, b, rounding, sums_of, widest};
 use super::operand::{Source, Term, depth, round, weight_in_place};
 use super::product::{Done, End, Mat, More, RANKS, Shared, TileMut};
+use super::simd::fetch;
+use super::swiglu::gated_bwd;
 use super::thin::{Factor, Lines, Thin, multiply};
 use super::tiles::{Grid, Rooms, enough};
 use crate::backend::LinearSize;
 use crate::error::Result;
 use crate::host::Host;
-use crate::ops::linear::{LinearBwd, LinearBwdOut, Lora};
+use crate::ops::linear::{Below, LinearBwd, LinearBwdOut, Lora};
 use crate::tensor::{DType, Frozen, Real};
 
 /// Rows of B or columns of A whose gradient one task makes.
 const WIDE: usize = 256;
+
+/// Rows of gate and up that are asked for before they are used: those of a tile are too far apart for the processor to see
+/// what comes.
+const AHEAD: usize = 8;
 
 /// Room of one thread, see [`linear_bwd_scratch`].
 fn room<T: Real>(size: LinearSize) -> usize {
@@ -48,7 +55,7 @@ pub fn linear_bwd_scratch<T: Real>(size: LinearSize, threads: usize) -> usize {
 /// Computes [`LinearBwd`].
 pub fn linear_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
     let inner = op.check()?;
-    let LinearBwd { dx, grads, scratch, outs, x, params, tokens, dropout, freeze_a } = op;
+    let LinearBwd { below, grads, scratch, outs, params, tokens, dropout, freeze_a } = op;
     let size = LinearSize {
         tokens,
         copies: 1,
@@ -64,9 +71,8 @@ pub fn linear_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
     let (u, scratch) = scratch.split_at_mut(tokens * size.rank);
     let rooms = Rooms::new(scratch, need);
     let mask = dropout.map(Mask::new);
-    let x = Rows { data: x, inner, tokens, mask: mask.as_ref() };
     let grads = Shared::new(grads);
-    let needs_u = dx.is_some() || !freeze_a;
+    let needs_u = !freeze_a || !matches!(below, Below::Kept { dx: None, .. });
     let starts = outs.iter().scan(0, |at, out| {
         let start = *at;
         *at += tokens * out.lora.map_or(0, |l| l.rank);
@@ -75,14 +81,30 @@ pub fn linear_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
     let adapted: Vec<_> =
         starts.filter_map(|(start, out)| Some(Adapted { start, out, lora: out.lora? })).collect();
     over_dy(u, &grads, &rooms, &adapted, params, tokens, needs_u);
-    let u = &*u;
-    let dx = dx.map(|dx| (Shared::new(dx), Grid::new(tokens, inner, size.out)));
-    let tiles = dx.as_ref().map_or(0, |(_, grid)| grid.len());
+    let (u, outs, adapted, mask) = (&*u, &outs[..], &adapted[..], mask.as_ref());
+    let tiles = |to| {
+        let grid = Grid::new(tokens, inner, size.out);
+        Tiles { to, grid, inner, mask, outs, adapted, params, u }
+    };
     let blocks = if freeze_a || adapted.is_empty() { 0 } else { inner.div_ceil(WIDE) };
-    rooms.each(tiles + blocks, |i, room| match &dx {
-        Some((dx, grid)) if i < tiles => tile(dx, *grid, i, u, &outs, &adapted, x, params, room),
-        _ => gradient_of_a(&grads, i - tiles, u, &adapted, x, room),
-    });
+    let rows = |data| Rows { data, inner, tokens, mask };
+    match below {
+        Below::Kept { x, dx: None } => {
+            rooms.each(blocks, |i, room| gradient_of_a(&grads, i, u, adapted, rows(x), room));
+        }
+        Below::Kept { x, dx: Some(dx) } => {
+            let tiles = tiles(To::Dx(Shared::new(dx)));
+            rooms.each(tiles.grid.len() + blocks, |i, room| match i.checked_sub(tiles.grid.len()) {
+                None => tiles.make(i, room),
+                Some(i) => gradient_of_a(&grads, i, u, adapted, rows(x), room),
+            });
+        }
+        Below::SwiGlu { x, gate, up } => {
+            let tiles = tiles(To::SwiGlu([&mut *x, gate, up].map(Shared::new)));
+            rooms.each(tiles.grid.len(), |i, room| tiles.make(i, room));
+            rooms.each(blocks, |i, room| gradient_of_a(&grads, i, u, adapted, rows(&*x), room));
+        }
+    }
     Ok(())
 }
 
@@ -186,57 +208,107 @@ fn gradient_of_b<T: Real>(
     }
 }
 
-/// Tile `i` of dx: each output's `dy W` and its adapter's part; the adapters' first, masked, where there is dropout.
-fn tile<'a, T: Real>(
-    dx: &Shared<'_, T>,
+/// dx by tiles.
+struct Tiles<'s, 'a, T: Real> {
+    to: To<'s, T>,
     grid: Grid,
-    i: usize,
-    u: &[f32],
-    outs: &[LinearBwdOut<'a, Host, T>],
-    adapted: &[Adapted<'_, 'a, T>],
-    x: Rows<'_, T>,
-    params: &[f32],
-    room: &mut [f32],
-) {
-    let (m, n) = grid.at(i);
-    let (sums, room) = room.split_at_mut(m.len() * n.len());
-    // SAFETY: tiles of a grid are disjoint.
-    let dx = unsafe { dx.tile(m.start * x.inner + n.start, m.len(), n.len(), x.inner) };
-    let k = outs.iter().map(|out| out.w.size().0).sum();
-    let (mut sum, dx) = sums_of(dx, sums, k);
-    let mut rounding = dx.map(rounding);
-    // Its part is added with the product, but for dropout, which comes between.
-    let with = |adapter: &&Adapted<'_, 'a, T>| {
-        x.mask.is_none() && (1..=RANKS).contains(&adapter.lora.rank) && adapter.out.w.size().0 > 0
-    };
-    let mut keep = false;
-    for adapter in adapted.iter().filter(|adapter| !with(adapter)) {
-        let rank = adapter.lora.rank;
-        let a = a(params, adapter.lora, x.inner).from(0, n.start);
-        let a = Factor::new(rank, n.len()).pack::<T>(room, a, 1.0);
-        multiply(&mut sum, keep, adapter.u(u, m.start), a, rank);
-        keep = true;
-    }
-    if let (Some(mask), true) = (x.mask, keep) {
-        for (r, row) in m.clone().enumerate() {
-            mask.apply(sum.row(r), (row * x.inner + n.start) as u64, mask.scale);
+    inner: usize,
+    mask: Option<&'s Mask>,
+    outs: &'s [LinearBwdOut<'a, Host, T>],
+    adapted: &'s [Adapted<'s, 'a, T>],
+    params: &'s [f32],
+    u: &'s [f32],
+}
+
+/// Where dx goes.
+enum To<'s, T> {
+    Dx(Shared<'s, T>),
+    /// x, gate and up.
+    SwiGlu([Shared<'s, T>; 3]),
+}
+
+impl<'s, 'a, T: Real> Tiles<'s, 'a, T> {
+    /// Tile `i`.
+    fn make<'m>(&'m self, i: usize, room: &mut [f32]) {
+        let (m, n) = self.grid.at(i);
+        let (sums, room) = room.split_at_mut(m.len() * n.len());
+        // SAFETY: tiles of a grid are disjoint.
+        let tile = |all: &'m Shared<'s, T>| unsafe {
+            all.tile(m.start * self.inner + n.start, m.len(), n.len(), self.inner)
+        };
+        match &self.to {
+            To::Dx(dx) => {
+                let k = self.outs.iter().map(|out| out.w.size().0).sum();
+                let (mut sum, dx) = sums_of(tile(dx), sums, k);
+                let mut rounding = dx.map(rounding);
+                let done = rounding.as_mut().map(|done| done as Done<'_>);
+                self.sums(&mut sum, done, m.clone(), n.clone(), room);
+            }
+            To::SwiGlu(all) => {
+                let [mut x, mut gate, mut up] = all.each_ref().map(tile);
+                let mut done = |mut dx: TileMut<'_, f32>, (row, column): (usize, usize)| {
+                    let (rows, columns) = dx.size();
+                    for r in row..row + rows {
+                        if r + AHEAD < m.len() {
+                            for all in [&mut x, &mut gate, &mut up] {
+                                fetch(&all.row(r + AHEAD)[column..][..columns]);
+                            }
+                        }
+                        let [x, gate, up] =
+                            [&mut x, &mut gate, &mut up].map(|all| &mut all.row(r)[column..][..columns]);
+                        gated_bwd(x, gate, up, dx.row(r - row));
+                    }
+                };
+                let mut sum = TileMut::new(sums, m.len(), n.len());
+                self.sums(&mut sum, Some(&mut done), m.clone(), n.clone(), room);
+            }
         }
     }
-    for (at, out) in outs.iter().enumerate() {
-        let o = out.w.size().0;
-        let left = Source::Real { data: out.dy, stride: o }.by_columns();
-        let product = Term { left, right: Source::Weight(out.w).by_rows(), k: o };
-        let adapter = adapted.iter().find(|adapter| std::ptr::eq(adapter.out, out)).filter(with);
-        let factor = Factor::new(adapter.map_or(0, |adapter| adapter.lora.rank), n.len());
-        let (packed, room) = room.split_at_mut(factor.len());
-        let more = adapter.map(|adapter| {
-            let (l, u) = (adapter.lora, adapter.u(u, m.start));
-            let a = factor.pack::<T>(packed, a(params, l, x.inner).from(0, n.start), 1.0);
-            More { a: Mat::new(u.data, (m.len(), l.rank), (u.stride, 1)), b: factor.matrix(a) }
-        });
-        let done = rounding.as_mut().filter(|_| at + 1 == outs.len()).map(|done| done as Done<'_>);
-        product.tile(&mut sum, keep, m.clone(), n.clone(), room, End { more, done });
-        keep = true;
+
+    /// Rows `m`, columns `n`: each output's `dy W` and its adapter's part; the adapters' first, masked, where there is
+    /// dropout.
+    fn sums(
+        &self,
+        sum: &mut TileMut<'_, f32>,
+        mut done: Option<Done<'_>>,
+        m: Range<usize>,
+        n: Range<usize>,
+        room: &mut [f32],
+    ) {
+        // Its part is added with the product, but for dropout, which comes between.
+        let with = |adapter: &&Adapted<'_, 'a, T>| {
+            self.mask.is_none() && (1..=RANKS).contains(&adapter.lora.rank) && adapter.out.w.size().0 > 0
+        };
+        let mut keep = false;
+        for adapter in self.adapted.iter().filter(|adapter| !with(adapter)) {
+            let rank = adapter.lora.rank;
+            let a = a(self.params, adapter.lora, self.inner).from(0, n.start);
+            let a = Factor::new(rank, n.len()).pack::<T>(room, a, 1.0);
+            multiply(sum, keep, adapter.u(self.u, m.start), a, rank);
+            keep = true;
+        }
+        if let (Some(mask), true) = (self.mask, keep) {
+            for (r, row) in m.clone().enumerate() {
+                mask.apply(sum.row(r), (row * self.inner + n.start) as u64, mask.scale);
+            }
+        }
+        for (at, out) in self.outs.iter().enumerate() {
+            let o = out.w.size().0;
+            let left = Source::Real { data: out.dy, stride: o }.by_columns();
+            let product = Term { left, right: Source::Weight(out.w).by_rows(), k: o };
+            let adapter = self.adapted.iter().find(|adapter| std::ptr::eq(adapter.out, out)).filter(with);
+            let factor = Factor::new(adapter.map_or(0, |adapter| adapter.lora.rank), n.len());
+            let (packed, room) = room.split_at_mut(factor.len());
+            let more = adapter.map(|adapter| {
+                let (l, u) = (adapter.lora, adapter.u(self.u, m.start));
+                let a = factor.pack::<T>(packed, a(self.params, l, self.inner).from(0, n.start), 1.0);
+                More { a: Mat::new(u.data, (m.len(), l.rank), (u.stride, 1)), b: factor.matrix(a) }
+            });
+            let last = at + 1 == self.outs.len();
+            let done = done.as_mut().filter(|_| last).map(|done| &mut **done as Done<'_>);
+            product.tile(sum, keep, m.clone(), n.clone(), room, End { more, done });
+            keep = true;
+        }
     }
 }
 
@@ -284,7 +356,7 @@ mod tests {
     use crate::cpu::tests::on_threads;
     use crate::host::Host;
     use crate::ops::cases::linear::{backward_conforms, source};
-    use crate::ops::linear::{LinearBwd, LinearBwdOut, Lora};
+    use crate::ops::linear::{Below, LinearBwd, LinearBwdOut, Lora};
     use crate::tensor::DType;
 
     const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -308,11 +380,10 @@ mod tests {
             let (dy, t) = ([1f32; 6], [1f32; 2]);
             let out = |&lora: &Lora| LinearBwdOut { dy: &dy[..], t: &t[..], w: &w, lora: Some(lora) };
             let op: LinearBwd<'_, Host, f32> = LinearBwd {
-                dx: None,
+                below: Below::Kept { x, dx: None },
                 grads: &mut params.to_vec(),
                 scratch: &mut [],
                 outs: loras.iter().map(out).collect(),
-                x,
                 params,
                 tokens: 2,
                 dropout: None,

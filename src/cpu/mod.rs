@@ -59,7 +59,6 @@ use crate::ops::rope::Rope;
 use crate::ops::rsvd::{Rsvd, Sketch};
 use crate::ops::scatter::Scatter;
 use crate::ops::sum_sq::SumSq;
-use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
 use crate::tensor::{DType, Elem, Real};
 use product::roof;
 use simd::Instructions;
@@ -218,12 +217,6 @@ impl Backend for Cpu {
     }
     fn attention_bwd<T: Real>(&self, op: AttentionBwd<'_, Host, T>) -> Result<()> {
         self.pool.install(|| attention::attention_bwd(op))
-    }
-    fn swiglu<T: Real>(&self, op: SwiGlu<'_, Host, T>) -> Result<()> {
-        self.pool.install(|| swiglu::swiglu(op))
-    }
-    fn swiglu_bwd<T: Real>(&self, op: SwiGluBwd<'_, Host, T>) -> Result<()> {
-        self.pool.install(|| swiglu::swiglu_bwd(op))
     }
     fn cross_entropy<T: Real>(&self, op: CrossEntropy<'_, Host, T>) -> Result<()> {
         self.pool.install(|| cross_entropy::cross_entropy(op))

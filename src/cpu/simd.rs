@@ -225,6 +225,12 @@ pub(crate) fn prefetch_second<T>(x: *const T) {
     ask::<false, T>(x);
 }
 
+/// [`prefetch`] of all lines of `x`.
+#[inline(always)]
+pub(crate) fn fetch<T>(x: &[T]) {
+    x.chunks(64 / size_of::<T>()).for_each(|line| prefetch(line.as_ptr()));
+}
+
 #[inline(always)]
 #[allow(unsafe_code)]
 fn ask<const NEAREST: bool, T>(x: *const T) {

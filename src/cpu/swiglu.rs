@@ -1,36 +1,50 @@
-//! See [`crate::ops::swiglu`].
-
-use rayon::prelude::*;
+//! The gated activation of the MLP, on the calling thread: [`crate::ops::linear::Epilogue::SwiGlu`] and
+//! [`crate::ops::linear::Below::SwiGlu`].
+//!
+//! Results are made as f32, a piece of a row at a time, and then rounded by the instruction for it, where there is one.
 
 use super::exp::exp;
-use super::parts::ELEMENTS;
+use super::operand::narrow;
 use super::simd::{self, Isa, Kernel};
-use crate::error::Result;
-use crate::host::Host;
-use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
 use crate::tensor::Real;
 
-pub fn swiglu<T: Real>(op: SwiGlu<'_, Host, T>) -> Result<()> {
-    op.check()?;
-    let parts = op.gate.par_chunks(ELEMENTS).zip(op.up.par_chunks(ELEMENTS));
-    op.h.par_chunks_mut(ELEMENTS).zip(parts).for_each(|(h, (gate, up))| gated(h, gate, up));
-    Ok(())
-}
+/// Numbers of a piece: a few of them stay in the first-level cache.
+const PIECE: usize = 256;
 
-/// `h = silu(gate) ∘ up` on the calling thread, for slices of one length.
+/// `h = silu(gate) ∘ up`, of slices of one length.
 pub(super) fn gated<T: Real>(h: &mut [T], gate: &[T], up: &[T]) {
-    simd::run(Forward { h, gate, up });
+    let mut wide = [0f32; PIECE];
+    for ((h, gate), up) in h.chunks_mut(PIECE).zip(gate.chunks(PIECE)).zip(up.chunks(PIECE)) {
+        let wide = &mut wide[..h.len()];
+        simd::run(Forward { h: wide, gate, up });
+        narrow(h, wide);
+    }
 }
 
-pub fn swiglu_bwd<T: Real>(op: SwiGluBwd<'_, Host, T>) -> Result<()> {
-    op.check()?;
-    let parts = op.gate.par_chunks_mut(ELEMENTS).zip(op.up.par_chunks_mut(ELEMENTS));
-    parts.zip(op.dh.par_chunks(ELEMENTS)).for_each(|((gate, up), dh)| simd::run(Backward { gate, up, dh }));
-    Ok(())
+/// [`gated`] again, and of its gradient `dh`, which rounds to `T`, those of gate and up where these lie.
+pub(super) fn gated_bwd<T: Real>(h: &mut [T], gate: &mut [T], up: &mut [T], dh: &[f32]) {
+    let (mut wide, mut rounded) = ([[0f32; PIECE]; 3], [T::zeroed(); PIECE]);
+    let gates = gate.chunks_mut(PIECE).zip(up.chunks_mut(PIECE));
+    for ((h, (gate, up)), dh) in h.chunks_mut(PIECE).zip(gates).zip(dh.chunks(PIECE)) {
+        let rounded = &mut rounded[..dh.len()];
+        narrow(rounded, dh);
+        let [of_h, dgate, dup] = wide.each_mut().map(|wide| &mut wide[..dh.len()]);
+        simd::run(Backward { h: of_h, dgate, dup, gate, up, dh: rounded });
+        narrow(h, of_h);
+        narrow(gate, dgate);
+        narrow(up, dup);
+    }
+}
+
+/// `z σ(z)` and `σ(z)`.
+#[inline(always)]
+fn silu<I: Isa>(z: f32) -> (f32, f32) {
+    let sigma = 1.0 / (1.0 + exp::<I>(-z));
+    (z * sigma, sigma)
 }
 
 struct Forward<'a, T> {
-    h: &'a mut [T],
+    h: &'a mut [f32],
     gate: &'a [T],
     up: &'a [T],
 }
@@ -40,15 +54,17 @@ impl<T: Real> Kernel for Forward<'_, T> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         for ((h, gate), up) in self.h.iter_mut().zip(self.gate).zip(self.up) {
-            let z = gate.to_f32();
-            *h = T::from_f32(z / (1.0 + exp::<I>(-z)) * up.to_f32());
+            *h = silu::<I>(gate.to_f32()).0 * up.to_f32();
         }
     }
 }
 
 struct Backward<'a, T> {
-    gate: &'a mut [T],
-    up: &'a mut [T],
+    h: &'a mut [f32],
+    dgate: &'a mut [f32],
+    dup: &'a mut [f32],
+    gate: &'a [T],
+    up: &'a [T],
     dh: &'a [T],
 }
 
@@ -56,29 +72,13 @@ impl<T: Real> Kernel for Backward<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self) {
-        for ((gate, up), dh) in self.gate.iter_mut().zip(self.up).zip(self.dh) {
-            let (z, dh) = (gate.to_f32(), dh.to_f32());
-            let sigma = 1.0 / (1.0 + exp::<I>(-z));
-            *gate = T::from_f32(dh * up.to_f32() * (sigma * (1.0 + z * (1.0 - sigma))));
-            *up = T::from_f32(dh * (z * sigma));
+        let outs = self.h.iter_mut().zip(self.dgate).zip(self.dup);
+        for (((h, dgate), dup), ((gate, up), dh)) in outs.zip(self.gate.iter().zip(self.up).zip(self.dh)) {
+            let (z, y, dh) = (gate.to_f32(), up.to_f32(), dh.to_f32());
+            let (silu, sigma) = silu::<I>(z);
+            *h = silu * y;
+            *dgate = dh * y * (sigma * (1.0 + z * (1.0 - sigma)));
+            *dup = dh * silu;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use half::bf16;
-
-    use crate::cpu::tests::on_threads;
-    use crate::ops::cases::swiglu::conforms;
-
-    #[test]
-    fn as_the_reference_in_f32() {
-        conforms::<_, f32>(&on_threads());
-    }
-
-    #[test]
-    fn as_the_reference_in_bf16() {
-        conforms::<_, bf16>(&on_threads());
     }
 }

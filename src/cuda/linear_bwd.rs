@@ -1,18 +1,19 @@
 //! See [`crate::ops::linear::LinearBwd`].
 //!
-//! A and (s·B)ᵀ become bf16 in scratch; one pass over each dy makes dB and u, one over x makes every dA; dx is one product
-//! whose K is all ranks and then all outputs.
+//! A and (s·B)ᵀ become bf16 in scratch; one pass over each dy makes dB and u; dx is one product whose K is all ranks and
+//! then all outputs; where x is made again, it takes the place of dx; one pass over x makes every dA.
 
 use super::Cuda;
 use super::launch::{Arg, Grid, Kernel, Pointer, int};
 use super::linear_bwd_sm90;
 use super::lora::{Factor, GradientPart, Mask, Part, Table, Wide, after};
 use super::store::DeviceMemory;
+use super::swiglu::swiglu_bwd;
 use super::tile::Tile;
 use crate::cuda_sizes::{GRADIENT_COLUMNS, SPAN, bf16_part, part, partial_row, thin_row};
 use crate::error::Result;
 use crate::ops::ensure;
-use crate::ops::linear::{LinearBwd, Lora};
+use crate::ops::linear::{Below, LinearBwd, Lora};
 use crate::tensor::{Frozen, Length, MemoryLayout, Real};
 
 const OP: &str = "linear_bwd";
@@ -150,13 +151,50 @@ pub fn linear_bwd<T: Real>(cuda: &Cuda, op: LinearBwd<'_, DeviceMemory, T>) -> R
         passes.push((db, u, b, dy, t));
         b = after(b, l.rank * row, 2);
     }
-    let needs_u = op.dx.is_some() || !op.freeze_a;
+    let (x, dx) = match &op.below {
+        Below::Kept { x, dx } => (x.pointer(), dx.as_ref().map(|dx| dx.pointer())),
+        Below::SwiGlu { x, .. } => (x.pointer(), Some(x.pointer())),
+    };
+    let needs_u = dx.is_some() || !op.freeze_a;
     // SAFETY: `check` found every A and B within the parameters; scratch has room for all.
     unsafe { cuda.factors(&jobs)? };
     for (db, u, b, dy, t) in passes {
         let u = needs_u.then_some((u, thin_partial, b));
         // SAFETY: `check` compared dy and t with T rows; partial sums have room, as counted above.
         unsafe { cuda.gradient(&[db], u, partial, dy, t, tokens, None)? };
+    }
+    if let Some(dx) = dx {
+        let mut outputs = Vec::with_capacity(op.outs.len());
+        for out in op.outs.iter().filter(|out| out.w.size().0 > 0) {
+            let o = out.w.size().0;
+            let (width, ld) = (int("O", o)?, int("the row of O", DeviceMemory::row(o))?);
+            outputs.push(Gradient { dy: out.dy.pointer(), w: out.w.pointer(), width, ld });
+        }
+        let task = Task {
+            dx,
+            u,
+            a,
+            tokens: int("T", tokens)?,
+            inner: i,
+            ld_x: row_i,
+            ld_w: row_i,
+            ranks: int("R", ranks)?,
+            ld_u: row_u,
+            ld_a: row_i,
+            outputs: int("outputs", outputs.len())?,
+            drops: i32::from(op.dropout.is_some() && ranks > 0),
+            dropout: Mask::new(op.dropout),
+            unused: 0,
+            output: Table::new(&outputs),
+        };
+        let o: usize = (0..op.outs.len()).map(width).sum();
+        // SAFETY: `check` compared all views with T rows of I and of the outputs.
+        unsafe { products(cuda, task, &[("T", tokens), ("I", inner), ("O", o), ("R", ranks)])? };
+    }
+    if let Below::SwiGlu { x, gate, up } = &op.below {
+        let lie = [x, gate, up].map(|x| x.pointer());
+        // SAFETY: `check` compared all three with T rows of I.
+        unsafe { swiglu_bwd(cuda, lie, tokens, inner)? };
     }
     if !op.freeze_a && !adapted.is_empty() {
         let scale = Mask::new(op.dropout).scale;
@@ -166,46 +204,28 @@ pub fn linear_bwd<T: Real>(cuda: &Cuda, op: LinearBwd<'_, DeviceMemory, T>) -> R
             let grad = after(grads, l.a, 4);
             parts.push(GradientPart { grad, first, rank, step_column: 1, step_rank: i, scale, unused: 0 });
         }
-        let x = Wide { data: op.x.pointer(), width: inner, ld };
+        let x = Wide { data: x, width: inner, ld };
         let u = Wide { data: u, width: ranks, ld: thin_row(ranks) };
         // SAFETY: x and u have T rows; partial sums have room, as counted above.
         unsafe { cuda.gradient(&parts, None, partial, x, u, tokens, op.dropout)? };
     }
+    Ok(())
+}
 
-    let Some(dx) = op.dx else { return Ok(()) };
-    let mut outputs = Vec::with_capacity(op.outs.len());
-    for out in op.outs.iter().filter(|out| out.w.size().0 > 0) {
-        let o = out.w.size().0;
-        let (width, ld) = (int("O", o)?, int("the row of O", DeviceMemory::row(o))?);
-        outputs.push(Gradient { dy: out.dy.pointer(), w: out.w.pointer(), width, ld });
-    }
+/// dx.
+///
+/// # Safety
+/// As of [`Cuda::launch`], of `task`; `sizes` are its T, I, O and R.
+unsafe fn products(cuda: &Cuda, task: Task, sizes: &[(&'static str, usize); 4]) -> Result<()> {
+    let [(_, tokens), (_, inner), ..] = *sizes;
     let tile = cuda.tile((tokens, 1), std::iter::once(inner), true);
-    let task = Task {
-        dx: dx.pointer(),
-        u,
-        a,
-        tokens: int("T", tokens)?,
-        inner: i,
-        ld_x: row_i,
-        ld_w: row_i,
-        ranks: int("R", ranks)?,
-        ld_u: row_u,
-        ld_a: row_i,
-        outputs: int("outputs", outputs.len())?,
-        drops: i32::from(op.dropout.is_some() && ranks > 0),
-        dropout: Mask::new(op.dropout),
-        unused: 0,
-        output: Table::new(&outputs),
-    };
-    let o: usize = (0..op.outs.len()).map(width).sum();
-    let sizes = [("T", tokens), ("I", inner), ("O", o), ("R", ranks)];
     if tile == Tile::Hopper {
-        // SAFETY: `check` compared all views with T rows of I and of the outputs.
-        return unsafe { linear_bwd_sm90::launch(cuda, &task, &sizes) };
+        // SAFETY: as the caller says.
+        return unsafe { linear_bwd_sm90::launch(cuda, &task, sizes) };
     }
     let grid = Grid::line(tile.count(tokens, std::iter::once(inner)), tile.threads());
-    // SAFETY: `check` compared all views with T rows of I and of the outputs.
-    unsafe { cuda.launch(kernel(tile), grid, &sizes, (task,)) }
+    // SAFETY: as the caller says.
+    unsafe { cuda.launch(kernel(tile), grid, sizes, (task,)) }
 }
 
 #[cfg(test)]

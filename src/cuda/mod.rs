@@ -74,7 +74,6 @@ use crate::ops::rope::Rope;
 use crate::ops::rsvd::{Rsvd, Sketch};
 use crate::ops::scatter::Scatter;
 use crate::ops::sum_sq::SumSq;
-use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
 use crate::tensor::{DType, Elem, Frozen, Length, Real, Store};
 
 /// One CUDA device.
@@ -347,14 +346,6 @@ impl Backend for Cuda {
     fn attention_bwd<T: Real>(&self, op: AttentionBwd<'_, DeviceMemory, T>) -> Result<()> {
         bf16_only::<T>("attention_bwd")?;
         attention::attention_bwd(self, op)
-    }
-    fn swiglu<T: Real>(&self, op: SwiGlu<'_, DeviceMemory, T>) -> Result<()> {
-        bf16_only::<T>("swiglu")?;
-        swiglu::swiglu(self, op)
-    }
-    fn swiglu_bwd<T: Real>(&self, op: SwiGluBwd<'_, DeviceMemory, T>) -> Result<()> {
-        bf16_only::<T>("swiglu_bwd")?;
-        swiglu::swiglu_bwd(self, op)
     }
     fn cross_entropy<T: Real>(&self, op: CrossEntropy<'_, DeviceMemory, T>) -> Result<()> {
         bf16_only::<T>("cross_entropy")?;

@@ -166,23 +166,25 @@ fn what_is_asked_wrongly_is_refused() {
     let err = Cuda::new(1000, None).err().expect("no such device").to_string();
     assert!(err.contains("cuda:1000 does not exist"), "{err}");
     let mut y = cuda.alloc::<f32>("y", 16).unwrap();
-    let mut h = cuda.alloc::<f32>("h", 16).unwrap();
-    let op = SwiGlu::<DeviceMemory, f32> {
-        h: DeviceMemory::view_mut(&mut h, 0..16),
-        gate: DeviceMemory::view(&y, 0..16),
-        up: DeviceMemory::view(&y, 0..16),
-        tokens: 1,
-        width: 16,
+    let table = cuda.alloc::<f32>("table", 8).unwrap();
+    let op = Rope::<DeviceMemory, f32> {
+        x: DeviceMemory::view_mut(&mut y, 0..16),
+        cos: DeviceMemory::view(&table, 0..8),
+        sin: DeviceMemory::view(&table, 0..8),
+        rows: &[0],
+        heads: 1,
+        head_dim: 16,
+        inverse: false,
     };
-    let err = cuda.swiglu(op).expect_err("f32").to_string();
-    assert!(err.contains("swiglu: activations are F32, the CUDA back end computes in BF16"), "{err}");
+    let err = cuda.rope(op).expect_err("f32").to_string();
+    assert!(err.contains("rope: activations are F32, the CUDA back end computes in BF16"), "{err}");
     // SAFETY: refused before it starts.
     let err = unsafe {
-        let kernel = Kernel { file: "swiglu", name: "swiglu" };
+        let kernel = Kernel { file: "swiglu", name: "swiglu_bwd" };
         cuda.launch(kernel, Grid::line(1, 32), &[("T", 1)], (DeviceMemory::view_mut(&mut y, 0..16), 1i32))
     };
     let err = err.expect_err("two arguments").to_string();
-    assert!(err.contains("swiglu: arguments of [8, 4] bytes, the kernel takes [8, 8, 8, 4, 4]"), "{err}");
+    assert!(err.contains("swiglu_bwd: arguments of [8, 4] bytes, the kernel takes [8, 8, 8, 4, 4]"), "{err}");
     // SAFETY: there is no such kernel.
     let err = unsafe { cuda.launch(Kernel { file: "swiglu", name: "glu" }, Grid::line(1, 32), &[], (1i32,)) };
     assert!(

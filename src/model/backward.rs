@@ -1,7 +1,6 @@
 //! The backward pass, operation by operation: from the last layer to the first, into the arena of gradients.
 //!
-//! Norm outputs and the MLP's inner activation are computed again rather than kept: two passes over `[T, D]` and one
-//! over `[T, F]` a layer, against keeping as many.
+//! Norm outputs are computed again rather than kept, and so is the MLP's inner activation, along with its gradient.
 
 use super::adapters::{Layout, Stack};
 use super::forward::{DropoutKey, Pass, whole_mut};
@@ -12,10 +11,9 @@ use crate::backend::Backend;
 use crate::checkpoint::module::{Module, Source, Target};
 use crate::error::{Error, Result};
 use crate::ops::attention::AttentionBwd;
-use crate::ops::linear::{LinearBwd, LinearBwdOut};
+use crate::ops::linear::{Below, LinearBwd, LinearBwdOut};
 use crate::ops::rms_norm::{RmsNorm, RmsNormBwd};
 use crate::ops::rope::Rope;
-use crate::ops::swiglu::{SwiGlu, SwiGluBwd};
 use crate::tensor::{Real, Store};
 
 /// A buffer of a back end.
@@ -117,26 +115,20 @@ impl<B: Backend> Model<B> {
         let Room { h, n, act, rstd, slots, tables, scratch, back: b, .. } = room;
         let Slot { q, k, v, o, lse, mid, gate, up, rstd1, rstd2, t: ts } = &mut slots[slot_at];
         let layer = &self.layers[l];
-        let Back { dh: [dh, dmid], dn, dq, dk, dv, do_, dact } = back(b)?;
+        let Back { dh: [dh, dmid], dn, dq, dk, dv, do_ } = back(b)?;
         let backend = pass.backend;
         let eps = c.rms_norm_eps as f32;
         let mut linears = Linears { model: self, pass, trained, l, ts, grads, scratch, observe };
 
-        backend.swiglu(SwiGlu::<B::Store, T> {
-            h: B::Store::rows_mut(act, 0..t, f),
-            gate: B::Store::rows(gate, 0..t, f),
-            up: B::Store::rows(up, 0..t, f),
-            tokens: t,
-            width: f,
-        })?;
-        linears.backward(Some(dact), &[(Target::Down, dh)], act, Source::Down)?;
-        backend.swiglu_bwd(SwiGluBwd::<B::Store, T> {
+        let of_act = Below::SwiGlu {
+            x: B::Store::rows_mut(act, 0..t, f),
             gate: B::Store::rows_mut(gate, 0..t, f),
             up: B::Store::rows_mut(up, 0..t, f),
-            dh: B::Store::rows(dact, 0..t, f),
-            tokens: t,
-            width: f,
-        })?;
+        };
+        let dys = [(Target::Down, &*dh)];
+        linears.backward(of_act, &dys, Source::Down)?;
+        linears.observe(act, &dys)?;
+
         // The norms' outputs again; their rstd goes where the last norm's was, which is used up.
         let mut renorm = |y: &mut Buf<B, T>, x, w| {
             backend.rms_norm(RmsNorm::<B::Store, T> {
@@ -150,7 +142,10 @@ impl<B: Backend> Model<B> {
             })
         };
         renorm(n, mid, &layer.norm2)?;
-        linears.backward(Some(dn), &[(Target::Gate, gate), (Target::Up, up)], n, Source::GateUp)?;
+        let dys = [(Target::Gate, &*gate), (Target::Up, up)];
+        let of_n = Below::Kept { x: B::Store::rows(n, 0..t, d), dx: Some(B::Store::rows_mut(dn, 0..t, d)) };
+        linears.backward(of_n, &dys, Source::GateUp)?;
+        linears.observe(n, &dys)?;
         backend.rms_norm_bwd(RmsNormBwd::<B::Store, T> {
             dx: B::Store::rows_mut(dmid, 0..t, d),
             dy: B::Store::rows(dn, 0..t, d),
@@ -161,7 +156,11 @@ impl<B: Backend> Model<B> {
             tokens: t,
             width: d,
         })?;
-        linears.backward(Some(do_), &[(Target::O, dmid)], o, Source::O)?;
+        let dys = [(Target::O, &*dmid)];
+        let of_o =
+            Below::Kept { x: B::Store::rows(o, 0..t, hk), dx: Some(B::Store::rows_mut(do_, 0..t, hk)) };
+        linears.backward(of_o, &dys, Source::O)?;
+        linears.observe(o, &dys)?;
         backend.attention_bwd(AttentionBwd::<B::Store, T> {
             dq: B::Store::rows_mut(dq, 0..t, hk),
             dk: B::Store::rows_mut(dk, 0..t, gk),
@@ -191,8 +190,10 @@ impl<B: Backend> Model<B> {
             })?;
         }
         renorm(n, &h[l], &layer.norm1)?;
-        let dx = if l > 0 { Some(&mut *dn) } else { None };
-        linears.backward(dx, &[(Target::Q, dq), (Target::K, dk), (Target::V, dv)], n, Source::Qkv)?;
+        let dys = [(Target::Q, &*dq), (Target::K, dk), (Target::V, dv)];
+        let dx = (l > 0).then(|| B::Store::rows_mut(dn, 0..t, d));
+        linears.backward(Below::Kept { x: B::Store::rows(n, 0..t, d), dx }, &dys, Source::Qkv)?;
+        linears.observe(n, &dys)?;
         if l == 0 {
             return Ok(());
         }
@@ -223,43 +224,41 @@ struct Linears<'a, B: Backend, T: Real, W> {
 }
 
 impl<B: Backend, T: Real, W: Observe<B, T>> Linears<'_, B, T, W> {
-    /// The targets that share `x`, each with the gradient of its output.
-    fn backward(
-        &mut self,
-        dx: Option<&mut Buf<B, T>>,
-        dys: &[(Target, &Buf<B, T>)],
-        x: &Buf<B, T>,
+    /// The targets that share an input, each with the gradient of its output.
+    fn backward<'a>(
+        &'a mut self,
+        below: Below<'a, B::Store, T>,
+        dys: &[(Target, &'a Buf<B, T>)],
         which: Source,
     ) -> Result<()> {
         let t = self.pass.tokens;
-        let weights = &self.model.layers[self.l].linears;
-        let mut outs = Vec::with_capacity(dys.len());
-        let mut inner = 0;
-        for &(target, dy) in dys {
-            let module = Module { layer: self.l, target };
-            let (o, i) = self.model.config.dims(target, self.l);
-            let w = &weights[target as usize];
-            inner = i;
-            self.observe.linear(module, x, dy, w, t)?;
-            let lora = self.trained.layout.and_then(|layout| layout.get(module));
-            outs.push(LinearBwdOut {
-                dy: B::Store::rows(dy, 0..t, o),
+        let out = |&(target, dy): &(Target, &'a Buf<B, T>)| {
+            let lora = self.trained.layout.and_then(|layout| layout.get(Module { layer: self.l, target }));
+            LinearBwdOut {
+                dy: B::Store::rows(dy, 0..t, self.model.config.dims(target, self.l).0),
                 t: B::Store::rows(&self.ts[target as usize], 0..t, lora.map_or(0, |l| l.rank)),
-                w,
+                w: &self.model.layers[self.l].linears[target as usize],
                 lora,
-            });
-        }
+            }
+        };
         let (params, end) = (self.pass.stack.params, B::Store::len(self.grads));
         self.pass.backend.linear_bwd(LinearBwd {
-            dx: dx.map(|dx| B::Store::rows_mut(dx, 0..t, inner)),
+            below,
             grads: B::Store::view_mut(self.grads, 0..end),
             scratch: whole_mut::<B::Store>(self.scratch),
-            outs,
-            x: B::Store::rows(x, 0..t, inner),
+            outs: dys.iter().map(out).collect(),
             params: B::Store::view(params, 0..B::Store::len(params)),
             tokens: t,
             dropout: self.pass.dropout.of(self.l, which),
             freeze_a: self.trained.freeze_a,
+        })
+    }
+
+    /// Shows them, and the input, to the observer.
+    fn observe(&mut self, x: &Buf<B, T>, dys: &[(Target, &Buf<B, T>)]) -> Result<()> {
+        dys.iter().try_for_each(|&(target, dy)| {
+            let w = &self.model.layers[self.l].linears[target as usize];
+            self.observe.linear(Module { layer: self.l, target }, x, dy, w, self.pass.tokens)
         })
     }
 }

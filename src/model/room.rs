@@ -82,7 +82,7 @@ pub struct Slot<S: Store, T: Real> {
     pub t: [S::Buf<T>; 7],
 }
 
-/// Gradients of activations, and what the backward pass recomputes.
+/// Gradients of activations.
 pub struct Back<S: Store, T: Real> {
     /// `[T, D]`, two of them: the residual stream's gradient, from layer to layer.
     pub dh: [S::Buf<T>; 2],
@@ -96,8 +96,6 @@ pub struct Back<S: Store, T: Real> {
     pub dv: S::Buf<T>,
     /// `[T, H·K]`.
     pub do_: S::Buf<T>,
-    /// `[T, F]`: of the MLP's inner activation.
-    pub dact: S::Buf<T>,
 }
 
 /// All buffers of a pass. Made once, before the first step.
@@ -179,7 +177,6 @@ impl<S: Store, T: Real> Room<S, T> {
                 dk: wide(alloc, "gradient of k", kv * k)?,
                 dv: wide(alloc, "gradient of v", kv * k)?,
                 do_: wide(alloc, "gradient of o", heads * k)?,
-                dact: wide(alloc, "gradient of the inner activation", f)?,
             })
         } else {
             None

@@ -158,22 +158,42 @@ pub struct LinearBwdOut<'a, S: Store, T: Real> {
     pub lora: Option<Lora>,
 }
 
+/// What lies below the linears: their x, and where its gradient goes.
+pub enum Below<'a, S: Store, T: Real> {
+    /// x as it lies.
+    Kept {
+        /// `[T, I]`.
+        x: S::View<'a, T>,
+        /// `[T, I]`, written; none where nothing below is trained.
+        dx: Option<S::ViewMut<'a, T>>,
+    },
+    /// `x = silu(gate) ∘ up`, made again as [`Epilogue::SwiGlu`] made it, and of the rounded dx
+    /// `dgate = dx ∘ up ∘ σ(gate)(1 + gate(1 − σ(gate)))`, `dup = dx ∘ silu(gate)`, each in the place of what it is the
+    /// gradient of, each rounded once.
+    SwiGlu {
+        /// `[T, I]`: x, written.
+        x: S::ViewMut<'a, T>,
+        /// `[T, I]`, read, then dgate.
+        gate: S::ViewMut<'a, T>,
+        /// `[T, I]`, read, then dup.
+        up: S::ViewMut<'a, T>,
+    },
+}
+
 /// Backward of [`Linear`] with one group over all rows:
 /// `dx = Σⱼ dyⱼ Wⱼ + m∘(uⱼ Aⱼ)/(1−p)`, `u = s dy B`, `dB += s dyᵀ t`, `dA += uᵀ (m∘x)/(1−p)`.
 ///
 /// A and s·B are the forward pass's operands, rounded to `T`; u rounds to `T` before it meets a product (it is an
 /// operand there), dx rounds once, dA and dB are f32 sums.
 pub struct LinearBwd<'a, S: Store, T: Real> {
-    /// `[T, I]`, written; none where nothing below is trained.
-    pub dx: Option<S::ViewMut<'a, T>>,
+    /// x and dx.
+    pub below: Below<'a, S, T>,
     /// The arena of gradients, of the layout of `params`: dA and dB are added to.
     pub grads: S::ViewMut<'a, f32>,
     /// Room of the size that the back end asks for.
     pub scratch: S::ViewMut<'a, f32>,
     /// The outputs.
     pub outs: Vec<LinearBwdOut<'a, S, T>>,
-    /// `[T, I]`.
-    pub x: S::View<'a, T>,
     /// The arena of adapters.
     pub params: S::View<'a, f32>,
     /// T.
@@ -191,9 +211,18 @@ impl<S: Store, T: Real> LinearBwd<'_, S, T> {
         ensure(OP, !self.outs.is_empty(), || "no output".into())?;
         let i = self.outs[0].w.size().1;
         let t = ("T", self.tokens);
-        holds_rows::<S>(OP, "x", &self.x, &[t], &[("I", i)])?;
-        if let Some(dx) = &self.dx {
-            holds_rows::<S>(OP, "dx", dx, &[t], &[("I", i)])?;
+        match &self.below {
+            Below::Kept { x, dx } => {
+                holds_rows::<S>(OP, "x", x, &[t], &[("I", i)])?;
+                if let Some(dx) = dx {
+                    holds_rows::<S>(OP, "dx", dx, &[t], &[("I", i)])?;
+                }
+            }
+            Below::SwiGlu { x, gate, up } => {
+                for (name, view) in [("x", x), ("gate", gate), ("up", up)] {
+                    holds_rows::<S>(OP, name, view, &[t], &[("I", i)])?;
+                }
+            }
         }
         for out in &self.outs {
             let (o, inner) = out.w.size();
@@ -280,8 +309,7 @@ pub fn reference<T: Real>(op: Linear<'_, Host, T>) -> Result<()> {
     }
     if let Epilogue::SwiGlu(h) = epilogue {
         for ((h, gate), up) in h.iter_mut().zip(outs[0].y.iter()).zip(outs[1].y.iter()) {
-            let (gate, up) = (exact(gate), exact(up));
-            *h = T::from_f32((gate / (1.0 + (-gate).exp()) * up) as f32);
+            *h = T::from_f32((silu(exact(gate)) * exact(up)) as f32);
         }
     }
     Ok(())
@@ -290,7 +318,16 @@ pub fn reference<T: Real>(op: Linear<'_, Host, T>) -> Result<()> {
 /// The definition of [`LinearBwd`].
 pub fn reference_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
     let i = op.check()?;
-    let LinearBwd { dx, grads, outs, x, params, tokens, dropout, freeze_a, .. } = op;
+    let LinearBwd { mut below, grads, outs, params, tokens, dropout, freeze_a, .. } = op;
+    let x = match &mut below {
+        Below::Kept { x, .. } => *x,
+        Below::SwiGlu { x, gate, up } => {
+            for ((x, gate), up) in x.iter_mut().zip(gate.iter()).zip(up.iter()) {
+                *x = T::from_f32((silu(exact(gate)) * exact(up)) as f32);
+            }
+            x
+        }
+    };
     let masked = masked(x, dropout);
     let mut sums = vec![0f64; tokens * i];
     for out in &outs {
@@ -326,7 +363,6 @@ pub fn reference_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
             *sum += dot(u[row * r..][..r].iter().copied().zip(a)) * mask(dropout, at);
         }
     }
-    let Some(dx) = dx else { return Ok(()) };
     for out in &outs {
         let mut w = vec![0f32; i];
         for column in 0..out.w.size().0 {
@@ -337,8 +373,29 @@ pub fn reference_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
             }
         }
     }
-    dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = T::from_f32(sum as f32));
+    let dx = sums.iter().map(|&sum| T::from_f32(sum as f32));
+    match below {
+        Below::Kept { dx: to, .. } => to.into_iter().flatten().zip(dx).for_each(|(to, dx)| *to = dx),
+        Below::SwiGlu { gate, up, .. } => {
+            for ((gate, up), dx) in gate.iter_mut().zip(up).zip(dx) {
+                let (z, dx) = (exact(gate), exact(&dx));
+                *gate = T::from_f32((dx * exact(up) * silu_slope(z)) as f32);
+                *up = T::from_f32((dx * silu(z)) as f32);
+            }
+        }
+    }
     Ok(())
+}
+
+/// `z σ(z)`.
+fn silu(z: f64) -> f64 {
+    z / (1.0 + (-z).exp())
+}
+
+/// Its derivative.
+fn silu_slope(z: f64) -> f64 {
+    let sigma = 1.0 / (1.0 + (-z).exp());
+    sigma * (1.0 + z * (1.0 - sigma))
 }
 
 /// What dropout multiplies element `at` of x by: 0 or 1 / (1 − p).
@@ -351,4 +408,18 @@ fn mask(dropout: Option<Dropout>, at: usize) -> f64 {
 /// `m∘x/(1−p)`.
 fn masked<T: Real>(x: &[T], dropout: Option<Dropout>) -> Vec<f64> {
     x.iter().enumerate().map(|(at, x)| exact(x) * mask(dropout, at)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cases::differences;
+
+    #[test]
+    fn the_slope_is_the_derivative() {
+        for z in (-400..=400).map(|i| f64::from(i) * 0.05) {
+            let want = differences(&[z], |z| silu(z[0]))[0];
+            assert!((silu_slope(z) - want).abs() <= 1e-9, "{z}: {}, expected {want}", silu_slope(z));
+        }
+    }
 }

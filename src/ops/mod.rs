@@ -26,7 +26,6 @@ pub mod rope;
 pub mod rsvd;
 pub mod scatter;
 pub mod sum_sq;
-pub mod swiglu;
 
 use crate::error::{Error, Result};
 use crate::tensor::{Length, Real, Store};

@@ -53,7 +53,7 @@ def case(kind, tokens, inner, outs, rank, dropout, dtype, device):
                 model(x)
 
         return forward
-    # The gradient reaches the linears from their outputs; that of swiglu is a case of its own.
+    # The gradient reaches the linears from their outputs, gate and up.
     x.requires_grad_(True)
     with autocast:
         ys = model(x)[: len(outs)]

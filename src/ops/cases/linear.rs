@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use super::device::{flat, holding, rows, same_on, unwritten, unwritten_rows};
+use super::device::{flat, holding, holding_rows, rows, same_on, unwritten, unwritten_rows};
 use crate::backend::{Backend, LinearSize};
 use crate::host::{Host, HostMatrix, MatrixSource};
 use crate::ops::linear::{
-    Dropout, Epilogue, Linear, LinearBwd, LinearBwdOut, LinearOut, Lora, LoraRows, reference, reference_bwd,
+    Below, Dropout, Epilogue, Linear, LinearBwd, LinearBwdOut, LinearOut, Lora, LoraRows, reference,
+    reference_bwd,
 };
 use crate::random::{Philox, Purpose};
 use crate::tensor::{DType, Real};
@@ -318,6 +319,8 @@ struct Past<T> {
     dys: Vec<Vec<T>>,
     ts: Vec<Vec<T>>,
     grads: Vec<f32>,
+    /// Gate and up, of [`End::SwiGlu`]: that which made x.
+    gated: [Vec<T>; 2],
 }
 
 fn past<T: Real>(case: &Case, params: usize, sizes: bool) -> Past<T> {
@@ -326,13 +329,25 @@ fn past<T: Real>(case: &Case, params: usize, sizes: bool) -> Past<T> {
         let one = |(j, &o): (usize, &usize)| reals(seed + j as u64, case.tokens * width(o), sizes);
         case.outs.iter().enumerate().map(one).collect()
     };
-    Past { dys: each(30, &|o| o), ts: each(40, &|_| rank), grads: reals(50, params, sizes) }
+    let mut gated = [60, 61].map(|seed| reals::<T>(seed, case.tokens * case.inner, sizes));
+    let far = [-200.0, 200.0, -95.0, 95.0, -88.0, 0.0, -3.0, 4.0];
+    let gates = gated[0].iter_mut().step_by(7);
+    gates.zip(far).for_each(|(gate, z)| *gate = T::from_f32(if sizes { f32::abs(z) } else { z }));
+    Past { dys: each(30, &|o| o), ts: each(40, &|_| rank), grads: reals(50, params, sizes), gated }
 }
 
-fn defined_bwd<T: Real>(case: &Case, dtype: DType, freeze_a: bool, sizes: bool) -> (Vec<T>, Vec<f32>) {
+/// What a backward pass leaves.
+#[derive(Debug, PartialEq)]
+struct Gradients<T> {
+    /// dx, or of [`End::SwiGlu`] x, dgate and dup.
+    below: Vec<Vec<T>>,
+    grads: Vec<f32>,
+}
+
+fn defined_bwd<T: Real>(case: &Case, dtype: DType, freeze_a: bool, sizes: bool) -> Gradients<T> {
     let input = inputs::<T>(case, dtype, sizes);
-    let Past { dys, ts, mut grads } = past(case, input.params.len(), sizes);
-    let mut dx = vec![T::zeroed(); case.tokens * case.inner];
+    let Past { dys, ts, mut grads, gated: [mut gate, mut up] } = past(case, input.params.len(), sizes);
+    let mut out_x = vec![T::zeroed(); case.tokens * case.inner];
     let weights: Vec<_> = input.w.iter().map(|w| HostMatrix::new(w.clone()).expect("w")).collect();
     let out = |j: usize| LinearBwdOut {
         dy: &dys[j][..],
@@ -340,19 +355,22 @@ fn defined_bwd<T: Real>(case: &Case, dtype: DType, freeze_a: bool, sizes: bool) 
         w: &weights[j],
         lora: input.groups[j].first().map(|g| g.lora),
     };
+    let gated = case.end == End::SwiGlu;
     let op: LinearBwd<'_, Host, T> = LinearBwd {
-        dx: Some(&mut dx),
+        below: match gated {
+            true => Below::SwiGlu { x: &mut out_x, gate: &mut gate, up: &mut up },
+            false => Below::Kept { x: &input.x, dx: Some(&mut out_x) },
+        },
         grads: &mut grads,
         scratch: &mut [],
         outs: (0..case.outs.len()).map(out).collect(),
-        x: &input.x,
         params: &input.params,
         tokens: case.tokens,
         dropout: case.dropout.then_some(DROPOUT),
         freeze_a,
     };
     reference_bwd(op).expect("reference");
-    (dx, grads)
+    Gradients { below: if gated { vec![out_x, gate, up] } else { vec![out_x] }, grads }
 }
 
 fn backward<B: Backend, T: Real>(
@@ -360,14 +378,15 @@ fn backward<B: Backend, T: Real>(
     case: &Case,
     dtype: DType,
     (needs_dx, freeze_a): (bool, bool),
-) -> (Vec<T>, Vec<f32>) {
+) -> Gradients<T> {
     let input = inputs::<T>(case, dtype, false);
     let rank = case.ranks.first().copied().unwrap_or(0);
-    let Past { dys, ts, grads } = past::<T>(case, input.params.len(), false);
+    let Past { dys, ts, grads, gated } = past::<T>(case, input.params.len(), false);
     let dys: Vec<_> = dys.iter().zip(&case.outs).map(|(dy, &o)| rows(b, dy, o)).collect();
     let ts: Vec<_> = ts.iter().map(|t| rows(b, t, rank)).collect();
     let mut grads = holding(b, &grads, -77.0);
-    let mut dx = unwritten_rows::<B, T>(b, if needs_dx { case.tokens } else { 0 }, case.inner);
+    let mut out_x = unwritten_rows::<B, T>(b, if needs_dx { case.tokens } else { 0 }, case.inner);
+    let [mut gate, mut up] = gated.map(|x| holding_rows(b, &x, case.inner));
     let mut room = unwritten(b, b.linear_bwd_scratch::<T>(case.size(rank, dtype)));
     let weights: Vec<_> = input.w.iter().map(|w| b.matrix(w.clone()).expect("w")).collect();
     let (x, params) = (rows(b, &input.x, case.inner), flat(b, &input.params));
@@ -377,12 +396,15 @@ fn backward<B: Backend, T: Real>(
         w: &weights[j],
         lora: input.groups[j].first().map(|g| g.lora),
     };
+    let gated = case.end == End::SwiGlu;
     b.linear_bwd(LinearBwd::<B::Store, T> {
-        dx: needs_dx.then(|| dx.view_mut()),
+        below: match gated {
+            true => Below::SwiGlu { x: out_x.view_mut(), gate: gate.view_mut(), up: up.view_mut() },
+            false => Below::Kept { x: x.view(), dx: needs_dx.then(|| out_x.view_mut()) },
+        },
         grads: grads.view_mut(),
         scratch: room.view_mut(),
         outs: (0..case.outs.len()).map(out).collect(),
-        x: x.view(),
         params: params.view(),
         tokens: case.tokens,
         dropout: case.dropout.then_some(DROPOUT),
@@ -390,25 +412,47 @@ fn backward<B: Backend, T: Real>(
     })
     .expect("linear_bwd");
     room.done(b);
-    (if needs_dx { dx.done(b) } else { Vec::new() }, grads.done(b))
+    let [gate, up] = [gate, up].map(|x| x.done(b));
+    let mut below = vec![out_x.done(b)];
+    if gated {
+        below.extend([gate, up]);
+    }
+    Gradients { below, grads: grads.done(b) }
 }
 
 fn check_backward<B: Backend, T: Real>(backends: &[B], case: &Case, dtype: DType, flags: (bool, bool)) {
-    let (dx, grads) = same_on(backends, |b| backward::<B, T>(b, case, dtype, flags));
-    let (want_dx, want_grads) = defined_bwd::<T>(case, dtype, flags.1, false);
-    let (most_dx, most_grads) = defined_bwd::<T>(case, dtype, flags.1, true);
+    let got = same_on(backends, |b| backward::<B, T>(b, case, dtype, flags));
+    let want = defined_bwd::<T>(case, dtype, flags.1, false);
+    let kept = Case { end: End::None, ..case.clone() };
+    let most_dx = wide(&defined_bwd::<T>(&kept, dtype, flags.1, true).below[0]);
     let name = format!("{case:?} {dtype} under {}, dx {}, A frozen {}: ", T::DTYPE, flags.0, flags.1);
     let ulp = unit::<T>();
     let k = (case.outs.iter().sum::<usize>() + case.tokens + 16) as f64 * 2f64.powi(-23);
     // u may round to a neighbour, which moves dx and dA by a unit of their parts.
     let part = if case.ranks.is_empty() { 0.0 } else { ulp };
-    if flags.0 {
-        let (want, most) = (wide(&want_dx), wide(&most_dx));
-        let tolerance = |i: usize| ulp * want[i].abs() + part * most[i] + k * most[i];
-        close(&format!("{name}dx"), &wide(&dx), &want, tolerance);
+    let off = |i: usize, dx: f64| ulp * dx.abs() + part * most_dx[i] + k * most_dx[i];
+    let mut of_x = 0.0;
+    if case.end == End::SwiGlu {
+        let past = past::<T>(case, 0, false);
+        let [gate, up] = past.gated.each_ref().map(|x| wide(x));
+        let [x, dgate, dup] = [0, 1, 2].map(|n| wide(&want.below[n]));
+        of_x = ulp + 1e-6;
+        close(&format!("{name}x"), &wide(&got.below[0]), &x, |i| of_x * x[i].abs() + 1e-37);
+        // dx errs by at most as much as the sum of the products' sizes, and silu's slope is at most 1.1; 1 − σ and
+        // 1 + z (1 − σ) cancel, so that an error there is one of its parts, not of it.
+        let of_dx = |i: usize| off(i, most_dx[i]) + 1e-5 * most_dx[i];
+        close(&format!("{name}dgate"), &wide(&got.below[1]), &dgate, |i| {
+            of_x * dgate[i].abs() + 1.1 * up[i].abs() * of_dx(i)
+        });
+        close(&format!("{name}dup"), &wide(&got.below[2]), &dup, |i| {
+            of_x * dup[i].abs() + gate[i].abs().max(1e-37) * of_dx(i)
+        });
+    } else if flags.0 {
+        let dx = wide(&want.below[0]);
+        close(&format!("{name}dx"), &wide(&got.below[0]), &dx, |i| off(i, dx[i]));
     }
-    let most = wide(&most_grads);
-    close(&format!("{name}grads"), &wide(&grads), &wide(&want_grads), |i| (part + k) * most[i]);
+    let most = wide(&defined_bwd::<T>(case, dtype, flags.1, true).grads);
+    close(&format!("{name}grads"), &wide(&got.grads), &wide(&want.grads), |i| (part + of_x + k) * most[i]);
 }
 
 /// The backward pass, likewise.
@@ -419,6 +463,7 @@ pub fn backward_conforms<B: Backend, T: Real>(backends: &[B], dtypes: &[DType]) 
             case.clone(),
             Case { ranks: vec![rank], ..case.clone() },
             Case { ranks: vec![3], dropout: true, ..case.clone() },
+            Case { ranks: vec![rank], end: End::SwiGlu, ..case.clone() },
         ] {
             for &dtype in dtypes {
                 check_backward::<B, T>(backends, &case, dtype, (true, false));
@@ -439,7 +484,15 @@ pub fn backward_conforms<B: Backend, T: Real>(backends: &[B], dtypes: &[DType]) 
         T::DTYPE,
         (true, false),
     );
-    check_backward::<B, T>(backends, &Case { dropout: true, ..large }, T::DTYPE, (true, false));
+    check_backward::<B, T>(backends, &Case { dropout: true, ..large.clone() }, T::DTYPE, (true, false));
+    for case in [
+        Case { end: End::SwiGlu, ..large.clone() },
+        Case { end: End::SwiGlu, dropout: true, ..large.clone() },
+        Case { end: End::SwiGlu, ranks: vec![], ..large.clone() },
+    ] {
+        check_backward::<B, T>(backends, &case, T::DTYPE, (true, false));
+    }
+    check_backward::<B, T>(backends, &Case { end: End::SwiGlu, ..large }, T::DTYPE, (true, true));
 }
 
 /// The definition of the backward pass gives the derivatives of `Σ y∘dy` by the definition of the forward pass, which
@@ -469,11 +522,10 @@ fn gradients_of_the_definition() {
             lora: Some(input.groups[j][0].lora),
         };
         let op: LinearBwd<'_, Host, f32> = LinearBwd {
-            dx: Some(&mut dx),
+            below: Below::Kept { x: &input.x, dx: Some(&mut dx) },
             grads: &mut grads,
             scratch: &mut [],
             outs: vec![out(0), out(1)],
-            x: &input.x,
             params: &input.params,
             tokens: case.tokens,
             dropout: case.dropout.then_some(DROPOUT),

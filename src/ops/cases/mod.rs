@@ -18,7 +18,6 @@ pub mod rope;
 pub mod rsvd;
 pub mod scatter;
 pub mod sum_sq;
-pub mod swiglu;
 
 use crate::random::{Philox, Purpose};
 use crate::tensor::Real;
