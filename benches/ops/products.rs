@@ -158,7 +158,7 @@ fn forward<'a, B: Backend, T: Real>(
     let mut scratch = backend.alloc("scratch", room)?;
     Ok(move || {
         let outs = ys.iter_mut().zip(&ws).zip(&carried).zip(outs).map(|((((y, t), w), groups), &o)| {
-            let y = B::Store::rows_mut(y, 0..tokens, o);
+            let y = Some(B::Store::rows_mut(y, 0..tokens, o));
             LinearOut { y, t: B::Store::rows_mut(t, 0..tokens, rank), w, bias: None, groups }
         });
         backend.linear(Linear {
@@ -242,7 +242,7 @@ pub fn square<B: Backend, T: Real>(backend: &B, n: usize) -> Result<impl FnMut()
     let mut scratch = backend.alloc("scratch", room)?;
     Ok(move || {
         let out = LinearOut {
-            y: B::Store::rows_mut(&mut y, 0..n, n),
+            y: Some(B::Store::rows_mut(&mut y, 0..n, n)),
             t: B::Store::view_mut(&mut t, 0..0),
             w: &w,
             bias: None,

@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::dropout::Mask;
 use super::operand::{Source, Term, add, add_to, depth, narrow, weight_in_place};
 use super::product::{DEPTH, Done, End, More, RANKS, Shared, TileMut};
-use super::swiglu::gated;
+use super::swiglu::Gate;
 use super::thin::{Factor, Lines, Thin, multiply};
 use super::tiles::{Grid, Rooms, enough};
 use crate::backend::LinearSize;
@@ -66,12 +66,9 @@ pub fn linear<T: Real>(op: Linear<'_, Host, T>) -> Result<()> {
     if size.rank > 0 {
         thin(&mut outs, &rooms, x, params, copies * tokens);
     }
-    let outputs = outs.iter_mut().map(|out| Output {
-        y: Shared::new(&mut *out.y),
-        t: &*out.t,
-        w: out.w,
-        bias: out.bias,
-        groups: out.groups,
+    let outputs = outs.iter_mut().filter_map(|out| {
+        let y = Shared::new(out.y.as_deref_mut()?);
+        Some(Output { y, t: &*out.t, w: out.w, bias: out.bias, groups: out.groups })
     });
     Pass { outputs: outputs.collect(), x, params, copies }.run(epilogue, &rooms);
     Ok(())
@@ -207,7 +204,7 @@ fn thin<T: Real>(
     });
 }
 
-/// One output of the second pass.
+/// One output that has a second pass.
 struct Output<'a, T> {
     y: Shared<'a, T>,
     t: &'a [T],
@@ -232,14 +229,14 @@ impl<T: Real> Pass<'_, T> {
                 let f = self.outputs[0].w.size().0;
                 let (h, grid) = (Shared::new(h), grid(&self.outputs[0]));
                 rooms.each(grid.len(), |i, room| {
-                    let (m, n) = grid.at(i);
+                    let ((m, n), mut gated) = (grid.at(i), Gate::new());
                     self.outputs.iter().for_each(|out| self.tile(out, None, m.clone(), n.clone(), room));
                     for copy in 0..self.copies {
                         let start = (copy * self.x.tokens + m.start) * f + n.start;
                         // SAFETY: tiles of a grid are disjoint, and so are copies.
                         let [mut h, mut gate, mut up] = [&h, &self.outputs[0].y, &self.outputs[1].y]
                             .map(|all| unsafe { all.tile(start, m.len(), n.len(), f) });
-                        (0..m.len()).for_each(|r| gated(h.row(r), gate.row(r), up.row(r)));
+                        (0..m.len()).for_each(|r| gated.forward(h.row(r), gate.row(r), up.row(r)));
                     }
                 });
             }

@@ -14,7 +14,7 @@ use super::linear::{Rows, THIN, a, b, rounding, sums_of, widest};
 use super::operand::{Source, Term, depth, round, weight_in_place};
 use super::product::{Done, End, Mat, More, RANKS, Shared, TileMut};
 use super::simd::fetch;
-use super::swiglu::gated_bwd;
+use super::swiglu::Gate;
 use super::thin::{Factor, Lines, Thin, multiply};
 use super::tiles::{Grid, Rooms, enough};
 use crate::backend::LinearSize;
@@ -245,7 +245,7 @@ impl<'s, 'a, T: Real> Tiles<'s, 'a, T> {
                 self.sums(&mut sum, done, m.clone(), n.clone(), room);
             }
             To::SwiGlu(all) => {
-                let [mut x, mut gate, mut up] = all.each_ref().map(tile);
+                let ([mut x, mut gate, mut up], mut gated) = (all.each_ref().map(tile), Gate::new());
                 let mut done = |mut dx: TileMut<'_, f32>, (row, column): (usize, usize)| {
                     let (rows, columns) = dx.size();
                     for r in row..row + rows {
@@ -256,7 +256,7 @@ impl<'s, 'a, T: Real> Tiles<'s, 'a, T> {
                         }
                         let [x, gate, up] =
                             [&mut x, &mut gate, &mut up].map(|all| &mut all.row(r)[column..][..columns]);
-                        gated_bwd(x, gate, up, dx.row(r - row));
+                        gated.backward(x, gate, up, dx.row(r - row));
                     }
                 };
                 let mut sum = TileMut::new(sums, m.len(), n.len());

@@ -11,28 +11,38 @@ use crate::tensor::Real;
 /// Numbers of a piece: a few of them stay in the first-level cache.
 const PIECE: usize = 256;
 
-/// `h = silu(gate) ∘ up`, of slices of one length.
-pub(super) fn gated<T: Real>(h: &mut [T], gate: &[T], up: &[T]) {
-    let mut wide = [0f32; PIECE];
-    for ((h, gate), up) in h.chunks_mut(PIECE).zip(gate.chunks(PIECE)).zip(up.chunks(PIECE)) {
-        let wide = &mut wide[..h.len()];
-        simd::run(Forward { h: wide, gate, up });
-        narrow(h, wide);
-    }
+/// Room for the pieces of a few rows, one after another.
+pub(super) struct Gate<T> {
+    wide: [[f32; PIECE]; 3],
+    rounded: [T; PIECE],
 }
 
-/// [`gated`] again, and of its gradient `dh`, which rounds to `T`, those of gate and up where these lie.
-pub(super) fn gated_bwd<T: Real>(h: &mut [T], gate: &mut [T], up: &mut [T], dh: &[f32]) {
-    let (mut wide, mut rounded) = ([[0f32; PIECE]; 3], [T::zeroed(); PIECE]);
-    let gates = gate.chunks_mut(PIECE).zip(up.chunks_mut(PIECE));
-    for ((h, (gate, up)), dh) in h.chunks_mut(PIECE).zip(gates).zip(dh.chunks(PIECE)) {
-        let rounded = &mut rounded[..dh.len()];
-        narrow(rounded, dh);
-        let [of_h, dgate, dup] = wide.each_mut().map(|wide| &mut wide[..dh.len()]);
-        simd::run(Backward { h: of_h, dgate, dup, gate, up, dh: rounded });
-        narrow(h, of_h);
-        narrow(gate, dgate);
-        narrow(up, dup);
+impl<T: Real> Gate<T> {
+    pub(super) fn new() -> Gate<T> {
+        Gate { wide: [[0.0; PIECE]; 3], rounded: [T::zeroed(); PIECE] }
+    }
+
+    /// `h = silu(gate) ∘ up`, of slices of one length.
+    pub(super) fn forward(&mut self, h: &mut [T], gate: &[T], up: &[T]) {
+        for ((h, gate), up) in h.chunks_mut(PIECE).zip(gate.chunks(PIECE)).zip(up.chunks(PIECE)) {
+            let wide = &mut self.wide[0][..h.len()];
+            simd::run(Forward { h: wide, gate, up });
+            narrow(h, wide);
+        }
+    }
+
+    /// `h` again, and of its gradient `dh`, which rounds to `T`, those of gate and up where these lie.
+    pub(super) fn backward(&mut self, h: &mut [T], gate: &mut [T], up: &mut [T], dh: &[f32]) {
+        let gates = gate.chunks_mut(PIECE).zip(up.chunks_mut(PIECE));
+        for ((h, (gate, up)), dh) in h.chunks_mut(PIECE).zip(gates).zip(dh.chunks(PIECE)) {
+            let rounded = &mut self.rounded[..dh.len()];
+            narrow(rounded, dh);
+            let [of_h, dgate, dup] = self.wide.each_mut().map(|wide| &mut wide[..dh.len()]);
+            simd::run(Backward { h: of_h, dgate, dup, gate, up, dh: rounded });
+            narrow(h, of_h);
+            narrow(gate, dgate);
+            narrow(up, dup);
+        }
     }
 }
 

@@ -148,7 +148,7 @@ pub fn linear<T: Real>(cuda: &Cuda, op: Linear<'_, DeviceMemory, T>) -> Result<(
     let mut placed = Vec::with_capacity(op.outs.len());
     for (j, out) in op.outs.iter().enumerate() {
         let output = Output {
-            y: out.y.pointer(),
+            y: out.y.as_ref().map_or(Pointer::NULL, |y| y.pointer()),
             w: out.w.pointer(),
             t: out.t.pointer(),
             bias: super::store::or_null(out.bias),
@@ -218,6 +218,7 @@ pub fn linear<T: Real>(cuda: &Cuda, op: Linear<'_, DeviceMemory, T>) -> Result<(
     };
     let pair = matches!(op.epilogue, Epilogue::SwiGlu(_));
     let product = Product { x: op.x.pointer(), residual, h, rows, tokens: op.tokens, inner, pair };
+    placed.retain(|placed| placed.output.y != Pointer::NULL);
     let mut rest = &placed[..];
     while !rest.is_empty() {
         let mut groups = 0;

@@ -87,7 +87,7 @@ impl<B: Backend> Model<B> {
             })?;
             for l in (0..layers).rev() {
                 if l < recomputed {
-                    self.layer_forward(room, &pass, l)?;
+                    self.layer_forward(room, &pass, l, true)?;
                 }
                 self.layer_backward(room, grads, &pass, trained, observe, l)?;
             }

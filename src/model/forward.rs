@@ -145,7 +145,7 @@ impl<B: Backend> Model<B> {
                 ids: &input.ids,
             })?;
             for l in 0..self.config.layers {
-                self.layer_forward(room, &pass, l)?;
+                self.layer_forward(room, &pass, l, false)?;
             }
             let rows = input.rows() * stack.copies();
             let last = room.stream_of(self.config.layers);
@@ -161,12 +161,13 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// One layer: reads stream l, writes stream l + 1 and the layer's slot.
+    /// One layer: reads stream l, writes stream l + 1 and the layer's slot; the slot alone if it runs `again`.
     pub(crate) fn layer_forward<T: Real>(
         &self,
         room: &mut Room<B::Store, T>,
         pass: &Pass<'_, B>,
         l: usize,
+        again: bool,
     ) -> Result<()> {
         let c = &self.config;
         let (d, hd) = (c.hidden, c.head_dim);
@@ -345,10 +346,11 @@ impl<B: Backend> Model<B> {
             copies: 1,
             dropout: pass.dropout.of(l, Source::GateUp),
         })?;
-        let y = B::Store::rows_mut(&mut room.h[out], 0..queries, d);
+        let y = (!again).then(|| B::Store::rows_mut(&mut room.h[out], 0..queries, d));
+        let residual = B::Store::rows(&slot.mid, 0..queries, d);
         pass.backend.linear(Linear {
             outs: vec![self.out(l, Target::Down, y, tdown, &groups, queries)],
-            epilogue: Epilogue::Residual(B::Store::rows(&slot.mid, 0..queries, d)),
+            epilogue: if again { Epilogue::None } else { Epilogue::Residual(residual) },
             scratch: whole_mut::<B::Store>(&mut room.scratch),
             x: B::Store::rows(&room.act, 0..queries, f),
             params: whole::<B::Store>(pass.stack.params),
@@ -362,7 +364,7 @@ impl<B: Backend> Model<B> {
         &'a self,
         l: usize,
         target: Target,
-        y: <B::Store as Store>::ViewMut<'a, T>,
+        y: impl Into<Option<<B::Store as Store>::ViewMut<'a, T>>>,
         t: &'a mut <B::Store as Store>::Buf<T>,
         groups: &'a [Vec<LoraRows>],
         rows: usize,
@@ -371,7 +373,7 @@ impl<B: Backend> Model<B> {
         let at = target as usize;
         let rank = groups[at].iter().map(|g| g.lora.rank).max().unwrap_or(0);
         LinearOut {
-            y,
+            y: y.into(),
             t: B::Store::rows_mut(t, 0..rows, rank),
             w: &layer.linears[at],
             bias: layer.biases[at].as_ref().map(|b| B::Store::view(b, 0..B::Store::len(b))),
@@ -465,7 +467,7 @@ impl<B: Backend> Model<B> {
         let empty = backend.alloc::<f32>("no adapter", 0)?;
         backend.linear(Linear::<B::Store, T> {
             outs: vec![LinearOut {
-                y: B::Store::rows_mut(&mut room.logits, 0..count, v),
+                y: Some(B::Store::rows_mut(&mut room.logits, 0..count, v)),
                 t: B::Store::view_mut(&mut none, 0..0),
                 w: self.head(),
                 bias: None,

@@ -56,7 +56,7 @@ pub fn watch<B: Backend, T: Real>(
             let (in_, out, slot) = (room.stream_of(l), room.stream_of(l + 1), room.slot_of(l, c.layers));
             backend.upload(B::Store::rows_mut(&mut room.h[in_], 0..t, d), host)?;
             let pass = Pass::new(backend, &input, stack, DropoutKey::NONE);
-            model.layer_forward(room, &pass, l)?;
+            model.layer_forward(room, &pass, l, false)?;
             for (source, x, width) in [
                 (Source::O, &room.slots[slot].o, heads),
                 (Source::GateUp, &room.n, d),

@@ -50,8 +50,8 @@ pub struct Dropout {
 
 /// One output of a [`Linear`].
 pub struct LinearOut<'a, S: Store, T: Real> {
-    /// `[C·T, O]`, written.
-    pub y: S::ViewMut<'a, T>,
+    /// `[C·T, O]`, written; none where t alone is wanted, with no epilogue.
+    pub y: Option<S::ViewMut<'a, T>>,
     /// `[C·T, Rmax]`, written where a group covers the row: `t`, kept for the backward pass. Rmax is the largest rank
     /// of the groups; a row's numbers beyond its rank are zero. Empty if there is no group.
     pub t: S::ViewMut<'a, T>,
@@ -108,7 +108,12 @@ impl<S: Store, T: Real> Linear<'_, S, T> {
         for out in self.outs.iter() {
             let (o, inner) = out.w.size();
             ensure(OP, inner == i, || format!("W is [{o}, {inner}], expected I = {i} of the first output"))?;
-            holds_rows::<S>(OP, "y", &out.y, &[c, t], &[("O", o)])?;
+            match (&out.y, &self.epilogue) {
+                (Some(y), _) => holds_rows::<S>(OP, "y", y, &[c, t], &[("O", o)])?,
+                (None, epilogue) => ensure(OP, matches!(epilogue, Epilogue::None), || {
+                    "an output without y, expected no epilogue".into()
+                })?,
+            }
             if let Some(bias) = &out.bias {
                 holds(OP, "bias", bias, &[("O", o)])?;
             }
@@ -287,6 +292,7 @@ pub fn reference<T: Real>(op: Linear<'_, Host, T>) -> Result<()> {
                 }
             }
         }
+        let Some(y) = &mut out.y else { continue };
         let mut w = vec![0f32; i];
         for column in 0..o {
             out.w.rows::<T>(&mut w, column..column + 1);
@@ -303,12 +309,13 @@ pub fn reference<T: Real>(op: Linear<'_, Host, T>) -> Result<()> {
                 if let Epilogue::Residual(residual) = &epilogue {
                     sum += exact(&residual[row * o + column]);
                 }
-                out.y[row * o + column] = T::from_f32(sum as f32);
+                y[row * o + column] = T::from_f32(sum as f32);
             }
         }
     }
     if let Epilogue::SwiGlu(h) = epilogue {
-        for ((h, gate), up) in h.iter_mut().zip(outs[0].y.iter()).zip(outs[1].y.iter()) {
+        let [gate, up] = [0, 1].map(|j| outs[j].y.iter().flat_map(|y| y.iter()));
+        for ((h, gate), up) in h.iter_mut().zip(gate).zip(up) {
             *h = T::from_f32((silu(exact(gate)) * exact(up)) as f32);
         }
     }

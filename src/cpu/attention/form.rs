@@ -5,6 +5,8 @@ use half::bf16;
 use super::blocks::{KEYS, LANES, Lanes};
 use crate::cpu::product::Mat;
 use crate::cpu::product::block::{self, Left, SIDE, STEP, Size, padded};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::product::halves;
 use crate::cpu::product::pack;
 use crate::tensor::{DType, Real};
 
@@ -71,7 +73,7 @@ impl Form {
                 let stride = self.depth(dim);
                 for (out, row) in room.chunks_exact_mut(stride).zip(rows) {
                     let (out, zeros) = out.split_at_mut(dim / 2);
-                    bytemuck::cast_slice_mut(out).copy_from_slice(halves(row));
+                    bytemuck::cast_slice_mut(out).copy_from_slice(as_halves(row));
                     zeros.fill(0.0);
                 }
                 Left::by_row(room, stride)
@@ -92,14 +94,14 @@ impl Form {
             Form::Pairs => {
                 let width = padded(dim);
                 for (i, row) in rows.enumerate() {
-                    put(&mut room[i / 2 * width..][..dim], halves(row), i % 2);
+                    put(&mut room[i / 2 * width..][..dim], as_halves(row), i % 2);
                 }
                 Left::by_column(room, width)
             }
             Form::Tiles => {
                 let (mut all, mut n) = ([&[][..]; KEYS], 0);
                 for (slot, row) in all.iter_mut().zip(rows) {
-                    (*slot, n) = (halves(row), n + 1);
+                    (*slot, n) = (as_halves(row), n + 1);
                 }
                 let stride = self.depth(KEYS);
                 for k in (0..self.depth(n)).step_by(TOGETHER) {
@@ -158,7 +160,7 @@ impl Form {
                         out.iter_mut().zip(row).for_each(|(out, x)| *out = x.to_f32());
                     }
                     Form::Pairs | Form::Tiles => {
-                        let row = halves(row).get(2 * d..).unwrap_or(&[]);
+                        let row = as_halves(row).get(2 * d..).unwrap_or(&[]);
                         let out: &mut [bf16] = bytemuck::cast_slice_mut(out);
                         out.iter_mut().zip(row).for_each(|(out, x)| *out = *x);
                     }
@@ -176,7 +178,8 @@ impl Form {
             Form::Pairs | Form::Tiles => {
                 let lines = rows.next_multiple_of(2);
                 s[rows * columns..lines * columns].fill(0.0);
-                for r in (0..lines).step_by(2) {
+                let by_instruction = pairs_by_instruction(&mut s[..lines * columns], columns);
+                for r in (0..if by_instruction { 0 } else { lines }).step_by(2) {
                     for j in (0..columns).step_by(LANES) {
                         let (above, below) = (line(s, r * columns + j), line(s, (r + 1) * columns + j));
                         let mut pairs = [0u32; LANES];
@@ -193,6 +196,14 @@ impl Form {
             }
         }
     }
+}
+
+/// Whether each two rows were rounded into pairs.
+fn pairs_by_instruction(rows: &mut [f32], columns: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return halves::by_twos(rows, columns);
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 /// Rows that [`turn`] takes at a time.
@@ -236,7 +247,7 @@ fn low(x: bf16) -> u32 {
 
 /// A row of bf16, which is `T`.
 #[inline(always)]
-fn halves<T: Real>(row: &[T]) -> &[bf16] {
+fn as_halves<T: Real>(row: &[T]) -> &[bf16] {
     bytemuck::cast_slice(row)
 }
 

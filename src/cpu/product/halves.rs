@@ -1,10 +1,11 @@
-//! f32 rounded to bf16 by the instruction for it, where products are made of pairs.
+//! f32 rounded to bf16 by the instructions for it, where products are made of pairs.
 //!
 //! As those have it, to the nearest, ties to even, and subnormal numbers are 0.
 
 use std::arch::x86_64::{
-    __m256bh, __m256i, _mm256_mask_storeu_epi16, _mm256_storeu_si256, _mm512_cvtneps_pbh, _mm512_loadu_ps,
-    _mm512_maskz_loadu_ps,
+    __m256bh, __m256i, __m512bh, __m512i, _mm256_mask_storeu_epi16, _mm256_storeu_si256, _mm512_cvtne2ps_pbh,
+    _mm512_cvtneps_pbh, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16,
+    _mm512_storeu_si512,
 };
 use std::mem::transmute;
 
@@ -15,13 +16,28 @@ use super::pairs::Pairs;
 /// Numbers of a register.
 const LANES: usize = 16;
 
+/// Whether the instructions are used: tiles may be emulated on a processor that has no such ones.
+fn used() -> bool {
+    Pairs::used().is_some() && is_x86_feature_detected!("avx512bf16")
+}
+
 /// Rounds all of `from`, or nothing where the instruction is not used: whether it did.
 pub(in crate::cpu) fn narrow(out: &mut [bf16], from: &[f32]) -> bool {
-    // Tiles may be emulated on a processor that has no such instruction.
-    let used = Pairs::used().is_some() && is_x86_feature_detected!("avx512bf16");
+    let used = used();
     if used {
         // SAFETY: the processor has the instructions, as was just seen: none that is used lacks the others.
         unsafe { run(out, from) }
+    }
+    used
+}
+
+/// Rounds each two rows of `columns` f32 into pairs, in place of the first half of the rows, or nothing where the
+/// instructions are not used: whether it did. Rows are even in number, `columns` is whole registers.
+pub(in crate::cpu) fn by_twos(rows: &mut [f32], columns: usize) -> bool {
+    let used = used();
+    if used {
+        // SAFETY: as of `narrow`.
+        unsafe { run_by_twos(rows, columns) }
     }
     used
 }
@@ -48,10 +64,53 @@ unsafe fn run(out: &mut [bf16], from: &[f32]) {
     }
 }
 
+/// [`by_twos`].
+///
+/// # Safety
+/// The processor has the instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn run_by_twos(rows: &mut [f32], columns: usize) {
+    assert!(columns.is_multiple_of(LANES) && rows.len().is_multiple_of(2 * columns));
+    let turn: [u16; 2 * LANES] = std::array::from_fn(|i| (i / 2 + i % 2 * LANES) as u16);
+    for at in 0..rows.len() / (2 * columns) {
+        for j in (0..columns).step_by(LANES) {
+            let from = 2 * at * columns + j;
+            // SAFETY: there are two rows from `from - j` on, `at` rows of pairs before them, and whole registers; registers
+            // of bf16 are 512 bits like any other.
+            unsafe {
+                let above = rows.as_mut_ptr().add(from);
+                let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(above.add(columns)), _mm512_loadu_ps(above));
+                let turn = _mm512_loadu_si512(turn.as_ptr().cast());
+                let pairs = _mm512_permutexvar_epi16(turn, transmute::<__m512bh, __m512i>(both));
+                _mm512_storeu_si512(rows.as_mut_ptr().add(at * columns + j).cast(), pairs);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tensor::Real;
+
+    #[test]
+    fn two_rows_are_pairs() {
+        if !is_x86_feature_detected!("avx512bf16") {
+            return;
+        }
+        for (lines, columns) in [(0, 16), (2, 16), (6, 48)] {
+            let rows: Vec<f32> = (0..lines * columns).map(|i| 1.0 + i as f32 / 512.0).collect();
+            let mut got = rows.clone();
+            // SAFETY: the processor has the instructions, as was just seen.
+            unsafe { run_by_twos(&mut got, columns) };
+            let pairs: &[[bf16; 2]] = bytemuck::cast_slice(&got);
+            for (i, pair) in pairs.iter().enumerate().take(lines / 2 * columns) {
+                let (at, j) = (i / columns * 2 * columns, i % columns);
+                let want: [bf16; 2] = [0, columns].map(|below| Real::from_f32(rows[at + below + j]));
+                assert_eq!(*pair, want, "{lines} × {columns}: {i}");
+            }
+        }
+    }
 
     #[test]
     fn normal_numbers_are_rounded_as_everywhere_and_subnormal_ones_to_zero() {

@@ -360,7 +360,14 @@ impl<A: Real> Kernel for Copied<'_, A> {
         out.chunks_exact_mut(stride).take(rows).for_each(|out| out[depth..].fill(bf16::ZERO));
         if a.strides.1 == 1 {
             for (r, out) in out.chunks_exact_mut(stride).enumerate().take(rows) {
-                out.iter_mut().zip(a.row(r)).for_each(|(out, x)| *out = Real::from_f32(x.to_f32()));
+                let (out, row) = (&mut out[..depth], a.row(r));
+                match A::DTYPE {
+                    DType::BF16 => out.copy_from_slice(bytemuck::cast_slice(row)),
+                    DType::F32 => narrow(out, bytemuck::cast_slice(row)),
+                    DType::F16 => {
+                        out.iter_mut().zip(row).for_each(|(out, x)| *out = Real::from_f32(x.to_f32()))
+                    }
+                }
             }
             return;
         }
@@ -374,8 +381,7 @@ impl<A: Real> Kernel for Copied<'_, A> {
             let lines = Mat::new(lines.as_flattened(), (some, rows), (SIDE, 1));
             pack::transpose(turned.as_flattened_mut(), PART, lines);
             for (r, turned) in turned.iter().enumerate().take(rows) {
-                let out = out[r * stride + k..].iter_mut();
-                out.zip(&turned[..some]).for_each(|(out, x)| *out = Real::from_f32(*x));
+                narrow(&mut out[r * stride + k..][..some], &turned[..some]);
             }
         }
     }
