@@ -86,7 +86,8 @@ impl<B: Backend> Model<B> {
                 width: d,
             })?;
             for l in (0..layers).rev() {
-                if l < recomputed {
+                // The slot that they share still holds the last of them.
+                if l + 1 < recomputed {
                     self.layer_forward(room, &pass, l, true)?;
                 }
                 self.layer_backward(room, grads, &pass, trained, observe, l)?;

@@ -12,7 +12,7 @@ use crate::tensor::{DType, Real, Store};
 pub enum Keep {
     /// All that the backward pass reads, except in the first `recomputed` layers, which keep their input only.
     Training {
-        /// Layers that are computed again in the backward pass.
+        /// Layers that share a slot: all but the last of them are computed again in the backward pass.
         recomputed: usize,
     },
     /// The last layer's output; keys and values of one layer at a time.
