@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::blocks::{KEYS, LANES, Lanes};
+use super::blocks::{KEYS, LANES};
 use crate::cpu::product::Mat;
 use crate::cpu::product::block::{self, Left, SIDE, STEP, Size, padded};
 #[cfg(target_arch = "x86_64")]
@@ -178,32 +178,28 @@ impl Form {
             Form::Pairs | Form::Tiles => {
                 let lines = rows.next_multiple_of(2);
                 s[rows * columns..lines * columns].fill(0.0);
-                let by_instruction = pairs_by_instruction(&mut s[..lines * columns], columns);
-                for r in (0..if by_instruction { 0 } else { lines }).step_by(2) {
-                    for j in (0..columns).step_by(LANES) {
-                        let (above, below) = (line(s, r * columns + j), line(s, (r + 1) * columns + j));
-                        let mut pairs = [0u32; LANES];
-                        for c in 0..LANES {
-                            pairs[c] = low(Real::from_f32(above[c]));
-                        }
-                        for c in 0..LANES {
-                            pairs[c] |= low(Real::from_f32(below[c])) << 16;
-                        }
-                        s[r / 2 * columns + j..][..LANES].copy_from_slice(bytemuck::cast_slice(&pairs));
-                    }
-                }
-                s[rows.div_ceil(2) * columns..self.depth(rows) * columns].fill(0.0);
+                by_twos(&mut s[..lines * columns], columns);
+                s[lines / 2 * columns..self.depth(rows) * columns].fill(0.0);
             }
         }
     }
 }
 
-/// Whether each two rows were rounded into pairs.
-fn pairs_by_instruction(rows: &mut [f32], columns: usize) -> bool {
+/// Rounds each two rows into pairs, where the first half of them stands.
+fn by_twos(rows: &mut [f32], columns: usize) {
     #[cfg(target_arch = "x86_64")]
-    return halves::by_twos(rows, columns);
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
+    if halves::by_twos(rows, columns) {
+        return;
+    }
+    one_by_one(rows, columns);
+}
+
+/// [`by_twos`], where tiles are emulated and there is no instruction for it.
+fn one_by_one(rows: &mut [f32], columns: usize) {
+    for at in 0..rows.len() / 2 {
+        let above = at / columns * 2 * columns + at % columns;
+        rows[at] = bytemuck::cast([above, above + columns].map(|i| bf16::from_f32(rows[i])));
+    }
 }
 
 /// Rows that [`turn`] takes at a time.
@@ -231,12 +227,6 @@ fn put(pairs: &mut [f32], row: &[bf16], half: usize) {
         0 => pairs.iter_mut().zip(row).for_each(|(pair, x)| *pair = low(*x)),
         _ => pairs.iter_mut().zip(row).for_each(|(pair, x)| *pair |= low(*x) << 16),
     }
-}
-
-/// The numbers from `at` on.
-#[inline(always)]
-fn line(s: &[f32], at: usize) -> Lanes {
-    *s[at..].first_chunk().expect("rows are padded to whole columns")
 }
 
 /// The bits of `x` as the first of a pair.
@@ -272,6 +262,23 @@ mod tests {
     use crate::ops::cases::normal;
 
     const FORMS: [Form; 3] = [Form::Single, Form::Pairs, Form::Tiles];
+
+    #[test]
+    fn two_rows_are_pairs_with_and_without_an_instruction() {
+        for (lines, columns) in [(2, 16), (6, 48), (64, 64)] {
+            let rows = normal::<f32>(1, lines * columns, 1.0);
+            let [mut one, mut other] = [rows.clone(), rows.clone()];
+            by_twos(&mut one, columns);
+            one_by_one(&mut other, columns);
+            let half = lines / 2 * columns;
+            for (at, pair) in bytemuck::cast_slice::<f32, [bf16; 2]>(&other[..half]).iter().enumerate() {
+                let above = at / columns * 2 * columns + at % columns;
+                assert_eq!(*pair, [rows[above], rows[above + columns]].map(bf16::from_f32));
+            }
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&one[..half]), bits(&other[..half]), "{lines} × {columns}");
+        }
+    }
 
     /// Number `k` of what takes an f32's place, `at` of a room.
     fn number(form: Form, room: &[f32], at: impl Fn(usize) -> usize, k: usize) -> f32 {
