@@ -269,19 +269,7 @@ fn frozen_a() {
 
 #[test]
 fn accumulated_over_two_parts_of_each_step_and_recomputed() {
-    follows_peft("linear_decay", 2, 2, 2);
-}
-
-#[test]
-fn the_same_bytes_however_many_layers_are_recomputed() {
-    let none = follows_peft("linear_decay", 2, 2, 0);
-    let halves = follows::<bf16>("linear_decay", 2, 2, 0, PackedWeights::NONE, HALF);
-    let layers = number(&stored().0["config"], "num_hidden_layers") as usize;
-    for recomputed in 1..=layers {
-        assert!(follows_peft("linear_decay", 2, 2, recomputed) == none, "{recomputed}");
-        let got = follows::<bf16>("linear_decay", 2, 2, recomputed, PackedWeights::NONE, HALF);
-        assert!(got == halves, "{recomputed} in half precision");
-    }
+    follows_peft("linear_decay", 2, 2, 1);
 }
 
 /// The same through the command line: documents from a file, the start from a PEFT folder.

@@ -186,19 +186,16 @@ fn backward<'a, B: Backend, T: Real>(
     let (tokens, inner, outs) = (group.tokens, group.inner, &group.outs);
     let (loras, end) = group.adapters(rank);
     let params = data::vector(backend, 2, end)?;
-    let [mut x, mut dx] =
+    let [x, mut dx] =
         [data::rows::<B, T>(backend, 1, tokens, inner)?, data::rows(backend, 3, tokens, inner)?];
     let below = group.swiglu == SwiGlu::Below;
-    let mut up = data::rows::<B, T>(backend, 6, if below { tokens } else { 0 }, inner)?;
+    // Their gradients take their places and are the next run's gate and up: zeros, which stay.
+    let len = if below { tokens * B::Store::row(inner) } else { 0 };
+    let [mut gate, mut up] = [backend.alloc::<T>("gate", len)?, backend.alloc::<T>("up", len)?];
     let mut grads = backend.alloc::<f32>("gradients", end)?;
     let ws = weights::<B, T>(backend, group, packed, Pass::Backward)?;
     let read = |&o: &usize| {
-        // Of gate and up gradients are the next inputs: zeros, so that none is ever subnormal.
-        let dy = match below {
-            true => backend.alloc("dy", tokens * B::Store::row(o))?,
-            false => data::rows::<B, T>(backend, 4, tokens, o)?,
-        };
-        Ok((dy, data::rows::<B, T>(backend, 5, tokens, rank)?))
+        Ok((data::rows::<B, T>(backend, 4, tokens, o)?, data::rows::<B, T>(backend, 5, tokens, rank)?))
     };
     let dys = outs.iter().map(read).collect::<Result<Vec<_>>>()?;
     let room = backend.linear_bwd_scratch::<T>(group.size(rank, dropout));
@@ -212,7 +209,7 @@ fn backward<'a, B: Backend, T: Real>(
             below: match below {
                 true => Below::SwiGlu {
                     x: B::Store::rows_mut(&mut dx, 0..tokens, inner),
-                    gate: B::Store::rows_mut(&mut x, 0..tokens, inner),
+                    gate: B::Store::rows_mut(&mut gate, 0..tokens, inner),
                     up: B::Store::rows_mut(&mut up, 0..tokens, inner),
                 },
                 false => Below::Kept {

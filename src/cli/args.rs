@@ -265,7 +265,7 @@ pub struct ShapeArgs {
     /// Tokens of a row, at most the model's positions
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub seq: usize,
-    /// Layers computed again in the backward pass [default: as few as the limit asks for]
+    /// Layers computed again in the backward pass, all but the last at most [default: as few as the limit asks for]
     #[arg(long, value_name = "N")]
     pub recompute: Option<usize>,
 }

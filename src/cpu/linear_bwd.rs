@@ -26,8 +26,8 @@ use crate::tensor::{DType, Frozen, Real};
 /// Rows of B or columns of A whose gradient one task makes.
 const WIDE: usize = 256;
 
-/// Rows of gate and up that are asked for before they are used: those of a tile are too far apart for the processor to see
-/// what comes.
+/// How many rows before they are used those of x, gate and up are asked for: in a tile they are too far apart for the
+/// processor to see what comes.
 const AHEAD: usize = 8;
 
 /// Room of one thread, see [`linear_bwd_scratch`].
@@ -399,5 +399,17 @@ mod tests {
         assert_eq!(found, "linear_bwd: two gradients share a place in the arena");
         let found = run(&[0.0; 4], &[0.0; 5], &[lora]);
         assert!(found.starts_with("linear_bwd: scratch holds 0 elements, expected at least "), "{found}");
+        let op: LinearBwd<'_, Host, f32> = LinearBwd {
+            below: Below::SwiGlu { x: &mut [0.0; 4], gate: &mut [0.0; 4], up: &mut [0.0; 3] },
+            grads: &mut [],
+            scratch: &mut [],
+            outs: vec![LinearBwdOut { dy: &[1.0; 6], t: &[], w: &w, lora: None }],
+            params: &[],
+            tokens: 2,
+            dropout: None,
+            freeze_a: false,
+        };
+        let found = cpu.linear_bwd(op).unwrap_err().to_string();
+        assert_eq!(found, "linear_bwd: up holds 3 elements, expected T × I = 2 × 2");
     }
 }

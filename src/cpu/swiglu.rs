@@ -92,3 +92,28 @@ impl<T: Real> Kernel for Backward<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cases::normal;
+
+    #[test]
+    fn a_row_in_pieces_is_as_its_pieces() {
+        let n = 2 * PIECE + 7;
+        let [z, u, dh] = [1, 2, 3].map(|seed| normal::<f32>(seed, n, 2.0));
+        let run = |step: usize| {
+            let (mut h, mut again, mut gate, mut up) = (z.clone(), z.clone(), z.clone(), u.clone());
+            for at in (0..n).step_by(step) {
+                let some = at..(at + step).min(n);
+                let mut room = Gate::new();
+                room.forward(&mut h[some.clone()], &gate[some.clone()], &up[some.clone()]);
+                let (gate, up) = (&mut gate[some.clone()], &mut up[some.clone()]);
+                room.backward(&mut again[some.clone()], gate, up, &dh[some]);
+            }
+            assert!(h == again);
+            [h, gate, up]
+        };
+        assert!(run(n) == run(31));
+    }
+}

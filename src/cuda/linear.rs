@@ -218,7 +218,8 @@ pub fn linear<T: Real>(cuda: &Cuda, op: Linear<'_, DeviceMemory, T>) -> Result<(
     };
     let pair = matches!(op.epilogue, Epilogue::SwiGlu(_));
     let product = Product { x: op.x.pointer(), residual, h, rows, tokens: op.tokens, inner, pair };
-    placed.retain(|placed| placed.output.y != Pointer::NULL);
+    let made = placed.into_iter().zip(&op.outs).filter(|(_, out)| out.y.is_some());
+    let placed: Vec<Placed> = made.map(|(placed, _)| placed).collect();
     let mut rest = &placed[..];
     while !rest.is_empty() {
         let mut groups = 0;

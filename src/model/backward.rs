@@ -65,14 +65,15 @@ impl<B: Backend> Model<B> {
         dropout: DropoutKey,
         observe: &mut (impl Observe<B, T> + Send),
     ) -> Result<()> {
-        let Keep::Training { recomputed } = room.size.keep else {
+        if !matches!(room.size.keep, Keep::Training { .. }) {
             return Err(Error::Op { op: "backward", why: "the room keeps no activations".into() });
-        };
+        }
         let layouts = [trained.layout];
         let stack = Stack { params, layouts: &layouts };
         let pass = Pass::new(backend, input, stack, dropout);
         let (t, d) = (input.tokens(), self.config.hidden);
         let layers = self.config.layers;
+        let sharing = room.size.keep.sharing(layers);
         backend.within(|| {
             let Back { dh: [dh, _], dn, .. } = back(&mut room.back)?;
             backend.rms_norm_bwd(RmsNormBwd {
@@ -86,8 +87,8 @@ impl<B: Backend> Model<B> {
                 width: d,
             })?;
             for l in (0..layers).rev() {
-                // The slot that they share still holds the last of them.
-                if l + 1 < recomputed {
+                // The first slot still holds the last of those that share it.
+                if l + 1 < sharing {
                     self.layer_forward(room, &pass, l, true)?;
                 }
                 self.layer_backward(room, grads, &pass, trained, observe, l)?;
@@ -266,4 +267,68 @@ impl<B: Backend, T: Real, W: Observe<B, T>> Linears<'_, B, T, W> {
 
 fn back<S: Store, T: Real>(back: &mut Option<Back<S, T>>) -> Result<&mut Back<S, T>> {
     back.as_mut().ok_or_else(|| Error::Op { op: "backward", why: "the room has no gradients".into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::checkpoint::checkpoint::{Checkpoint, tests::write};
+    use crate::checkpoint::weights::OpenOptions;
+    use crate::cpu::Cpu;
+    use crate::data::batch::Batch;
+    use crate::model::room::{Head, RoomSize};
+    use crate::model::rope::Tables;
+    use crate::model::trainer::Trainer;
+    use crate::ops::adamw::Hyper;
+    use crate::ops::cases::normal;
+    use crate::tensor::DType;
+
+    /// A and B after two steps of two micro-batches each.
+    fn trained(recomputed: usize, dropout: f32) -> Vec<f32> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = write(dir.path(), json!({"num_hidden_layers": 4}), DType::F32, 1 << 30, "");
+        let backend = Cpu::new(2).unwrap();
+        let model =
+            Model::new(&backend, &Checkpoint::open(dir.path(), OpenOptions::default()).unwrap()).unwrap();
+        let layout = Layout::uniform(&config, &Target::ALL, 2, 0.5);
+        let batch = |seed: u32| Batch {
+            ids: (0..9).map(|i| (i * 5 + seed) % 7).collect(),
+            bounds: vec![0, 4, 9],
+            rows: vec![1, 2, 5, 7],
+            targets: vec![seed, 3, 4, 6],
+        };
+        let size = RoomSize {
+            tokens: 9,
+            copies: 1,
+            keep: Keep::Training { recomputed },
+            table_rows: 0,
+            ranks: layout.ranks(),
+            dropout: dropout > 0.0,
+            dtype: DType::F32,
+            head: Head::Loss(4),
+        };
+        let tables = Tables::new(&config, 9);
+        let mut trainer =
+            Trainer::<Cpu, f32>::new(&backend, &model, layout.clone(), false, tables, size).unwrap();
+        trainer.state.params.copy_from_slice(&normal::<f32>(3, layout.end(), 0.5));
+        let hyper = Hyper { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_norm: 1.0 };
+        for step in 0..2 {
+            let key = DropoutKey { p: dropout, seed: 1, step: 2 * step };
+            trainer.step(&[batch(1), batch(2)], hyper, key, step + 1).unwrap();
+        }
+        trainer.state.params.to_vec()
+    }
+
+    #[test]
+    fn however_many_layers_are_recomputed() {
+        for dropout in [0.0, 0.25] {
+            let none = trained(0, dropout);
+            assert!(none.iter().all(|x| x.is_finite()));
+            for recomputed in 1..=4 {
+                assert!(trained(recomputed, dropout) == none, "{recomputed} layers");
+            }
+        }
+    }
 }

@@ -14,10 +14,10 @@ pub struct Choice {
     pub fits: bool,
 }
 
-/// The plan with the fewest recomputed layers that takes at most `limit` bytes; that with all `layers` recomputed where
-/// none does. With `asked` there is no choice.
+/// The plan with the fewest recomputed layers that takes at most `limit` bytes; that with all `layers` but the last
+/// recomputed where none does. With `asked` there is no choice, but the last layer is never recomputed.
 ///
-/// `plan_of(n)` may not grow with n beyond 1: a layer that is recomputed keeps less than one that is not.
+/// `plan_of(n)` may not grow with n: a layer that is recomputed keeps less than one that is not.
 pub fn choose(
     layers: usize,
     asked: Option<usize>,
@@ -29,14 +29,15 @@ pub fn choose(
         let plan = plan_of(recomputed)?;
         Ok(Choice { recomputed, fits: fits(&plan), plan })
     };
+    let most = layers.saturating_sub(1);
     if let Some(asked) = asked {
-        return with(asked);
+        return with(asked.min(most));
     }
     let none = with(0)?;
-    if none.fits || layers == 0 {
+    if none.fits || most == 0 {
         return Ok(none);
     }
-    let mut best = with(layers)?;
+    let mut best = with(most)?;
     // The fewest lies in low..=best.recomputed.
     let mut low = 1;
     while best.fits && low < best.recomputed {
@@ -55,11 +56,11 @@ mod tests {
     use super::super::memory::Part;
     use super::*;
 
-    /// 100 bytes a kept layer, 10 a recomputed one, and room for one recomputed at a time.
+    /// 100 bytes a kept layer, 10 a recomputed one.
     fn plan(n: usize) -> Result<Plan> {
         let mut plan = Plan::default();
         plan.add(Part::Activations, "kept", 100 * (12 - n as u64));
-        plan.add(Part::Activations, "recomputed", if n > 0 { 100 + 10 * n as u64 } else { 0 });
+        plan.add(Part::Activations, "recomputed", 10 * n as u64);
         Ok(plan)
     }
 
@@ -67,8 +68,8 @@ mod tests {
     fn as_few_as_fit() {
         for limit in (200..1300).step_by(7) {
             let got = choose(12, None, Some(limit), plan).unwrap();
-            let expected = (0..=12).find(|&n| plan(n).unwrap().total() <= limit);
-            assert_eq!(got.recomputed, expected.unwrap_or(12), "limit {limit}");
+            let expected = (0..12).find(|&n| plan(n).unwrap().total() <= limit);
+            assert_eq!(got.recomputed, expected.unwrap_or(11), "limit {limit}");
             assert_eq!(got.fits, expected.is_some());
             assert_eq!(got.plan, plan(got.recomputed).unwrap());
         }
@@ -76,5 +77,7 @@ mod tests {
         let asked = choose(12, Some(3), Some(1), plan).unwrap();
         assert_eq!((asked.recomputed, asked.fits), (3, false));
         assert!(choose(12, Some(3), None, plan).unwrap().fits);
+        assert_eq!(choose(12, Some(12), None, plan).unwrap().recomputed, 11);
+        assert_eq!(choose(1, None, Some(1), plan).unwrap().recomputed, 0);
     }
 }

@@ -1,5 +1,8 @@
 //! The buffers of a forward and backward pass.
 
+use std::iter;
+use std::ops::Range;
+
 use super::memory::{Allocator, Part};
 use crate::backend::{LinearSize, Scratch};
 use crate::checkpoint::config::ModelConfig;
@@ -10,9 +13,10 @@ use crate::tensor::{DType, Real, Store};
 /// What a forward pass leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// All that the backward pass reads, except in the first `recomputed` layers, which keep their input only.
+    /// All that the backward pass reads, except in the first `recomputed` layers, which keep their input only. They share
+    /// the slot of the next one; as many as there are layers are one fewer.
     Training {
-        /// Layers that share a slot: all but the last of them are computed again in the backward pass.
+        /// Layers that are computed again in the backward pass.
         recomputed: usize,
     },
     /// The last layer's output; keys and values of one layer at a time.
@@ -22,6 +26,16 @@ pub enum Keep {
         /// U.
         rows: usize,
     },
+}
+
+impl Keep {
+    /// How many of `layers` layers, from the first on, share the first slot.
+    pub fn sharing(self, layers: usize) -> usize {
+        match self {
+            Keep::Training { recomputed } => layers.min(recomputed + 1),
+            Keep::Output | Keep::Cache { .. } => layers,
+        }
+    }
 }
 
 /// How large a room is.
@@ -110,7 +124,7 @@ pub struct Room<S: Store, T: Real> {
     pub act: S::Buf<T>,
     /// `[T]` of the last norm.
     pub rstd: S::Buf<f32>,
-    /// By layer; layers that do not keep theirs share the first.
+    /// By layer; those that [share](Keep::sharing) one have the first.
     pub slots: Vec<Slot<S, T>>,
     /// Keys and values of every layer, `[U, G·K]` each, if they are kept.
     pub cache: Vec<(S::Buf<T>, S::Buf<T>)>,
@@ -136,31 +150,26 @@ impl<S: Store, T: Real> Room<S, T> {
     ) -> Result<Room<S, T>> {
         let rows = size.tokens * size.copies;
         let (d, k) = (config.hidden, config.head_dim);
-        let (heads, kv, f) = widest(config);
+        let (heads, kv, f) = widest(config, 0..config.layers);
         let wide = |alloc: &mut A, name: &str, width: usize| {
             alloc.take::<T>(Part::Activations, name, rows * S::row(width))
         };
-        let (kept, training, cache_rows) = match size.keep {
-            Keep::Training { recomputed } => (config.layers - recomputed.min(config.layers), true, None),
-            Keep::Output => (0, false, None),
-            Keep::Cache { rows } => (0, false, Some(rows)),
+        let (training, cache_rows) = match size.keep {
+            Keep::Training { .. } => (true, None),
+            Keep::Output => (false, None),
+            Keep::Cache { rows } => (false, Some(rows)),
         };
         let h = (0..if training { config.layers + 1 } else { 2 })
             .map(|l| wide(alloc, &format!("residual stream {l}"), d))
             .collect::<Result<Vec<_>>>()?;
-        let shared = usize::from(kept < config.layers);
-        let mut slots = Vec::with_capacity(kept + shared);
-        for n in 0..kept + shared {
-            let sizes = match n.checked_sub(shared) {
-                Some(i) => {
-                    let s = config.layer_sizes(config.layers - kept + i);
-                    (s.heads, s.kv_heads, s.mlp)
-                }
-                None => (heads, kv, f),
-            };
-            let keys = if cache_rows.is_some() { 0 } else { rows };
-            slots.push(Slot::new(alloc, n, rows, keys, d, k, sizes, size.ranks)?);
-        }
+        let sharing = size.keep.sharing(config.layers);
+        let keys = if cache_rows.is_some() { 0 } else { rows };
+        let users = iter::once(0..sharing).chain((sharing..config.layers).map(|l| l..l + 1));
+        let slots = users
+            .filter(|layers| !layers.is_empty())
+            .enumerate()
+            .map(|(n, layers)| Slot::new(alloc, n, rows, keys, d, k, widest(config, layers), size.ranks))
+            .collect::<Result<Vec<_>>>()?;
         let mut cache = Vec::new();
         for l in 0..cache_rows.map_or(0, |_| config.layers) {
             let len = cache_rows.unwrap_or(0) * size.copies * S::row(config.layer_sizes(l).kv_heads * k);
@@ -209,12 +218,7 @@ impl<S: Store, T: Real> Room<S, T> {
 
     /// The slot that layer `l` of `layers` uses.
     pub fn slot_of(&self, l: usize, layers: usize) -> usize {
-        let kept = match self.size.keep {
-            Keep::Training { recomputed } => layers - recomputed.min(layers),
-            _ => 0,
-        };
-        let shared = usize::from(kept < layers);
-        (l + kept).checked_sub(layers).map_or(0, |i| i + shared)
+        (l + 1).saturating_sub(self.size.keep.sharing(layers))
     }
 
     /// The residual stream that layer `l` reads (or, at L, the last output).
@@ -259,16 +263,16 @@ impl<S: Store, T: Real> Slot<S, T> {
     }
 }
 
-/// The largest H, G and F of any layer.
-fn widest(config: &ModelConfig) -> (usize, usize, usize) {
-    (0..config.layers)
+/// The largest H, G and F of any of `layers`.
+fn widest(config: &ModelConfig, layers: Range<usize>) -> (usize, usize, usize) {
+    layers
         .map(|l| config.layer_sizes(l))
         .fold((0, 0, 0), |w, s| (w.0.max(s.heads), w.1.max(s.kv_heads), w.2.max(s.mlp)))
 }
 
 /// The most that any operation of a pass asks for.
 fn scratch_len<T: Real>(scratch: &impl Scratch, c: &ModelConfig, size: RoomSize, training: bool) -> usize {
-    let heads = if training { widest(c).0 } else { 0 };
+    let heads = if training { widest(c, 0..c.layers).0 } else { 0 };
     let mut most = scratch.attention_bwd_scratch(size.tokens, heads);
     for l in 0..c.layers {
         for group in [&Target::ALL[0..3], &Target::ALL[3..4], &Target::ALL[4..6], &Target::ALL[6..7]] {

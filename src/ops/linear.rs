@@ -108,9 +108,9 @@ impl<S: Store, T: Real> Linear<'_, S, T> {
         for out in self.outs.iter() {
             let (o, inner) = out.w.size();
             ensure(OP, inner == i, || format!("W is [{o}, {inner}], expected I = {i} of the first output"))?;
-            match (&out.y, &self.epilogue) {
-                (Some(y), _) => holds_rows::<S>(OP, "y", y, &[c, t], &[("O", o)])?,
-                (None, epilogue) => ensure(OP, matches!(epilogue, Epilogue::None), || {
+            match &out.y {
+                Some(y) => holds_rows::<S>(OP, "y", y, &[c, t], &[("O", o)])?,
+                None => ensure(OP, matches!(self.epilogue, Epilogue::None), || {
                     "an output without y, expected no epilogue".into()
                 })?,
             }
@@ -395,12 +395,12 @@ pub fn reference_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
 }
 
 /// `z σ(z)`.
-fn silu(z: f64) -> f64 {
+pub(crate) fn silu(z: f64) -> f64 {
     z / (1.0 + (-z).exp())
 }
 
 /// Its derivative.
-fn silu_slope(z: f64) -> f64 {
+pub(crate) fn silu_slope(z: f64) -> f64 {
     let sigma = 1.0 / (1.0 + (-z).exp());
     sigma * (1.0 + z * (1.0 - sigma))
 }

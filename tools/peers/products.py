@@ -53,7 +53,7 @@ def case(kind, tokens, inner, outs, rank, dropout, dtype, device):
                 model(x)
 
         return forward
-    # The gradient reaches the linears from their outputs, gate and up.
+    # The gradient comes to the outputs themselves, to gate and up and not to what is made of them.
     x.requires_grad_(True)
     with autocast:
         ys = model(x)[: len(outs)]

@@ -185,7 +185,7 @@ impl Form {
     }
 }
 
-/// Rounds each two rows into pairs, where the first half of them stands.
+/// Rounds each two rows into a row of pairs, in the place of the first half of them.
 fn by_twos(rows: &mut [f32], columns: usize) {
     #[cfg(target_arch = "x86_64")]
     if halves::by_twos(rows, columns) {

@@ -16,7 +16,7 @@ use super::pairs::Pairs;
 /// Numbers of a register.
 const LANES: usize = 16;
 
-/// Whether the instructions are used: tiles may be emulated on a processor that has no such ones.
+/// Whether the instructions are used: tiles may be emulated on a processor that has none.
 fn used() -> bool {
     Pairs::used().is_some() && is_x86_feature_detected!("avx512bf16")
 }
@@ -31,8 +31,8 @@ pub(in crate::cpu) fn narrow(out: &mut [bf16], from: &[f32]) -> bool {
     used
 }
 
-/// Rounds each two rows of `columns` f32 into pairs, in place of the first half of the rows, or nothing where the
-/// instructions are not used: whether it did. Rows are even in number, `columns` is whole registers.
+/// Rounds each two rows of `columns` f32 into a row of pairs; these take the place of the first half of the rows. Or nothing,
+/// where the instructions are not used: whether it did. Rows are even in number, `columns` is whole registers.
 pub(in crate::cpu) fn by_twos(rows: &mut [f32], columns: usize) -> bool {
     let used = used();
     if used {
@@ -70,7 +70,7 @@ unsafe fn run(out: &mut [bf16], from: &[f32]) {
 /// The processor has the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn run_by_twos(rows: &mut [f32], columns: usize) {
-    assert!(columns.is_multiple_of(LANES) && rows.len().is_multiple_of(2 * columns));
+    assert!(columns > 0 && columns.is_multiple_of(LANES) && rows.len().is_multiple_of(2 * columns));
     let turn: [u16; 2 * LANES] = std::array::from_fn(|i| (i / 2 + i % 2 * LANES) as u16);
     for at in 0..rows.len() / (2 * columns) {
         for j in (0..columns).step_by(LANES) {

@@ -14,7 +14,7 @@ use crate::backend::{Backend, LinearSize};
 use crate::host::{Host, HostMatrix, MatrixSource};
 use crate::ops::linear::{
     Below, Dropout, Epilogue, Linear, LinearBwd, LinearBwdOut, LinearOut, Lora, LoraRows, reference,
-    reference_bwd,
+    reference_bwd, silu, silu_slope,
 };
 use crate::random::{Philox, Purpose};
 use crate::tensor::{DType, Real};
@@ -24,7 +24,7 @@ enum End {
     None,
     Residual,
     SwiGlu,
-    /// No y.
+    /// No y of the last output.
     Thin,
 }
 
@@ -84,6 +84,11 @@ impl Case {
             LoraRows { rows: i * part..end, lora: Lora { a, b, rank, scale: 1.7 } }
         };
         self.ranks.iter().enumerate().map(group).collect()
+    }
+
+    /// Whether output j has y.
+    fn has_y(&self, j: usize) -> bool {
+        self.end != End::Thin || j + 1 < self.outs.len()
     }
 
     fn size(&self, rank: usize, dtype: DType) -> LinearSize {
@@ -223,11 +228,12 @@ fn forward<B: Backend, T: Real>(b: &B, case: &Case, input: &Inputs<T>, dtype: DT
     let biases: Vec<_> = case.outs.iter().map(|&o| flat(b, &input.bias[..o])).collect();
     let (x, params) = (rows(b, &input.x, case.inner), flat(b, &input.params));
     let residual = rows(b, &input.residual, case.outs[0]);
-    let outs =
-        ys.iter_mut().zip(&weights).zip(&input.groups).zip(&biases).map(|((((y, t), w), groups), bias)| {
-            let y = (case.end != End::Thin).then(|| y.view_mut());
+    let outs = ys.iter_mut().zip(&weights).zip(&input.groups).zip(&biases).enumerate().map(
+        |(j, ((((y, t), w), groups), bias))| {
+            let y = case.has_y(j).then(|| y.view_mut());
             LinearOut { y, t: t.view_mut(), w, bias: case.bias.then(|| bias.view()), groups }
-        });
+        },
+    );
     b.linear(Linear::<B::Store, T> {
         outs: outs.collect(),
         epilogue: match case.end {
@@ -245,11 +251,9 @@ fn forward<B: Backend, T: Real>(b: &B, case: &Case, input: &Inputs<T>, dtype: DT
     .expect("linear");
     room.done(b);
     let mut ys: Vec<_> = ys.into_iter().map(|(y, t)| (y.done(b), t.done(b))).collect();
-    if case.end == End::Thin {
-        for (y, _) in &mut ys {
-            assert!(y.iter().all(|y| y.to_f32().is_nan()), "y is written");
-            y.fill(T::zeroed());
-        }
+    for (_, (y, _)) in ys.iter_mut().enumerate().filter(|(j, _)| !case.has_y(*j)) {
+        assert!(y.iter().all(|y| y.to_f32().is_nan()), "y is written");
+        y.fill(T::zeroed());
     }
     // Rows of no group have no t.
     for ((_, t), groups) in ys.iter_mut().zip(&input.groups) {
@@ -274,7 +278,7 @@ fn check_forward<B: Backend, T: Real>(backends: &[B], case: &Case, dtype: DType)
         let (want_y, want_t) = (wide(want_y), wide(want_t));
         let (most_y, most_t, base) = (wide(&most[j].0), wide(&most[j].1), wide(&most_base[j].0));
         close(&format!("{name}t{j}"), &wide(t), &want_t, |i| ulp * want_t[i].abs() + k * most_t[i]);
-        if case.end == End::Thin {
+        if !case.has_y(j) {
             continue;
         }
         close(&format!("{name}y{j}"), &wide(y), &want_y, |i| {
@@ -344,6 +348,7 @@ fn past<T: Real>(case: &Case, params: usize, sizes: bool) -> Past<T> {
         case.outs.iter().enumerate().map(one).collect()
     };
     let mut gated = [60, 61].map(|seed| reals::<T>(seed, case.tokens * case.inner, sizes));
+    gated[0].iter_mut().for_each(|gate| *gate = T::from_f32(6.0 * gate.to_f32()));
     let far = [-200.0, 200.0, -95.0, 95.0, -88.0, 0.0, -3.0, 4.0];
     let gates = gated[0].iter_mut().step_by(7);
     gates.zip(far).for_each(|(gate, z)| *gate = T::from_f32(if sizes { f32::abs(z) } else { z }));
@@ -437,36 +442,61 @@ fn backward<B: Backend, T: Real>(
 fn check_backward<B: Backend, T: Real>(backends: &[B], case: &Case, dtype: DType, flags: (bool, bool)) {
     let got = same_on(backends, |b| backward::<B, T>(b, case, dtype, flags));
     let want = defined_bwd::<T>(case, dtype, flags.1, false);
-    let kept = Case { end: End::None, ..case.clone() };
-    let most_dx = wide(&defined_bwd::<T>(&kept, dtype, flags.1, true).below[0]);
     let name = format!("{case:?} {dtype} under {}, dx {}, A frozen {}: ", T::DTYPE, flags.0, flags.1);
     let ulp = unit::<T>();
     let k = (case.outs.iter().sum::<usize>() + case.tokens + 16) as f64 * 2f64.powi(-23);
-    // u may round to a neighbour, which moves dx and dA by a unit of their parts.
-    let part = if case.ranks.is_empty() { 0.0 } else { ulp };
-    let off = |i: usize, dx: f64| ulp * dx.abs() + part * most_dx[i] + k * most_dx[i];
-    let mut of_x = 0.0;
+    // u may round to a neighbour, which moves dx and dA by a unit of their parts, and x likewise.
+    let mut part = if case.ranks.is_empty() { 0.0 } else { ulp };
+    let kept = Case { end: End::None, ..case.clone() };
     if case.end == End::SwiGlu {
-        let past = past::<T>(case, 0, false);
-        let [gate, up] = past.gated.each_ref().map(|x| wide(x));
-        let [x, dgate, dup] = [0, 1, 2].map(|n| wide(&want.below[n]));
-        of_x = ulp + 1e-6;
-        close(&format!("{name}x"), &wide(&got.below[0]), &x, |i| of_x * x[i].abs() + 1e-37);
-        // dx errs by at most as much as the sum of the products' sizes, and silu's slope is at most 1.1; 1 − σ and
-        // 1 + z (1 − σ) cancel, so that an error there is one of its parts, not of it.
-        let of_dx = |i: usize| off(i, most_dx[i]) + 1e-5 * most_dx[i];
-        close(&format!("{name}dgate"), &wide(&got.below[1]), &dgate, |i| {
-            of_x * dgate[i].abs() + 1.1 * up[i].abs() * of_dx(i)
-        });
-        close(&format!("{name}dup"), &wide(&got.below[2]), &dup, |i| {
-            of_x * dup[i].abs() + gate[i].abs().max(1e-37) * of_dx(i)
-        });
+        let dx = backward::<B, T>(&backends[0], &kept, dtype, flags).below.remove(0);
+        check_gated(&name, case, &got, &dx);
+        assert_eq!(
+            want.below,
+            gated(case, &defined_bwd::<T>(&kept, dtype, flags.1, false).below[0]),
+            "{name}"
+        );
+        part += ulp + 1e-6;
     } else if flags.0 {
         let dx = wide(&want.below[0]);
-        close(&format!("{name}dx"), &wide(&got.below[0]), &dx, |i| off(i, dx[i]));
+        let most = wide(&defined_bwd::<T>(&kept, dtype, flags.1, true).below[0]);
+        let tolerance = |i: usize| ulp * dx[i].abs() + part * most[i] + k * most[i];
+        close(&format!("{name}dx"), &wide(&got.below[0]), &dx, tolerance);
     }
     let most = wide(&defined_bwd::<T>(case, dtype, flags.1, true).grads);
-    close(&format!("{name}grads"), &wide(&got.grads), &wide(&want.grads), |i| (part + of_x + k) * most[i]);
+    close(&format!("{name}grads"), &wide(&got.grads), &wide(&want.grads), |i| (part + k) * most[i]);
+}
+
+/// x, dgate and dup of a case's gate and up where the gradient of x is `dx`.
+fn gated<T: Real>(case: &Case, dx: &[T]) -> Vec<Vec<T>> {
+    let [gate, up] = past::<T>(case, 0, false).gated;
+    let each = |of: &dyn Fn(f64, f64, f64) -> f64| {
+        let all = gate.iter().zip(&up).zip(dx);
+        all.map(|((z, u), dx)| {
+            T::from_f32(of(z.to_f32().into(), u.to_f32().into(), dx.to_f32().into()) as f32)
+        })
+        .collect()
+    };
+    vec![
+        each(&|z, u, _| silu(z) * u),
+        each(&|z, u, dx| dx * u * silu_slope(z)),
+        each(&|z, _, dx| dx * silu(z)),
+    ]
+}
+
+/// What lies below against its definition, of a dx that was made without it.
+fn check_gated<T: Real>(name: &str, case: &Case, got: &Gradients<T>, dx: &[T]) {
+    let relative = unit::<T>() + 1e-6;
+    let up = wide(&past::<T>(case, 0, false).gated[1]);
+    let (want, dx) = (gated(case, dx), wide(dx));
+    for (n, what) in ["x", "dgate", "dup"].into_iter().enumerate() {
+        let wide_want = wide(&want[n]);
+        close(&format!("{name}{what}"), &wide(&got.below[n]), &wide_want, |i| {
+            // 1 − σ and 1 + z (1 − σ) cancel, so that an error of the slope is one of its parts, not of it.
+            let slope = if n == 1 { 1e-6 * (dx[i] * up[i]).abs() } else { 0.0 };
+            relative * wide_want[i].abs() + slope + 1e-37
+        });
+    }
 }
 
 /// The backward pass, likewise.
@@ -506,7 +536,10 @@ pub fn backward_conforms<B: Backend, T: Real>(backends: &[B], dtypes: &[DType]) 
     ] {
         check_backward::<B, T>(backends, &case, T::DTYPE, (true, false));
     }
-    check_backward::<B, T>(backends, &Case { end: End::SwiGlu, ..large }, T::DTYPE, (true, true));
+    check_backward::<B, T>(backends, &Case { end: End::SwiGlu, ..large.clone() }, T::DTYPE, (true, true));
+    let wide = Case { tokens: 3, inner: 5734, outs: vec![8], ranks: vec![3], end: End::SwiGlu, ..PLAIN };
+    check_backward::<B, T>(backends, &wide, T::DTYPE, (true, false));
+    check_backward::<B, T>(backends, &Case { outs: vec![0], ..wide }, T::DTYPE, (true, false));
 }
 
 /// The definition of the backward pass gives the derivatives of `Σ y∘dy` by the definition of the forward pass, which
