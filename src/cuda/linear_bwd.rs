@@ -212,7 +212,7 @@ pub fn linear_bwd<T: Real>(cuda: &Cuda, op: LinearBwd<'_, DeviceMemory, T>) -> R
     Ok(())
 }
 
-/// dx.
+/// Launches what makes dx.
 ///
 /// # Safety
 /// As of [`Cuda::launch`], of `task`; `sizes` are its T, I, O and R.

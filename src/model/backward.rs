@@ -256,7 +256,7 @@ impl<B: Backend, T: Real, W: Observe<B, T>> Linears<'_, B, T, W> {
         })
     }
 
-    /// Shows them, and the input, to the observer.
+    /// Shows the observer the input and the targets' gradients.
     fn observe(&mut self, x: &Buf<B, T>, dys: &[(Target, &Buf<B, T>)]) -> Result<()> {
         dys.iter().try_for_each(|&(target, dy)| {
             let w = &self.model.layers[self.l].linears[target as usize];

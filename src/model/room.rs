@@ -13,8 +13,8 @@ use crate::tensor::{DType, Real, Store};
 /// What a forward pass leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// All that the backward pass reads, except in the first `recomputed` layers, which keep their input only. They share
-    /// the slot of the next one; as many as there are layers are one fewer.
+    /// All that the backward pass reads, except in the first `recomputed` layers, which keep their input only: they share
+    /// the slot of the one after them, so that the last layer is never among them.
     Training {
         /// Layers that are computed again in the backward pass.
         recomputed: usize,
@@ -32,7 +32,7 @@ impl Keep {
     /// How many of `layers` layers, from the first on, share the first slot.
     pub fn sharing(self, layers: usize) -> usize {
         match self {
-            Keep::Training { recomputed } => layers.min(recomputed + 1),
+            Keep::Training { recomputed } => layers.min(recomputed.saturating_add(1)),
             Keep::Output | Keep::Cache { .. } => layers,
         }
     }
