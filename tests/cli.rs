@@ -198,9 +198,18 @@ fn a_dry_run_of_every_command_writes_nothing() {
     anabranch(&eval).assert().success().stdout(result.clone());
     let again = anabranch(&eval).arg("--resume").assert().success();
     again.stdout(result).stdout(contains("already finished"));
-    // The cap holds where a text is written too.
-    let limit = ["generate", "--model", &base, "--prompt", "a", "--memory-limit", "1KiB"];
-    refused(&limit, 1, &["the limit is 1.0 KiB", "cached keys"]);
+    // The cap holds for what writes no model too, and for its plan.
+    let ids = ["logits", "--model", &base, "--ids", "1,2", "--out", &at("logits")];
+    let capped: [(&[&str], &str); 3] = [
+        (&["generate", "--model", &base, "--prompt", "a"], "cached keys"),
+        (&["eval", "--model", &base, "--task", &few], "activations"),
+        (&ids, "logits"),
+    ];
+    for (args, part) in capped {
+        let limited = [args, &["--memory-limit", "1KiB"]].concat();
+        refused(&limited, 1, &["the limit is 1.0 KiB", part]);
+        refused(&[&limited[..], &["--dry-run"]].concat(), 1, &["the limit is 1.0 KiB", part]);
+    }
 }
 
 #[test]

@@ -43,7 +43,12 @@ impl Common {
         OpenOptions { no_mmap: self.no_mmap }
     }
 
-    /// The plan of a run with those of `packing` that are packed, and which they are.
+    /// Fails with the plan's table if it takes more than the limit.
+    pub fn fit(&self, plan: &Plan) -> Result<()> {
+        self.memory_limit.map_or(Ok(()), |limit| plan.fit(limit))
+    }
+
+    /// The plan of a run, which must [`fit`](Self::fit), with those of `packing` that are packed, and which they are.
     pub fn packing<T: Real>(
         &self,
         scratch: &impl Scratch,
@@ -51,6 +56,7 @@ impl Common {
         packing: PackedWeights,
         plan: Plan,
     ) -> Result<(Plan, PackedWeights)> {
+        self.fit(&plan)?;
         let limit = self.pack_weights.limit(self.memory_limit, available_memory());
         self.pack_weights.choose::<T>(scratch, config, packing, limit, plan)
     }

@@ -277,9 +277,7 @@ impl FusePlan {
         }
         let plan =
             FusePlan { inputs, frames, ranks, weights, base, admission, options, whole: OnceLock::new() };
-        if let Some(limit) = common.memory_limit {
-            plan.memory().fit(limit)?;
-        }
+        common.fit(&plan.memory())?;
         Ok(plan)
     }
 

@@ -55,9 +55,7 @@ pub fn run<B: Backend, T: Real>(
     common: &Common,
 ) -> Result<Generated> {
     let read = Read::new(backend, options, common)?;
-    if let Some(limit) = common.memory_limit {
-        read.plan::<T>(backend, options)?.fit(limit)?;
-    }
+    read.plan::<T>(backend, options, common)?;
     let Read { checkpoint, tokenizer, prompt_ids, adapters } = read;
     let model = Model::new(backend, &checkpoint)?;
     let tokens = (prompt_ids.len(), options.max_tokens);
@@ -88,7 +86,7 @@ pub(super) fn continuation(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32]) -
 
 /// What writing the text would hold in memory.
 pub fn plan<B: Backend, T: Real>(backend: &B, options: &GenerateOptions, common: &Common) -> Result<Plan> {
-    Read::new(backend, options, common)?.plan::<T>(backend, options)
+    Read::new(backend, options, common)?.plan::<T>(backend, options, common)
 }
 
 /// All that is read before the weights.
@@ -117,10 +115,12 @@ impl<B: Backend> Read<B> {
         Ok(Read { checkpoint, tokenizer, prompt_ids, adapters })
     }
 
-    /// What writing the text holds in memory.
-    fn plan<T: Real>(&self, backend: &B, options: &GenerateOptions) -> Result<Plan> {
+    /// What writing the text holds in memory, within the limit.
+    fn plan<T: Real>(&self, backend: &B, options: &GenerateOptions, common: &Common) -> Result<Plan> {
         let tokens = (self.prompt_ids.len(), options.max_tokens);
-        Decoder::<B, T>::plan(backend, &self.adapters, &self.checkpoint, tokens)
+        let plan = Decoder::<B, T>::plan(backend, &self.adapters, &self.checkpoint, tokens)?;
+        common.fit(&plan)?;
+        Ok(plan)
     }
 }
 

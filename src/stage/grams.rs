@@ -136,9 +136,6 @@ impl<B: Backend> Prepared<B> {
         // As it comes from the device, and in f32.
         let row = widest * (4 + size_of::<T>() as u64);
         plan.add(Part::Data, "an input of a batch", extent.tokens as u64 * row);
-        if let Some(limit) = common.memory_limit {
-            plan.fit(limit)?;
-        }
         let (plan, packed) = common.packing::<T>(backend, config, PackedWeights::LAYERS, plan)?;
         let (documents, skipped) = (taken.len(), data.skipped.len());
         Ok(Prepared {

@@ -50,11 +50,10 @@ pub fn compute<B: Backend, T: Real>(
     options: &LogitsOptions,
     common: &Common,
 ) -> Result<Vec<f32>> {
-    let Read { checkpoint, adapters, tables, size } = Read::new(backend, options, common)?;
+    let read = Read::new(backend, options, common)?;
+    read.plan::<T>(backend, common)?;
+    let Read { checkpoint, adapters, tables, size } = read;
     let (config, tokens) = (checkpoint.config(), size.tokens);
-    if let Some(limit) = common.memory_limit {
-        session::plan::<B, T>(backend, config, &adapters.layouts, &tables, size)?.fit(limit)?;
-    }
     let model = Model::new(backend, &checkpoint)?;
     let mut session: Session<B, T> = Session::new(backend, &model, tables, size)?;
     let input = session.documents(backend, options.ids.clone(), &[0, tokens as u32])?;
@@ -72,8 +71,7 @@ pub fn compute<B: Backend, T: Real>(
 
 /// What computing them would hold in memory.
 pub fn plan<B: Backend, T: Real>(backend: &B, options: &LogitsOptions, common: &Common) -> Result<Plan> {
-    let Read { checkpoint, adapters, tables, size } = Read::new(backend, options, common)?;
-    session::plan::<B, T>(backend, checkpoint.config(), &adapters.layouts, &tables, size)
+    Read::new(backend, options, common)?.plan::<T>(backend, common)
 }
 
 /// All that is read before the weights, and the room that the sequence needs.
@@ -106,6 +104,14 @@ impl<B: Backend> Read<B> {
             head: Head::Logits(tokens),
         };
         Ok(Read { checkpoint, adapters, tables, size })
+    }
+
+    /// What computing them holds in memory, within the limit.
+    fn plan<T: Real>(&self, backend: &B, common: &Common) -> Result<Plan> {
+        let (config, layouts) = (self.checkpoint.config(), &self.adapters.layouts);
+        let plan = session::plan::<B, T>(backend, config, layouts, &self.tables, self.size)?;
+        common.fit(&plan)?;
+        Ok(plan)
     }
 }
 

@@ -180,9 +180,6 @@ fn train<B: Backend, T: Real>(
         Ok(paper.plan)
     };
     let choice = recompute::choose(config.layers, shape.recompute, common.memory_limit, of)?;
-    if let Some(limit) = common.memory_limit {
-        choice.plan.fit(limit)?;
-    }
     let (plan, packed) = common.packing::<T>(backend, config, PackedWeights::TRAINING, choice.plan)?;
     let model = common.model::<B, T>(backend, checkpoint, packed)?;
     let tables = Tables::new(config, shape.seq);
@@ -241,9 +238,6 @@ fn eval<B: Backend, T: Real>(
     paper.weights(config);
     Room::<Noted<B::Store>, T>::new(&mut paper, backend, config, size)?;
     paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
-    if let Some(limit) = common.memory_limit {
-        paper.plan.fit(limit)?;
-    }
     let (plan, packed) = common.packing::<T>(backend, config, PackedWeights::INFERENCE, paper.plan)?;
     let model = common.model::<B, T>(backend, checkpoint, packed)?;
     let mut session = Session::<B, T>::new(backend, &model, tables, size)?;

@@ -215,9 +215,6 @@ impl Prepared {
         let choice = recompute::choose(config.layers, asked, common.memory_limit, |recomputed| {
             plan_of(RoomSize { keep: Keep::Training { recomputed }, ..base })
         })?;
-        if let Some(limit) = common.memory_limit {
-            choice.plan.fit(limit)?;
-        }
         let size = RoomSize { keep: Keep::Training { recomputed: choice.recomputed }, ..base };
         let (plan, packed) = common.packing::<T>(backend, config, PackedWeights::TRAINING, choice.plan)?;
         Ok(Prepared {

@@ -221,11 +221,7 @@ fn evaluate<B: Backend, T: Real>(
     common: &Common,
 ) -> Result<(EvalReport, Items)> {
     let read = Read::new(backend, options, common)?;
-    let plan = read.plan::<T>(backend, options)?;
-    if let Some(limit) = common.memory_limit {
-        plan.fit(limit)?;
-    }
-    let config = read.checkpoint.config();
+    let (config, plan) = (read.checkpoint.config(), read.plan::<T>(backend, options)?);
     let (_, packed) = common.packing::<T>(backend, config, PackedWeights::INFERENCE, plan)?;
     let Read { checkpoint, tokenizer, columns, windows, items, adapters } = read;
     let model = common.model::<B, T>(backend, &checkpoint, packed)?;

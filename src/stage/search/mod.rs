@@ -102,9 +102,6 @@ pub fn run<B: Backend, T: Real>(
 ) -> Result<SearchReport> {
     let ready = Ready::new(options, common)?;
     let plan = ready.memory::<B, T>(backend)?;
-    if let Some(limit) = common.memory_limit {
-        plan.fit(limit)?;
-    }
     let (_, packed) = ready.packing::<B, T>(backend, plan, common)?;
     let fingerprint = ready.fingerprint::<T>(common)?;
     let mut output = match Output::begin(&options.out, "search", &fingerprint, common.output())? {
