@@ -65,13 +65,13 @@ unsafe fn singles<V: Vector<Of = f32>>(rounds: usize) -> usize {
 /// Multiplies and adds pairs or tiles of bf16 `rounds` times a few: the multiplications and additions; none where bf16 is
 /// multiplied as f32.
 pub(crate) fn halves(rounds: usize) -> Option<usize> {
-    match Instructions::used() {
+    match (Instructions::used(), rounds) {
         // SAFETY: they are used, so they are there.
         #[cfg(target_arch = "x86_64")]
-        Instructions::Avx512Bf16 => Some(unsafe { pairs::spin::<{ 2 * SUMS }>(rounds) }),
+        (Instructions::Avx512Bf16, rounds) => Some(unsafe { pairs::spin::<{ 2 * SUMS }>(rounds) }),
         // SAFETY: they are used, so they are there.
         #[cfg(target_arch = "x86_64")]
-        Instructions::Amx => Some(unsafe { amx::Tiles::new() }.spin(rounds)),
+        (Instructions::Amx, rounds) => Some(unsafe { amx::Tiles::new() }.spin(rounds)),
         _ => None,
     }
 }
