@@ -71,8 +71,8 @@ pub trait Scratch: Send + Sync {
     fn importance_scratch<T: Real>(&self, out: usize, inner: usize, scores: &[Score]) -> usize;
     /// Room for [`Backend::rsvd`] of `weights` weights of size `(O, I)`.
     fn rsvd_scratch(&self, weights: usize, size: (usize, usize), sketch: &Sketch) -> usize;
-    /// Bytes that operations and kept libraries hold per thread besides scratch, on all threads together: a fixed bound.
-    fn kept_bytes(&self) -> usize;
+    /// Bytes that operations on heads of so many columns hold besides scratch, on all threads together.
+    fn kept_bytes(&self, head_dim: usize) -> usize;
     /// Bytes that [`Backend::pack`] takes for a weight `[out, inner]`; 0 where products read weights as they are kept.
     fn packed_bytes<T: Real>(&self, size: (usize, usize), pass: Pass) -> usize {
         let _ = (size, pass);

@@ -246,7 +246,7 @@ impl Scratch for CudaSizes {
     }
 
     /// None: every kernel is our own.
-    fn kept_bytes(&self) -> usize {
+    fn kept_bytes(&self, _: usize) -> usize {
         0
     }
 }

@@ -150,7 +150,7 @@ impl HostMatrix {
         }
     }
 
-    /// MemoryLayout `rows` widened to f32 and rounded as precision `T` asks: under bf16, F32 and F16 weights round to bf16.
+    /// Rows `rows` widened to f32 and rounded as precision `T` asks: under bf16, F32 and F16 weights round to bf16.
     ///
     /// `out` holds `rows.len() · I` elements.
     pub fn rows<T: Real>(&self, out: &mut [f32], rows: Range<usize>) {

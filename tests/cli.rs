@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use predicates::prelude::*;
 use predicates::str::contains;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 
 fn asset(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").join(name).display().to_string()
@@ -209,6 +211,72 @@ fn a_dry_run_of_every_command_writes_nothing() {
         let limited = [args, &["--memory-limit", "1KiB"]].concat();
         refused(&limited, 1, &["the limit is 1.0 KiB", part]);
         refused(&[&limited[..], &["--dry-run"]].concat(), 1, &["the limit is 1.0 KiB", part]);
+    }
+}
+
+/// Numbers do not depend on how a model's file keeps them: the first matrix in F32, the others as they are; and all of them
+/// a byte further on, which is no place for a bf16.
+#[test]
+fn a_model_may_have_several_dtypes_and_lie_anywhere() {
+    const Q: &str = "model.layers.0.self_attn.q_proj.weight";
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let copy = |name: &str| {
+        std::fs::create_dir(at(name)).unwrap();
+        for entry in std::fs::read_dir(asset("base")).unwrap().map(|entry| entry.unwrap()) {
+            std::fs::copy(entry.path(), dir.path().join(name).join(entry.file_name())).unwrap();
+        }
+        dir.path().join(name).join("model.safetensors")
+    };
+    let path = copy("mixed");
+    let bytes = std::fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let q = file.tensor(Q).unwrap();
+    assert_eq!(q.dtype(), Dtype::BF16);
+    let wide: Vec<u8> = q.data().chunks(2).flat_map(|x| [0, 0, x[0], x[1]]).collect();
+    let wide = TensorView::new(Dtype::F32, q.shape().to_vec(), &wide).unwrap();
+    let mixed =
+        file.tensors().into_iter().map(|(name, t)| if name == Q { (name, wide.clone()) } else { (name, t) });
+    safetensors::serialize_to_file(mixed, None, &path).unwrap();
+    let matrices: usize =
+        file.tensors().iter().filter(|(_, t)| t.shape().len() == 2).map(|(_, t)| t.data().len()).sum();
+
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let after = 8 + header as usize;
+    let shifted = [&(header + 1).to_le_bytes()[..], &bytes[8..after], b" ", &bytes[after..]].concat();
+    std::fs::write(copy("shifted"), shifted).unwrap();
+    let plan =
+        ["logits", "--ids", "1", "--out", &at("x"), "--device", "cpu", "--dry-run", "--json", "--model"];
+    let rows = |model: &str| {
+        let out = anabranch(&[&plan[..], &[model]].concat()).assert().success().get_output().stdout.clone();
+        let plan: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let rows = plan["memory"]["rows"].as_array().unwrap().clone();
+        rows.iter().find(|row| row["name"] == "copies of unaligned weights").map(|row| row["bytes"].clone())
+    };
+    assert_eq!(rows(&asset("base")), None);
+    assert_eq!(rows(&at("shifted")), Some(serde_json::json!(matrices)));
+
+    let task = at("task.jsonl");
+    let tasks = std::fs::read_to_string(asset("harbour.jsonl")).unwrap();
+    std::fs::write(&task, tasks.lines().next().unwrap()).unwrap();
+    for precision in ["f32", "bf16"] {
+        let run = |model: &str| {
+            let of = |args: &[&str]| {
+                let all = [args, &["--model", model, "--device", "cpu", "--precision", precision]].concat();
+                anabranch(&all).assert().success().get_output().stdout.clone()
+            };
+            of(&["logits", "--ids", "1,2,3,4,5", "--out", &at("logits"), "--force"]);
+            let scored = of(&["eval", "--task", &task, "--json"]);
+            let written = of(&["generate", "--prompt", "the harbour", "--max-tokens", "4"]);
+            let train = ["train", "--data", &asset("harbour.train.jsonl"), "--steps", "2", "--seq", "64"];
+            of(&[&train[..], &["--out", &at("adapter"), "--force"]].concat());
+            let file = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+            (file("logits"), scored, written, file("adapter/adapter_model.safetensors"))
+        };
+        let want = run(&asset("base"));
+        for model in ["mixed", "shifted"] {
+            assert!(run(&at(model)) == want, "{model}, {precision}");
+        }
     }
 }
 

@@ -179,12 +179,28 @@ impl Checkpoint {
         Ok(self.weights.tensor(&first.weight())?.dtype())
     }
 
-    /// Whether every matrix is F32, so that f32 products need no widened panels.
-    pub fn all_f32(&self) -> bool {
-        self.expected()
-            .iter()
-            .filter(|(_, shape)| shape.len() == 2)
-            .all(|(name, _)| self.weights.tensor(name).is_ok_and(|t| t.dtype() == DType::F32))
+    /// The dtype that scratch is planned for: F32 where every matrix is, else that of one that is not, whose blocks are
+    /// widened.
+    pub fn scratch_dtype(&self) -> Result<DType> {
+        for (name, shape) in self.expected() {
+            let dtype = self.weights.tensor(&name)?.dtype();
+            if shape.len() == 2 && dtype != DType::F32 {
+                return Ok(dtype);
+            }
+        }
+        Ok(DType::F32)
+    }
+
+    /// Bytes of the matrices that do not lie at a multiple of their element's size in memory.
+    pub fn unaligned_bytes(&self) -> Result<u64> {
+        let mut sum = 0;
+        for (name, shape) in self.expected() {
+            let t = self.weights.tensor(&name)?;
+            if shape.len() == 2 && !t.is_aligned() {
+                sum += t.bytes().len() as u64;
+            }
+        }
+        Ok(sum)
     }
 
     /// Which model this is, 64 hexadecimal digits: SHA-256 over six config fields as compact JSON and a line feed, then,
@@ -415,7 +431,7 @@ pub(crate) mod tests {
         let c = open(path).unwrap();
         assert!(c.extra().is_empty() && c.config.tied);
         assert_eq!(c.dtype().unwrap(), DType::F32);
-        assert!(c.all_f32());
+        assert_eq!(c.scratch_dtype().unwrap(), DType::F32);
         assert_eq!(c.weights.total_bytes(), 4 * c.config.parameters());
         let read = Checkpoint::open(path, OpenOptions { no_mmap: true }).unwrap();
         assert_eq!(c.fingerprint().unwrap(), read.fingerprint().unwrap());

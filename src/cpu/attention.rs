@@ -31,7 +31,7 @@ use crate::ops::attention::{Attention, Heads, Segment};
 use crate::tensor::Real;
 
 pub use self::backward::{attention_bwd, attention_bwd_scratch};
-pub(super) use self::blocks::ROOM_BYTES;
+pub(super) use self::blocks::room_bytes;
 
 pub fn attention<T: Real>(op: Attention<'_, Host, T>) -> Result<()> {
     op.check()?;

@@ -56,60 +56,76 @@ fn times_power<I: Isa, const N: usize>(from: [f32; N], r: f32, rounded: f32) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::cpu::simd::tests::Fused;
+    use std::ops::Range;
 
-    struct Plain;
-    impl Isa for Plain {
-        const FMA: bool = false;
-        const WIDE: bool = false;
+    use super::*;
+    use crate::cpu::simd::Kernel;
+    use crate::cpu::simd::tests::{loops, run_on};
+
+    /// Each number's exponential, or its power of two.
+    struct Each<'a> {
+        x: &'a mut [f32],
+        of_two: bool,
     }
 
-    fn worst(most: f64, f: fn(f32) -> f32, exact: fn(f64) -> f64, range: std::ops::Range<i32>) -> f64 {
-        let mut worst = 0f64;
-        let mut check = |x: f32| {
-            let (got, want) = (f64::from(f(x)), exact(f64::from(x)));
-            // One unit in the last place of the nearest f32.
-            let ulp = 2f64.powi((want.log2().floor() as i32).max(-126) - 23);
-            let err = (got - want).abs() / ulp;
-            assert!(err <= most, "at {x}: {got}, expected {want}: {err} units");
-            worst = worst.max(err);
-        };
-        range.for_each(|i| check(i as f32 * 1e-4));
-        (-200_000..200_000).for_each(|i| check(i as f32 * 1e-9));
-        worst
+    impl Kernel for Each<'_> {
+        type Output = bool;
+        #[inline(always)]
+        fn run<I: Isa>(self) -> bool {
+            self.x.iter_mut().for_each(|x| *x = if self.of_two { exp2::<I>(*x) } else { exp::<I>(*x) });
+            I::FMA
+        }
+    }
+
+    fn check(of_two: bool, exact: fn(f64) -> f64, range: Range<i32>) {
+        let near = (-200_000..200_000).map(|i| i as f32 * 1e-9);
+        let from: Vec<f32> = range.map(|i| i as f32 * 1e-4).chain(near).collect();
+        for set in loops() {
+            let mut got = from.clone();
+            let most = if run_on(set, Each { x: &mut got, of_two }) { 1.0 } else { 2.0 };
+            for (x, got) in from.iter().zip(got) {
+                let want = exact(f64::from(*x));
+                // One unit in the last place of the nearest f32.
+                let ulp = 2f64.powi((want.log2().floor() as i32).max(-126) - 23);
+                let err = (f64::from(got) - want).abs() / ulp;
+                assert!(err <= most, "{}, at {x}: {got}, expected {want}: {err} units", set.name());
+            }
+        }
     }
 
     #[test]
     fn within_a_unit() {
-        let of_e = |most, f| worst(most, f, f64::exp, -873_000..883_000);
-        println!("fused {:.3}, plain {:.3}", of_e(1.0, exp::<Fused>), of_e(2.0, exp::<Plain>));
-        let of_2 = |most, f| worst(most, f, f64::exp2, -1_260_000..1_274_000);
-        println!("fused {:.3}, plain {:.3}", of_2(1.0, exp2::<Fused>), of_2(2.0, exp2::<Plain>));
+        check(false, f64::exp, -873_000..883_000);
+        check(true, f64::exp2, -1_260_000..1_274_000);
+    }
+
+    /// Each set's results for some numbers.
+    fn each(of_two: bool, from: &[f32]) -> impl Iterator<Item = Vec<f32>> {
+        loops().map(move |set| {
+            let mut x = from.to_vec();
+            run_on(set, Each { x: &mut x, of_two });
+            x
+        })
     }
 
     #[test]
     fn ends() {
-        assert_eq!(exp::<Fused>(0.0), 1.0);
-        assert_eq!(exp::<Fused>(-0.0), 1.0);
-        assert_eq!(exp::<Fused>(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp::<Fused>(-1e30), 0.0);
-        assert_eq!(exp::<Fused>(f32::INFINITY), f32::INFINITY);
-        assert_eq!(exp::<Fused>(89.0), f32::INFINITY);
-        assert_eq!(exp::<Fused>(-87.7), 0.0);
-        assert!(exp::<Fused>(88.37).is_finite());
-        assert!(exp::<Fused>(-87.33) >= f32::MIN_POSITIVE);
-        assert!(exp::<Fused>(f32::NAN).is_nan());
+        const INF: f32 = f32::INFINITY;
+        for got in each(false, &[0.0, -0.0, -INF, -1e30, INF, 89.0, -87.7]) {
+            assert_eq!(got, [1.0, 1.0, 0.0, 0.0, INF, INF, 0.0]);
+        }
+        for got in each(false, &[88.37, -87.33, f32::NAN]) {
+            assert!(got[0].is_finite() && got[1] >= f32::MIN_POSITIVE && got[2].is_nan(), "{got:?}");
+        }
     }
 
     #[test]
     fn ends_of_powers_of_two() {
-        assert_eq!(
-            [0.0, -0.0, 1.0, -126.0, 127.0].map(exp2::<Fused>),
-            [1.0, 1.0, 2.0, f32::MIN_POSITIVE, 2f32.powi(127)]
-        );
-        assert_eq!([f32::NEG_INFINITY, -1e30, -126.6].map(exp2::<Fused>), [0.0; 3]);
-        assert_eq!([f32::INFINITY, 1e30, 127.6].map(exp2::<Fused>), [f32::INFINITY; 3]);
-        assert!(exp2::<Fused>(f32::NAN).is_nan());
+        const INF: f32 = f32::INFINITY;
+        for got in each(true, &[0.0, -0.0, 1.0, -126.0, 127.0, -INF, -1e30, -126.6, INF, 1e30, 127.6]) {
+            let largest = 2f32.powi(127);
+            assert_eq!(got, [1.0, 1.0, 2.0, f32::MIN_POSITIVE, largest, 0.0, 0.0, 0.0, INF, INF, INF]);
+        }
+        assert!(each(true, &[f32::NAN]).all(|got| got[0].is_nan()));
     }
 }

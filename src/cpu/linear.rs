@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::dropout::Mask;
 use super::operand::{Source, Term, add, add_to, depth, narrow, weight_in_place};
-use super::product::{DEPTH, Done, End, More, RANKS, Shared, TileMut};
+use super::product::{DEPTH, Done, End, More, Shared, TileMut};
 use super::swiglu::Gate;
 use super::thin::{Factor, Lines, Thin, multiply};
 use super::tiles::{Grid, Rooms, enough};
@@ -292,7 +292,7 @@ impl<T: Real> Pass<'_, T> {
         let (packed, room) = room.split_at_mut(Factor::new(rank, n.len()).len());
         let (widened, room) = room.split_at_mut(if T::DTYPE == DType::F32 { 0 } else { m.len() * rank });
         // Whether a part is added as the product's last step would, and the adapter of all rows, which is that step.
-        let few = |l: &Lora| (1..=RANKS).contains(&l.rank) && inner > 0 && !product.dots(m.len());
+        let few = |l: &Lora| product.takes(l.rank, m.len());
         let whole = match out.groups {
             [group] if self.copies == 1 && group.rows == (0..self.x.tokens) => Some(group.lora).filter(few),
             _ => None,

@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::dropout::Mask;
 use super::linear::{Rows, THIN, a, b, rounding, sums_of, widest};
 use super::operand::{Source, Term, depth, round, weight_in_place};
-use super::product::{Done, End, Mat, More, RANKS, Shared, TileMut};
+use super::product::{Done, End, Mat, More, Shared, TileMut};
 use super::simd::fetch;
 use super::swiglu::Gate;
 use super::thin::{Factor, Lines, Thin, multiply};
@@ -38,7 +38,7 @@ fn room<T: Real>(size: LinearSize) -> usize {
     // dy widened and sB packed; dy widened and a block of dB.
     let u = Factor::new(k, size.rank).len() + if single { 0 } else { thin * k };
     let db = WIDE.min(size.out) * (size.rank + if single { 0 } else { wide });
-    // The tile, then dy and W widened, or A packed.
+    // Dy and W widened, A packed, and the tile.
     let base = if single { 0 } else { m * k } + if weight_in_place::<T>(size.dtype) { 0 } else { n * k };
     let dx = base + Factor::new(size.rank, n).len() + m * n;
     // A block of all dA, and x widened.
@@ -78,8 +78,9 @@ pub fn linear_bwd<T: Real>(op: LinearBwd<'_, Host, T>) -> Result<()> {
         *at += tokens * out.lora.map_or(0, |l| l.rank);
         Some((start, out))
     });
-    let adapted: Vec<_> =
-        starts.filter_map(|(start, out)| Some(Adapted { start, out, lora: out.lora? })).collect();
+    let adapted: Vec<_> = starts
+        .filter_map(|(start, out)| Some(Adapted { start, out, lora: out.lora.filter(|l| l.rank > 0)? }))
+        .collect();
     over_dy(u, &grads, &rooms, &adapted, params, tokens, needs_u);
     let (u, outs, adapted, mask) = (&*u, &outs[..], &adapted[..], mask.as_ref());
     let tiles = |to| {
@@ -277,7 +278,7 @@ impl<'s, 'a, T: Real> Tiles<'s, 'a, T> {
     ) {
         // Its part is added with the product, but for dropout, which comes between.
         let with = |adapter: &&Adapted<'_, 'a, T>| {
-            self.mask.is_none() && (1..=RANKS).contains(&adapter.lora.rank) && adapter.out.w.size().0 > 0
+            self.mask.is_none() && base(adapter.out).takes(adapter.lora.rank, m.len())
         };
         let mut keep = false;
         for adapter in self.adapted.iter().filter(|adapter| !with(adapter)) {
@@ -293,9 +294,6 @@ impl<'s, 'a, T: Real> Tiles<'s, 'a, T> {
             }
         }
         for (at, out) in self.outs.iter().enumerate() {
-            let o = out.w.size().0;
-            let left = Source::Real { data: out.dy, stride: o }.by_columns();
-            let product = Term { left, right: Source::Weight(out.w).by_rows(), k: o };
             let adapter = self.adapted.iter().find(|adapter| std::ptr::eq(adapter.out, out)).filter(with);
             let factor = Factor::new(adapter.map_or(0, |adapter| adapter.lora.rank), n.len());
             let (packed, room) = room.split_at_mut(factor.len());
@@ -306,10 +304,17 @@ impl<'s, 'a, T: Real> Tiles<'s, 'a, T> {
             });
             let last = at + 1 == self.outs.len();
             let done = done.as_mut().filter(|_| last).map(|done| &mut **done as Done<'_>);
-            product.tile(sum, keep, m.clone(), n.clone(), room, End { more, done });
+            base(out).tile(sum, keep, m.clone(), n.clone(), room, End { more, done });
             keep = true;
         }
     }
+}
+
+/// `dy W` of an output.
+fn base<'o, T: Real>(out: &'o LinearBwdOut<'_, Host, T>) -> Term<'o, T> {
+    let o = out.w.size().0;
+    let dy = Source::Real { data: out.dy, stride: o };
+    Term { left: dy.by_columns(), right: Source::Weight(out.w).by_rows(), k: o }
 }
 
 /// Block `i` of the columns of dA, of all outputs: one pass over x.

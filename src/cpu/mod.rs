@@ -138,8 +138,8 @@ impl Scratch for Cpu {
     fn rsvd_scratch(&self, _: usize, _: (usize, usize), _: &Sketch) -> usize {
         0
     }
-    fn kept_bytes(&self) -> usize {
-        (attention::ROOM_BYTES + product::PACKED_BYTES) * self.threads()
+    fn kept_bytes(&self, head_dim: usize) -> usize {
+        (attention::room_bytes(head_dim) + product::PACKED_BYTES) * self.threads()
     }
     fn packed_bytes<T: Real>(&self, size: (usize, usize), pass: Pass) -> usize {
         packed::bytes::<T>(size, pass)

@@ -1,7 +1,7 @@
 //! What a product reads: where it lies, in which type, and how a block of it becomes f32.
 //!
-//! A block is used in place where it is f32 already; otherwise it is widened into the calling thread's room, a few
-//! hundred columns of K at a time, so that no second copy of a matrix exists.
+//! A block is used in place where it is f32 already, or bf16 where pairs of those are multiplied; otherwise it is widened
+//! into the calling thread's room, a few hundred columns of K at a time, so that no second copy of a matrix exists.
 
 use std::marker::PhantomData;
 use std::mem;
@@ -19,7 +19,7 @@ use super::product::dot::dots;
 use super::product::halves;
 #[cfg(target_arch = "x86_64")]
 use super::product::pairs::Pairs;
-use super::product::{End, Mat, More, Right, TileMut, product};
+use super::product::{End, Mat, More, RANKS, Right, TileMut, product};
 use super::simd::{self, Isa, Kernel};
 use super::thin::{Lines, Wide, multiply};
 use crate::backend::Pass;
@@ -220,8 +220,8 @@ pub(super) struct Term<'a, T> {
 }
 
 impl<T: Real> Term<'_, T> {
-    /// Writes rows `m` and columns `n` of the term to `dst`, or adds them if `keep`, and ends them. `more` wants K to be at
-    /// least 1, and the term not to be [`dots`](Self::dots).
+    /// Writes rows `m` and columns `n` of the term to `dst`, or adds them if `keep`, and ends them, with `more` where it is
+    /// [taken](Self::takes).
     pub(super) fn tile(
         &self,
         dst: &mut TileMut<'_, f32>,
@@ -231,7 +231,7 @@ impl<T: Real> Term<'_, T> {
         room: &mut [f32],
         mut end: End<'_>,
     ) {
-        assert!(end.more.is_none() || (self.k > 0 && !self.dots(m.len())));
+        assert!(end.more.is_none_or(|more| self.takes(more.ranks(), m.len())));
         if self.dots(m.len()) {
             self.decode(dst.row(0), keep, m, n, room);
             if let Some(done) = end.done {
@@ -304,8 +304,13 @@ impl<T: Real> Term<'_, T> {
         true
     }
 
+    /// Whether a thin product of so many ranks can be the last step of tiles of so many rows.
+    pub(super) fn takes(&self, ranks: usize, rows: usize) -> bool {
+        (1..=RANKS).contains(&ranks) && self.k > 0 && !self.dots(rows)
+    }
+
     /// Whether tiles of so many rows are dot products, which need no packing.
-    pub(super) fn dots(&self, rows: usize) -> bool {
+    fn dots(&self, rows: usize) -> bool {
         rows == 1 && !self.right.k_along_rows
     }
 

@@ -164,7 +164,7 @@ impl<'a, T> TileMut<'a, T> {
     /// Rows `rows` of the tile.
     pub(super) fn part(&mut self, rows: Range<usize>) -> TileMut<'_, T> {
         assert!(rows.start <= rows.end && rows.end <= self.rows);
-        // SAFETY: the rows are the tile's; an empty range at the end stays at the end of the last row.
+        // SAFETY: the rows are the tile's; an empty range at the end stays at the last row.
         let start = unsafe { self.start.add(rows.start.min(self.rows.saturating_sub(1)) * self.stride) };
         TileMut { start, rows: rows.len(), cols: self.cols, stride: self.stride, lives: PhantomData }
     }

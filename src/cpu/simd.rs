@@ -136,7 +136,11 @@ fn pairs_are_fast() -> bool {
 }
 
 /// What a loop may want to know of the instructions that it is compiled for.
-pub(crate) trait Isa {
+///
+/// # Safety
+/// A loop runs with one of them only where the processor has the instructions that it says.
+#[allow(unsafe_code)]
+pub(crate) unsafe trait Isa {
     /// A fused multiply-add is one instruction.
     const FMA: bool;
     /// There is room for 32 registers of 16 numbers.
@@ -152,17 +156,23 @@ struct Avx2;
 /// What every processor of the architecture has.
 pub(crate) struct Baseline;
 
+// SAFETY: nothing outside this module can name it, and `run_with` has them.
 #[cfg(target_arch = "x86_64")]
-impl Isa for Avx512 {
+#[allow(unsafe_code)]
+unsafe impl Isa for Avx512 {
     const FMA: bool = true;
     const WIDE: bool = true;
 }
+// SAFETY: nothing outside this module can name it, and `run_with` has them.
 #[cfg(target_arch = "x86_64")]
-impl Isa for Avx2 {
+#[allow(unsafe_code)]
+unsafe impl Isa for Avx2 {
     const FMA: bool = true;
     const WIDE: bool = false;
 }
-impl Isa for Baseline {
+// SAFETY: every processor of the architecture has them.
+#[allow(unsafe_code)]
+unsafe impl Isa for Baseline {
     const FMA: bool = cfg!(target_arch = "aarch64");
     const WIDE: bool = false;
 }
@@ -282,12 +292,5 @@ pub(crate) mod tests {
         assert!(set.are_here());
         // SAFETY: the processor has them, as was just seen.
         unsafe { run_with(set, kernel) }
-    }
-
-    /// Fused multiply-adds, which a processor without them makes slowly.
-    pub(crate) struct Fused;
-    impl Isa for Fused {
-        const FMA: bool = true;
-        const WIDE: bool = false;
     }
 }

@@ -237,8 +237,8 @@ impl Scratch for Cuda {
     fn rsvd_scratch(&self, weights: usize, size: (usize, usize), sketch: &Sketch) -> usize {
         CudaSizes.rsvd_scratch(weights, size, sketch)
     }
-    fn kept_bytes(&self) -> usize {
-        CudaSizes.kept_bytes()
+    fn kept_bytes(&self, head_dim: usize) -> usize {
+        CudaSizes.kept_bytes(head_dim)
     }
 }
 

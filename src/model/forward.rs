@@ -481,11 +481,11 @@ impl<B: Backend> Model<B> {
             copies: 1,
             dropout: None,
         })?;
-        let row = B::Store::row(v);
-        let mut host = vec![T::from_f32(0.0); count * row];
-        backend.download(&mut host, B::Store::rows(&room.logits, 0..count, v))?;
-        for (out, host) in out.chunks_mut(v).zip(host.chunks(row)) {
-            out.iter_mut().zip(host).for_each(|(out, x)| *out = x.to_f32());
+        // A row at a time, so that the host holds no second copy of all of them.
+        let mut host = vec![T::from_f32(0.0); B::Store::row(v)];
+        for (r, out) in out.chunks_mut(v).enumerate() {
+            backend.download(&mut host, B::Store::rows(&room.logits, r..r + 1, v))?;
+            out.iter_mut().zip(&host).for_each(|(out, x)| *out = x.to_f32());
         }
         Ok(())
     }

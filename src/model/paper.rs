@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::memory::{Allocator, Part, Plan, sum};
+use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::config::ModelConfig;
 use crate::checkpoint::module::Module;
 use crate::error::{Error, Result};
@@ -25,6 +26,17 @@ impl<M> Paper<M> {
 }
 
 impl<M: MemoryLayout> Paper<M> {
+    /// Notes the [`weights`](Self::weights) of `checkpoint`, and copies of those that would be used from their files but
+    /// lie there at no multiple of an element's size.
+    pub fn model(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.weights(checkpoint.config());
+        let copied = if M::matrix_bytes((1, 1)) == 0 { checkpoint.unaligned_bytes()? } else { 0 };
+        if copied > 0 {
+            self.plan.add(Part::Weights, "copies of unaligned weights", copied);
+        }
+        Ok(())
+    }
+
     /// Notes the weights of `config`, matrices with padded rows, norms and biases in f32, where they do not stay in
     /// their files.
     pub fn weights(&mut self, config: &ModelConfig) {

@@ -9,7 +9,7 @@ use super::room::{Room, RoomSize};
 use super::rope::{Run, TableRows, Tables};
 use super::weights::Model;
 use crate::backend::Backend;
-use crate::checkpoint::config::ModelConfig;
+use crate::checkpoint::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::ops::attention::Segment;
 use crate::tensor::{Real, Store};
@@ -93,21 +93,22 @@ impl<B: Backend, T: Real> Session<B, T> {
     }
 }
 
-/// What a session of `size` allocates, with its adapters and what libraries keep.
+/// What a session of `size` allocates, with the model, its adapters and what threads keep.
 pub fn plan<B: Backend, T: Real>(
     backend: &B,
-    config: &ModelConfig,
+    checkpoint: &Checkpoint,
     layouts: &[Option<Layout>],
     tables: &Tables,
     size: RoomSize,
 ) -> Result<Plan> {
+    let config = checkpoint.config();
     let mut paper = Paper::<B::Store>::new(Plan::default());
-    paper.weights(config);
+    paper.model(checkpoint)?;
     let size = RoomSize { table_rows: tables.rows(size.tokens), ..size };
     Room::<_, T>::new(&mut paper, backend, config, size)?;
     let adapters = layouts.iter().flatten().map(Layout::end).max().unwrap_or(0);
     paper.take::<f32>(Part::Adapter, "A and B", adapters)?;
-    paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
+    paper.plan.add(Part::Scratch, "kept by threads", backend.kept_bytes(config.head_dim) as u64);
     Ok(paper.plan)
 }
 

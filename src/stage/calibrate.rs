@@ -24,7 +24,7 @@ use crate::model::weights::Model;
 use crate::ops::importance::Sample;
 use crate::prune::observer::{Observer, Sums};
 use crate::prune::scores::Importance;
-use crate::tensor::{DType, Real};
+use crate::tensor::Real;
 
 /// Samples of a text, as one batch: micro-batches would change absolute values of summed gradients.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,12 +69,6 @@ impl Calibration {
     }
 
     fn room(&self, checkpoint: &Checkpoint, keep: Keep) -> Result<RoomSize> {
-        // Any weight that is not F32 is widened panel by panel, in scratch.
-        let dtype = match checkpoint.dtype()? {
-            _ if checkpoint.all_f32() => DType::F32,
-            DType::F32 => DType::BF16,
-            other => other,
-        };
         Ok(RoomSize {
             tokens: self.tokens(),
             copies: 1,
@@ -82,7 +76,7 @@ impl Calibration {
             table_rows: self.tables(checkpoint).rows(self.tokens()),
             ranks: [0; 7],
             dropout: false,
-            dtype,
+            dtype: checkpoint.scratch_dtype()?,
             head: Head::Loss(self.batch.rows.len()),
         })
     }
@@ -186,14 +180,14 @@ pub fn plan<B: Backend, T: Real>(
     let of = |keep: Keep| -> Result<Plan> {
         let mut paper = Paper::<B::Store>::new(rest.clone());
         if let Some(calibration) = calibration {
-            paper.weights(config);
+            paper.model(checkpoint)?;
             Room::<Noted<B::Store>, T>::new(
                 &mut paper,
                 backend,
                 config,
                 calibration.room(checkpoint, keep)?,
             )?;
-            paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
+            paper.plan.add(Part::Scratch, "kept by threads", backend.kept_bytes(config.head_dim) as u64);
         }
         if importance.needs_calibration() {
             Sums::<Noted<B::Store>>::new::<T, _>(&mut paper, backend, config, importance.sums())?;

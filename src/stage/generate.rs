@@ -161,7 +161,7 @@ impl<'a, B: Backend, T: Real> Decoder<'a, B, T> {
         tokens: (usize, usize),
     ) -> Result<Plan> {
         let (tables, size) = room(checkpoint, tokens, adapters.ranks())?;
-        session::plan::<B, T>(backend, checkpoint.config(), &adapters.layouts, &tables, size)
+        session::plan::<B, T>(backend, checkpoint, &adapters.layouts, &tables, size)
     }
 
     /// With another than the first of the adapters.
@@ -233,7 +233,7 @@ fn room(checkpoint: &Checkpoint, tokens: (usize, usize), ranks: [usize; 7]) -> R
         table_rows: 0,
         ranks,
         dropout: false,
-        dtype: checkpoint.dtype()?,
+        dtype: checkpoint.scratch_dtype()?,
         head: Head::Logits(1),
     };
     Ok((Tables::new(config, longest), size))

@@ -122,10 +122,10 @@ impl<B: Backend> Prepared<B> {
             table_rows: tables.rows(extent.tokens),
             ranks: adapters.ranks(),
             dropout: false,
-            dtype: checkpoint.dtype()?,
+            dtype: checkpoint.scratch_dtype()?,
             head: Head::Loss(0),
         };
-        let mut plan = session::plan::<B, T>(backend, config, &adapters.layouts, &tables, size)?;
+        let mut plan = session::plan::<B, T>(backend, &checkpoint, &adapters.layouts, &tables, size)?;
         let tokens: usize = taken.iter().map(|d| d.ids.len()).sum();
         let states = tokens as u64 * config.hidden as u64 * size_of::<T>() as u64;
         plan.add(Part::Data, "hidden states of all tokens", states);

@@ -11,7 +11,7 @@ use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::writer::{SafetensorsWriter, TensorSpec};
 use crate::error::{Error, Result};
 use crate::model::adapters::Stack;
-use crate::model::memory::Plan;
+use crate::model::memory::{Part, Plan};
 use crate::model::room::{Head, Keep, RoomSize};
 use crate::model::rope::Tables;
 use crate::model::session::{self, Adapters, Session};
@@ -100,7 +100,7 @@ impl<B: Backend> Read<B> {
             table_rows: tables.rows(tokens),
             ranks: adapters.ranks(),
             dropout: false,
-            dtype: checkpoint.dtype()?,
+            dtype: checkpoint.scratch_dtype()?,
             head: Head::Logits(tokens),
         };
         Ok(Read { checkpoint, adapters, tables, size })
@@ -108,8 +108,9 @@ impl<B: Backend> Read<B> {
 
     /// What computing them holds in memory, within the limit.
     fn plan<T: Real>(&self, backend: &B, common: &Common) -> Result<Plan> {
-        let (config, layouts) = (self.checkpoint.config(), &self.adapters.layouts);
-        let plan = session::plan::<B, T>(backend, config, layouts, &self.tables, self.size)?;
+        let (layouts, vocab) = (&self.adapters.layouts, self.checkpoint.config().vocab);
+        let mut plan = session::plan::<B, T>(backend, &self.checkpoint, layouts, &self.tables, self.size)?;
+        plan.add(Part::Data, "logits in f32", 4 * self.size.tokens as u64 * vocab as u64);
         common.fit(&plan)?;
         Ok(plan)
     }

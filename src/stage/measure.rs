@@ -29,7 +29,7 @@ use crate::model::trainer::{Buffers, Trainer};
 use crate::ops::adamw::Hyper;
 use crate::prune::scores::Importance;
 use crate::random::{Philox, Purpose};
-use crate::tensor::{DType, Real};
+use crate::tensor::Real;
 
 /// What is run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,10 +147,6 @@ pub fn measure<B: Backend, T: Real>(
 /// A plan, the step's time, and what is free on the device after it.
 type Step = (Plan, f64, Option<u64>);
 
-fn dtype(checkpoint: &Checkpoint) -> Result<DType> {
-    if checkpoint.all_f32() { Ok(DType::F32) } else { checkpoint.dtype() }
-}
-
 /// `rows` documents of `tokens` random tokens.
 pub(super) fn random_batch(rows: usize, tokens: usize, vocab: usize, seed: u64) -> Batch {
     let numbers = Philox::new(seed, Purpose::Test.stream(0));
@@ -169,14 +165,14 @@ fn train<B: Backend, T: Real>(
     common: &Common,
 ) -> Result<Step> {
     let config = checkpoint.config();
-    let dtype = dtype(checkpoint)?;
+    let dtype = checkpoint.scratch_dtype()?;
     let layout = shape.layout(config);
     let of = |recomputed| {
         let mut paper = Paper::<B::Store>::new(rest.clone());
-        paper.weights(config);
+        paper.model(checkpoint)?;
         let room = shape.room(config, dtype, recomputed);
         Buffers::<Noted<B::Store>, T>::new(&mut paper, backend, config, &layout, shape.freeze_a, room)?;
-        paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
+        paper.plan.add(Part::Scratch, "kept by threads", backend.kept_bytes(config.head_dim) as u64);
         Ok(paper.plan)
     };
     let choice = recompute::choose(config.layers, shape.recompute, common.memory_limit, of)?;
@@ -231,13 +227,13 @@ fn eval<B: Backend, T: Real>(
         table_rows: tables.rows(shape.tokens()),
         ranks: [0; 7],
         dropout: false,
-        dtype: dtype(checkpoint)?,
+        dtype: checkpoint.scratch_dtype()?,
         head: Head::Choice(OPTIONS * shape.batch),
     };
     let mut paper = Paper::<B::Store>::new(rest);
-    paper.weights(config);
+    paper.model(checkpoint)?;
     Room::<Noted<B::Store>, T>::new(&mut paper, backend, config, size)?;
-    paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
+    paper.plan.add(Part::Scratch, "kept by threads", backend.kept_bytes(config.head_dim) as u64);
     let (plan, packed) = common.packing::<T>(backend, config, PackedWeights::INFERENCE, paper.plan)?;
     let model = common.model::<B, T>(backend, checkpoint, packed)?;
     let mut session = Session::<B, T>::new(backend, &model, tables, size)?;
@@ -262,6 +258,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::checkpoint::tests::write;
     use crate::cpu::Cpu;
+    use crate::tensor::DType;
 
     #[test]
     fn a_step_of_each_is_run_and_its_memory_seen() {

@@ -192,15 +192,15 @@ impl Prepared {
             table_rows: tables.rows(tokens),
             ranks: layout.ranks(),
             dropout: options.dropout > 0.0,
-            dtype: checkpoint.dtype()?,
+            dtype: checkpoint.scratch_dtype()?,
             head: Head::Loss(rows),
         };
         let held = data_bytes(&data.documents) + data_bytes(&validation);
         let plan_of = |size: RoomSize| -> Result<Plan> {
             let mut paper = Paper::<B::Store>::new(Plan::default());
-            paper.weights(config);
+            paper.model(&checkpoint)?;
             Buffers::<_, T>::new(&mut paper, backend, config, &layout, options.shape.freeze_a, size)?;
-            paper.plan.add(Part::Scratch, "kept by libraries", backend.kept_bytes() as u64);
+            paper.plan.add(Part::Scratch, "kept by threads", backend.kept_bytes(config.head_dim) as u64);
             if backend.shares_memory() {
                 let copy = layout.end() as u64 * 4;
                 paper.plan.add(Part::Optimizer, "copy while a checkpoint is written", copy);

@@ -39,8 +39,10 @@ fn room_len(dim: usize) -> usize {
     WIDE * PAIRS * wide(dim) + SQUARE * PAIRS * KEYS
 }
 
-/// Bytes that a thread keeps for attention, for K up to 256.
-pub(in crate::cpu) const ROOM_BYTES: usize = (WIDE * PAIRS * 256 + SQUARE * PAIRS * KEYS) * size_of::<f32>();
+/// Bytes that a thread keeps for attention of heads of `dim` columns.
+pub(in crate::cpu) fn room_bytes(dim: usize) -> usize {
+    room_len(dim) * size_of::<f32>()
+}
 
 /// A thread's room: matrices of 64 rows or columns and K others, padded, and matrices of 64 × 64. Their content is what the
 /// last block left.

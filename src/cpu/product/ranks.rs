@@ -6,7 +6,7 @@
 use std::arch::x86_64::{
     __m512bh, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16,
     _mm512_maskz_loadu_ps, _mm512_permutex2var_ps, _mm512_reduce_add_ps, _mm512_set1_epi32,
-    _mm512_setzero_ps, _mm512_unpackhi_epi16, _mm512_unpacklo_epi16,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_unpackhi_epi16, _mm512_unpacklo_epi16,
 };
 use std::mem::transmute;
 use std::ops::Range;
@@ -162,11 +162,12 @@ unsafe fn some_ranks<U: Real, const N: usize>(
                 for ahead in k + ROWS..(k + ROWS + 2).min(x.size.0) {
                     prefetch_second(x.row(ahead)[c..].as_ptr());
                 }
-                let (row, none) = (x.row(k)[c..].as_ptr(), k + 1 == ks.end);
-                let above = _mm512_maskz_loadu_epi16(some, row.cast());
-                // Nothing is read where no bit is set.
-                let below = if none { 0 } else { some };
-                let below = _mm512_maskz_loadu_epi16(below, row.wrapping_add(x.strides.0).cast());
+                let row = |k: usize| x.row(k)[c..].as_ptr().cast();
+                let above = _mm512_maskz_loadu_epi16(some, row(k));
+                let below = match k + 1 == ks.end {
+                    true => _mm512_setzero_si512(),
+                    false => _mm512_maskz_loadu_epi16(some, row(k + 1)),
+                };
                 let low: __m512bh = transmute(_mm512_unpacklo_epi16(above, below));
                 let high: __m512bh = transmute(_mm512_unpackhi_epi16(above, below));
                 for (sums, pair) in sums.iter_mut().zip(pairs) {

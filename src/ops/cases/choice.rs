@@ -8,7 +8,7 @@ use crate::host::{Host, HostMatrix};
 use crate::ops::choice::{Choice, reference};
 use crate::tensor::Real;
 
-/// Several ids of a row, rows left out, and more rows than a chunk, against the reference on each of `backends`.
+/// Several ids of a row, rows left out, and more rows than a chunk of some devices, against the reference on each of `backends`.
 pub fn conforms<B: Backend, T: Real>(backends: &[B]) {
     for (tokens, n, vocab, width) in [(1, 1, 3, 1), (7, 13, 131, 72), (3, 0, 11, 8), (200, 300, 77, 100)] {
         let x = normal::<T>(1, tokens * width, 2.0);

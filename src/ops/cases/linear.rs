@@ -328,6 +328,7 @@ pub fn forward_conforms<B: Backend, T: Real>(backends: &[B], dtypes: &[DType]) {
         dtypes.iter().for_each(|&dtype| check_forward::<B, T>(backends, &case, dtype));
     }
     let large = Case { tokens: 521, inner: 530, outs: vec![513], ranks: vec![8], ..PLAIN };
+    check_forward::<B, T>(backends, &Case { ranks: vec![0], tokens: 40, ..large.clone() }, T::DTYPE);
     check_forward::<B, T>(backends, &large, T::DTYPE);
     check_forward::<B, T>(backends, &Case { ranks: vec![520], tokens: 40, ..large }, T::DTYPE);
 }
@@ -540,6 +541,10 @@ pub fn backward_conforms<B: Backend, T: Real>(backends: &[B], dtypes: &[DType]) 
     let wide = Case { tokens: 3, inner: 5734, outs: vec![8], ranks: vec![3], end: End::SwiGlu, ..PLAIN };
     check_backward::<B, T>(backends, &wide, T::DTYPE, (true, false));
     check_backward::<B, T>(backends, &Case { outs: vec![0], ..wide }, T::DTYPE, (true, false));
+    // An adapter of no rank, and more columns than a block of a gradient has.
+    let none = Case { tokens: 5, inner: 300, outs: vec![260, 3], ranks: vec![0], ..PLAIN };
+    check_backward::<B, T>(backends, &none, T::DTYPE, (true, false));
+    check_backward::<B, T>(backends, &Case { dropout: true, ..none }, T::DTYPE, (true, false));
 }
 
 /// The definition of the backward pass gives the derivatives of `Σ y∘dy` by the definition of the forward pass, which

@@ -300,9 +300,8 @@ impl<B: Backend> Read<B> {
             }
         };
         let Some(extent) = extent else { return Ok(Plan::default()) };
-        let (config, layouts) = (self.checkpoint.config(), &self.adapters.layouts);
         let (tables, size) = extent.room(&self.checkpoint, copies, self.adapters.ranks())?;
-        session::plan::<B, T>(backend, config, layouts, &tables, size)
+        session::plan::<B, T>(backend, &self.checkpoint, &self.adapters.layouts, &tables, size)
     }
 }
 

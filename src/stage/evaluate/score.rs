@@ -54,7 +54,7 @@ impl Extent {
             table_rows: tables.rows(self.tokens),
             ranks,
             dropout: false,
-            dtype: checkpoint.dtype()?,
+            dtype: checkpoint.scratch_dtype()?,
             head: self.head,
         };
         Ok((tables, size))

@@ -162,7 +162,7 @@ impl Needs {
     pub fn plan<B: Backend, T: Real>(&self, backend: &B, checkpoint: &Checkpoint) -> Result<Plan> {
         let (tables, size) = self.room(checkpoint)?;
         let largest = [Some(Layout::starting_at(self.values))];
-        let mut plan = session::plan::<B, T>(backend, checkpoint.config(), &largest, &tables, size)?;
+        let mut plan = session::plan::<B, T>(backend, checkpoint, &largest, &tables, size)?;
         if backend.shares_memory() {
             plan.add(Part::Adapter, "an adapter on its way to the model", 4 * self.values as u64);
         }
