@@ -1,8 +1,7 @@
 //! What a device must do: hold numbers and compute the operations of [`crate::ops`].
 //!
-//! Static dispatch; nothing allocates inside an operation (a kept product's packing buffers, of a fixed bound per
-//! thread, are the one exception and a row of the memory plan); scratch is an argument with a sister function for its
-//! size, in f32 elements.
+//! Static dispatch; no operation allocates room for numbers (what threads keep between operations is the one exception,
+//! and a row of the memory plan); scratch is an argument with a sister function for its size, in f32 elements.
 
 use crate::error::Result;
 use crate::host::MatrixSource;

@@ -132,76 +132,88 @@ fn thin<T: Real>(
     params: &[f32],
     rows: usize,
 ) {
-    let single = T::DTYPE == DType::F32;
     // Blocks do not cross from one copy of x to the next.
     let blocks = x.tokens.div_ceil(THIN);
     let rank: usize = outs.iter().map(|out| width(out.groups)).sum();
     let ts: Vec<_> =
         outs.iter_mut().map(|out| (width(out.groups), Shared::new(&mut *out.t), out.groups)).collect();
-    let source = x.adapters();
-    let step = depth(x.inner);
+    let (source, step) = (x.adapters(), depth(x.inner).max(1));
     rooms.each(blocks * (rows / x.tokens.max(1)), |i, room| {
         let (copy, start) = (i / blocks * x.tokens, i % blocks * THIN);
         let of_x = start..(start + THIN).min(x.tokens);
-        let of_y = copy + of_x.start..copy + of_x.end;
-        // Under f32 the sums are made in t itself, else in the room, and rounded at the end.
+        let single = T::DTYPE == DType::F32;
         let (sums, room) = room.split_at_mut(if single { 0 } else { of_x.len() * rank });
         let (xs, room) = room.split_at_mut(if source.in_place() { 0 } else { of_x.len() * step });
-        let pieces = |groups: &'_ [LoraRows]| {
-            let of_y = of_y.clone();
-            let cut = move |g: &LoraRows| (g.rows.start.max(of_y.start)..g.rows.end.min(of_y.end), g.lora);
-            groups.iter().map(cut).filter(|(rows, _)| !rows.is_empty()).collect::<Vec<_>>()
-        };
-        let mut k = 0;
-        loop {
-            let ks = k..(k + step).min(x.inner);
-            let xs = source.wide(of_x.clone(), ks.clone(), xs);
-            let mut at = 0;
-            for (width, t, groups) in &ts {
-                for (rows, l) in pieces(groups) {
-                    let local = rows.start - of_y.start..rows.end - of_y.start;
-                    // SAFETY: a row of t belongs to one group and one block of rows.
-                    let mut t = unsafe { t.tile(rows.start * width, rows.len(), l.rank, *width) };
-                    let mut room_for_sums;
-                    let mut dst = match t.single() {
-                        Some(t) => t,
-                        None => {
-                            room_for_sums =
-                                TileMut::new(&mut sums[at..][local.start * width..], rows.len(), *width);
-                            room_for_sums.columns(l.rank)
-                        }
-                    };
-                    let a = Thin::Rows(a(params, l, x.inner).from(0, k));
-                    xs.multiply::<T>(&mut dst, k > 0, local, a, 1.0, room);
-                }
-                at += if single { 0 } else { of_x.len() * width };
-            }
-            k = ks.end;
-            if k == x.inner {
-                break;
+        let mut pieces = pieces(&ts, copy + of_x.start..copy + of_x.end, sums);
+        // Once where there is no x either.
+        for start in (0..x.inner.max(1)).step_by(step) {
+            let xs = source.wide(of_x.clone(), start..(start + step).min(x.inner), xs);
+            for Piece { sums, local, lora, .. } in &mut pieces {
+                let a = Thin::Rows(a(params, *lora, x.inner).from(0, start));
+                xs.multiply::<T>(&mut sums.columns(lora.rank), start > 0, local.clone(), a, 1.0, room);
             }
         }
-        let mut at = 0;
-        for (width, t, groups) in &ts {
-            for (rows, l) in pieces(groups) {
-                // SAFETY: a row of t belongs to one group and one block of rows.
-                let mut t = unsafe { t.tile(rows.start * width, rows.len(), *width, *width) };
-                let scaled = |sums: &mut [f32]| sums.iter_mut().for_each(|sum| *sum *= x.scale());
-                for (r, row) in rows.enumerate() {
-                    match t.single() {
-                        Some(mut t) => scaled(&mut t.row(r)[..l.rank]),
-                        None => {
-                            let sums = &mut sums[at + (row - of_y.start) * width..][..l.rank];
-                            scaled(sums);
-                            narrow(&mut t.row(r)[..l.rank], sums);
-                        }
-                    }
-                    t.row(r)[l.rank..].fill(T::zeroed());
-                }
-            }
-            at += if single { 0 } else { of_x.len() * width };
-        }
+        pieces.into_iter().for_each(|piece| piece.finish(x.scale()));
     });
+}
+
+/// Rows of one group's t in one block of rows.
+struct Piece<'t, T> {
+    /// Its sums, all columns of t.
+    sums: TileMut<'t, f32>,
+    /// Where they are rounded to; none where they are made in t itself.
+    t: Option<TileMut<'t, T>>,
+    /// Its rows in the block.
+    local: Range<usize>,
+    lora: Lora,
+}
+
+/// What the rows `block` of each output's t consist of; sums of what is no f32 are made in `room`.
+fn pieces<'t, T: Real>(
+    ts: &'t [(usize, Shared<'_, T>, &[LoraRows])],
+    block: Range<usize>,
+    mut room: &'t mut [f32],
+) -> Vec<Piece<'t, T>> {
+    let mut pieces = Vec::new();
+    for (width, t, groups) in ts {
+        for LoraRows { rows, lora } in *groups {
+            let (rows, lora) = (rows.start.max(block.start)..rows.end.min(block.end), *lora);
+            if rows.is_empty() {
+                continue;
+            }
+            let local = rows.start - block.start..rows.end - block.start;
+            // SAFETY: a row of t belongs to one group and one block of rows.
+            let t = unsafe { t.tile(rows.start * width, rows.len(), *width, *width) };
+            pieces.push(match t.into_single() {
+                Ok(sums) => Piece { sums, t: None, local, lora },
+                Err(t) => {
+                    let sums;
+                    (sums, room) = room.split_at_mut(rows.len() * width);
+                    Piece { sums: TileMut::new(sums, rows.len(), *width), t: Some(t), local, lora }
+                }
+            });
+        }
+    }
+    pieces
+}
+
+impl<T: Real> Piece<'_, T> {
+    /// Scales the sums, rounds them into t, and makes its columns beyond the rank zeros.
+    fn finish(mut self, scale: f32) {
+        let rank = self.lora.rank;
+        for r in 0..self.sums.size().0 {
+            let (sums, beyond) = self.sums.row(r).split_at_mut(rank);
+            sums.iter_mut().for_each(|sum| *sum *= scale);
+            match &mut self.t {
+                None => beyond.fill(0.0),
+                Some(t) => {
+                    let (t, beyond) = t.row(r).split_at_mut(rank);
+                    narrow(t, sums);
+                    beyond.fill(T::zeroed());
+                }
+            }
+        }
+    }
 }
 
 /// One output that has a second pass.

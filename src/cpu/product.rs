@@ -179,11 +179,6 @@ impl<'a, T: Real> TileMut<'a, T> {
         let TileMut { start, rows, cols, stride, lives: _ } = self;
         Ok(TileMut { start: start.cast(), rows, cols, stride, lives: PhantomData })
     }
-
-    /// The tile as f32, if that is what it is.
-    pub(super) fn single(&mut self) -> Option<TileMut<'_, f32>> {
-        self.columns(self.cols).into_single().ok()
-    }
 }
 
 /// A buffer that several threads write disjoint tiles of.
