@@ -37,7 +37,8 @@ pub struct Heads {
 /// `o[t, h] = Σ_u p[t, u] v[u, h/(H/G)]`, `p = softmax(scale · q k)` over the keys that t sees.
 ///
 /// Online softmax in f32, no T × T matrix; `o` rounds once. Under bf16 the exponentials (not their sum) round to bf16
-/// before they meet v. Queries that no segment names are left alone.
+/// before they meet v. Queries that no segment names are left alone. What is NaN or infinite in a row of a segment may reach
+/// the segment's earlier queries too: keys that they do not see count with a weight of 0, which is no number of such.
 pub struct Attention<'a, S: Store, T: Real> {
     /// `[T, H·K]`, written.
     pub o: S::ViewMut<'a, T>,
