@@ -5,6 +5,7 @@
 // take 64 pairs each. Keys are copied eight rows at a time where they lie together, else by the row; rows past the tile's
 // last key become zero. Maps of k and v are of boxes of 8 × 64 and of 1 × 64.
 // Rounds where attention.cu does. A row's result depends on its keys alone, not on the tile that it lies in.
+#define SHARED_MOST 232448
 #include "attention.cuh"
 #include "fragments.cuh"
 #include "ptx_sm90.cuh"

@@ -4,6 +4,7 @@
 // tile has 128 rows and 256 columns of dx; gridDim.x is any number of blocks, at best one a multiprocessor.
 // Maps of u and dy are of boxes of 128 rows × 64 columns, those of A and W of 64 × 64. All leading dimensions are multiples
 // of 8; padding of inputs is never read, that of dx becomes zero up to the next multiple of 8. f32 sums, dx rounds once.
+#define SHARED_MOST 232448
 #include "kernel.cuh"
 #include "philox.cuh"
 #include "product_sm90.cuh"

@@ -7,6 +7,7 @@
 // Maps are of boxes of 128 rows × 64 columns. All leading dimensions are multiples of 8; padding of inputs is never read,
 // that of y and h becomes zero up to the next multiple of 8. f32 sums, y rounds once, h from the rounded gate and up in
 // f32, once.
+#define SHARED_MOST 232448
 #include "kernel.cuh"
 #include "product_sm90.cuh"
 #include "raster.cuh"

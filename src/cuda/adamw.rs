@@ -5,6 +5,7 @@ use super::launch::{Grid, Kernel};
 use super::store::DeviceMemory;
 use crate::error::Result;
 use crate::ops::adamw::AdamW;
+use crate::ops::ensure;
 use crate::tensor::Length;
 
 const UPDATE: Kernel = Kernel { file: "adamw", name: "adamw" };
@@ -20,6 +21,9 @@ fn grid(n: usize) -> Grid {
 pub fn adamw(cuda: &Cuda, op: AdamW<'_, DeviceMemory>) -> Result<()> {
     op.check()?;
     let n = op.params.len();
+    let starts = [op.params.pointer(), op.m.pointer(), op.v.pointer(), op.grads.pointer()];
+    let aligned = starts.iter().all(|start| start.0.is_multiple_of(16));
+    ensure("adamw", aligned, || "a view does not start at a multiple of four elements".into())?;
     // The squared norm is on the device, where the kernel makes the clipping factor from it.
     let f = op.hyper.factors(op.step, 0.0);
     let args = (

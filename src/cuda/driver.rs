@@ -75,6 +75,14 @@ unsafe impl Send for Driver {}
 // SAFETY: as above; what changes on our side lies behind mutexes.
 unsafe impl Sync for Driver {}
 
+/// The first version of CUDA whose drivers have all functions that are called.
+const OLDEST: (i32, i32) = (12, 4);
+
+/// The oldest driver that this build runs on, as a version of CUDA: kernels run on drivers of their nvcc's major version.
+pub fn least() -> (i32, i32) {
+    (images::toolkit().0, 0).max(OLDEST)
+}
+
 /// The driver's version, as `(13, 0)`, and how many devices it has.
 pub fn probe() -> Result<((i32, i32), usize)> {
     // SAFETY: looks whether the library can be opened. Every other call panics where it cannot.
@@ -107,12 +115,15 @@ impl Driver {
             ));
         }
         let (version, count) = probe()?;
-        let toolkit = images::toolkit();
-        if version.0 < toolkit.0 {
+        let least = least();
+        if version < least {
+            let older = match version < OLDEST {
+                true => String::new(),
+                false => format!(", or build with an nvcc of version {}", version.0),
+            };
             return Err(device_error(format!(
-                "the driver is for CUDA {}.{}, the kernels of this build need one for CUDA {}.0 or later; update the \
-                 driver, or build with an nvcc of version {}",
-                version.0, version.1, toolkit.0, version.0
+                "the driver is for CUDA {}.{}, this build needs one for CUDA {}.{} or later; update the driver{older}",
+                version.0, version.1, least.0, least.1
             )));
         }
         if ordinal >= count {
@@ -333,7 +344,7 @@ pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn device_error(text: impl Into<String>) -> Error {
+pub(super) fn device_error(text: impl Into<String>) -> Error {
     Error::Device(text.into())
 }
 

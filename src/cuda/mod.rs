@@ -92,7 +92,7 @@ pub struct Cuda {
 pub struct Found {
     /// The CUDA version that the driver is for, and its devices; or why there is none.
     pub driver: Result<((i32, i32), usize)>,
-    /// The oldest driver that this build's kernels run on, as a CUDA version; none without kernels.
+    /// The oldest driver that this build runs on, as a CUDA version; none without kernels.
     pub least: Option<(i32, i32)>,
     /// Files of kernels in this build.
     pub kernels: usize,
@@ -105,7 +105,7 @@ pub fn find() -> Found {
     let kernels = images::all().len();
     Found {
         driver: driver::probe(),
-        least: (kernels > 0).then_some((images::toolkit().0, 0)),
+        least: (kernels > 0).then(driver::least),
         kernels,
         architectures: images::architectures(),
     }

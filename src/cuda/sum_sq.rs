@@ -4,6 +4,7 @@ use super::Cuda;
 use super::launch::{Grid, Kernel};
 use super::store::DeviceMemory;
 use crate::error::Result;
+use crate::ops::ensure;
 use crate::ops::sum_sq::SumSq;
 use crate::tensor::Length;
 
@@ -21,6 +22,8 @@ fn blocks(n: usize) -> usize {
 
 pub fn sum_sq(cuda: &Cuda, op: SumSq<'_, DeviceMemory>) -> Result<()> {
     op.check()?;
+    let aligned = op.x.pointer().0.is_multiple_of(16);
+    ensure("sum_sq", aligned, || "x does not start at a multiple of four elements".into())?;
     let (n, blocks) = (op.x.len(), blocks(op.x.len()));
     // SAFETY: the kernel reads n elements of x.
     unsafe { cuda.launch(PARTS, Grid::line(blocks, THREADS), &[("n", n)], (op.x, n as i64))? };
@@ -31,14 +34,29 @@ pub fn sum_sq(cuda: &Cuda, op: SumSq<'_, DeviceMemory>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Backend;
     use crate::cuda::tests::device;
     use crate::ops::cases::sum_sq::conforms;
+    use crate::tensor::Store;
 
     #[test]
     fn as_the_reference() {
         if let Some(cuda) = device() {
             conforms(&[cuda]);
         }
+    }
+
+    #[test]
+    fn a_view_that_starts_between_vectors_is_refused() {
+        let Some(cuda) = device() else { return };
+        let x = cuda.alloc::<f32>("x", 12).expect("x");
+        let mut out = cuda.alloc::<f64>("out", 1).expect("out");
+        let mut of = |start: usize| {
+            let (out, x) = (DeviceMemory::view_mut(&mut out, 0..1), DeviceMemory::view(&x, start..12));
+            cuda.sum_sq(SumSq { out, x }).map_err(|why| why.to_string())
+        };
+        assert_eq!(of(4), Ok(()));
+        assert_eq!(of(1), Err("sum_sq: x does not start at a multiple of four elements".into()));
     }
 
     #[test]

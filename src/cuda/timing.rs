@@ -5,7 +5,7 @@ use std::time::Duration;
 use cudarc::driver::{result, sys};
 
 use super::Cuda;
-use super::driver::Driver;
+use super::driver::{Driver, device_error, probe};
 use crate::error::Result;
 
 /// An event, given back when it is dropped.
@@ -38,6 +38,13 @@ impl Drop for Event<'_> {
 impl Cuda {
     /// How long the device is busy with what `work` asks of it, from when it comes to the first until the last is done.
     pub fn elapsed(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+        // The function below came with that version.
+        let ((major, minor), _) = probe()?;
+        if (major, minor) < (12, 8) {
+            return Err(device_error(format!(
+                "the driver is for CUDA {major}.{minor}, the time between two events wants one for CUDA 12.8 or later"
+            )));
+        }
         let start = Event::record(&self.driver)?;
         work()?;
         let end = Event::record(&self.driver)?;

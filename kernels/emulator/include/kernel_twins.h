@@ -38,6 +38,7 @@ Struct& shared_struct(Site site) {
 
 #define KERNEL(name) static const ::emulator::Launcher<name> emulator_launcher_##name(#name, __FILE__);
 #define KERNEL_SHARED(name, Struct)                                                                                    \
+    SHARED_FITS(Struct)                                                                                                \
     static unsigned name##_shared_bytes = sizeof(Struct);                                                              \
     static const ::emulator::GlobalRegistration emulator_global_##name(                                                \
         #name "_shared_bytes", &name##_shared_bytes, sizeof(unsigned));
