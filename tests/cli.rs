@@ -281,6 +281,41 @@ fn a_model_may_have_several_dtypes_and_lie_anywhere() {
 }
 
 #[test]
+fn training_goes_on_from_adapters_of_the_same_model_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    for seed in ["1", "2"] {
+        let prune = ["prune", "--model", &asset("base"), "--importance", "random", "--ratio", "0.5"];
+        anabranch(&[&prune[..], &["--out", &at(seed), "--seed", seed]].concat()).assert().success();
+    }
+    let data = asset("harbour.train.jsonl");
+    let (first, second) = (at("1"), at("2"));
+    let train = |model: &str, out: &str, more: &[&str]| {
+        let how = ["--steps", "1", "--seq", "64", "--freeze-a", "--device", "cpu"];
+        [&["train", "--model", model, "--data", &data, "--out", out][..], &how, more]
+            .concat()
+            .into_iter()
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
+    let run = |args: Vec<String>| anabranch(&args.iter().map(String::as_str).collect::<Vec<_>>()).assert();
+    run(train(&first, &at("a"), &["--init-seed", "7"])).success();
+    // The same shapes, other heads and channels: refused before anything is done.
+    for more in [&[][..], &["--dry-run"]] {
+        let args = train(&second, &at("b"), &[&["--init-adapter", &at("a")][..], more].concat());
+        run(args).code(1).stdout("").stderr(contains("is of the model with fingerprint"));
+    }
+    run(train(&first, &at("b"), &["--init-adapter", &at("nowhere"), "--dry-run"]))
+        .code(1)
+        .stderr(contains("nowhere"));
+    // A is the given adapter's, and so is the seed that it is known by.
+    run(train(&first, &at("b"), &["--init-adapter", &at("a"), "--init-seed", "8"])).success();
+    let known = std::fs::read_to_string(dir.path().join("b/anabranch.json")).unwrap();
+    let known: serde_json::Value = serde_json::from_str(&known).unwrap();
+    assert_eq!(known["init_seed"], 7);
+}
+
+#[test]
 fn mistakes_in_files_are_told() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();

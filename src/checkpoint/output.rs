@@ -133,6 +133,11 @@ impl Output {
         Ok(begun)
     }
 
+    /// Whether there is work that was to become `out` and was not finished.
+    pub fn is_unfinished(out: &Path) -> bool {
+        place::beside(out, ".partial").join(MARKER).exists()
+    }
+
     /// What [`Output::begin`] would find at `out`, with its errors, and without making anything.
     pub fn look_ahead(out: &Path, options: OutputOptions) -> Result<Standing> {
         let out = place::resolve(out)?;
@@ -279,8 +284,13 @@ fn standing(out: &Path, partial: &Path, options: OutputOptions) -> Result<Standi
     match place::look(out)? {
         Found::Nothing | Found::Empty if leftover && options.resume => Ok(Standing::Unfinished),
         Found::Nothing | Found::Empty => Ok(Standing::New),
-        Found::Ours if options.resume && !(options.force && leftover) => Ok(Standing::Finished),
+        Found::Ours if options.resume && !leftover => Ok(Standing::Finished),
         Found::Ours if options.force => Ok(Standing::Replaced),
+        Found::Ours if options.resume => Err(Error::Usage(format!(
+            "{} exists, and {} is unfinished work that was to replace it: --resume --force goes on from it and replaces it",
+            out.display(),
+            partial.display()
+        ))),
         Found::Ours => Err(Error::Usage(format!("{} exists: --force replaces it", out.display()))),
         // Nothing is replaced, so that what others put there is no matter.
         Found::Shared(_) if options.resume && !options.force && !leftover => Ok(Standing::Finished),
@@ -478,6 +488,31 @@ mod tests {
         drop(o);
         let o = begin(&out, "q", FORCE).unwrap();
         assert!(!o.resumed() && !o.dir().join("state").exists());
+    }
+
+    /// Never what is there already, as if it were what the run was to make.
+    #[test]
+    fn a_replacement_that_was_stopped_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        make(&out, "old", FRESH);
+        let mut o = begin(&out, "new inputs", FORCE).unwrap();
+        std::fs::write(o.dir().join("state"), "x").unwrap();
+        o.keep();
+        drop(o);
+        assert!(Output::is_unfinished(&out));
+        assert!(refused(&out, "new inputs", FRESH).contains("exists: --force replaces it"));
+        assert!(refused(&out, "new inputs", RESUME).contains("--resume --force goes on from it"));
+        let on = OutputOptions { force: true, resume: true };
+        assert_eq!(Output::look_ahead(&out, on).unwrap(), Standing::Replaced);
+        let o = begin(&out, "new inputs", on).unwrap();
+        assert!(o.resumed());
+        std::fs::remove_file(o.dir().join("state")).unwrap();
+        fill(o.dir(), "new");
+        o.finish().unwrap();
+        assert_eq!(whole(&out), "new");
+        assert!(!Output::is_unfinished(&out));
+        assert_eq!(refused(&out, "new inputs", on), "already finished");
     }
 
     #[test]

@@ -13,7 +13,8 @@ use crate::tensor::Store;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Layout {
     modules: BTreeMap<Module, Lora>,
-    first_b: usize,
+    /// Of [`Layout::uniform`]: the place after the last B.
+    end_b: usize,
     end: usize,
 }
 
@@ -23,28 +24,27 @@ impl Layout {
         Layout { end: start, ..Layout::default() }
     }
 
-    /// One rank and scale for all `targets` of all layers of `config`, from place 0: every A first, then every B, so
-    /// that what is trained is one range even where A is frozen.
+    /// One rank and scale for all `targets` of all layers of `config`, from place 0: every B first, then every A, so
+    /// that what is trained is one range from place 0 on, even where A is frozen.
     pub fn uniform(config: &ModelConfig, targets: &[Target], rank: usize, scale: f32) -> Layout {
         let modules: Vec<Module> = config.modules().filter(|m| targets.contains(&m.target)).collect();
         let dims = |m: &Module| config.dims(m.target, m.layer);
-        let mut a = 0;
-        let mut b: usize = modules.iter().map(|m| rank * dims(m).1).sum();
-        let mut layout = Layout::default();
+        let mut b = 0;
+        let mut a: usize = modules.iter().map(|m| rank * dims(m).0).sum();
+        let mut layout = Layout { end_b: a, ..Layout::default() };
         for module in modules {
             let (o, i) = dims(&module);
             layout.modules.insert(module, Lora { a, b, rank, scale });
             a += rank * i;
             b += o * rank;
         }
-        layout.first_b = a;
-        layout.end = b;
+        layout.end = a;
         layout
     }
 
     /// Where A and B, or with `freeze_a` the B alone, of [`Layout::uniform`] lie.
     pub fn trained(&self, freeze_a: bool) -> Range<usize> {
-        if freeze_a { self.first_b..self.end } else { 0..self.end }
+        0..if freeze_a { self.end_b } else { self.end }
     }
 
     /// Adds a pair of `size` `(O, I)`; A comes first, B after it.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::adapters::check_model;
 use super::common::{Common, blame};
 use super::metrics::{MetricsFile, StepMetrics, anonymous_bytes};
 use super::sign::{SignOptions, Signer};
@@ -152,6 +153,8 @@ pub struct Prepared {
     steps: u64,
     rate: LearningRate,
     signer: Option<Signer>,
+    /// The seed of the A that training starts from, where that is known.
+    init_seed: Option<u64>,
     /// All buffers.
     pub plan: Plan,
     packed: PackedWeights,
@@ -164,6 +167,14 @@ impl Prepared {
         let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
         let config = checkpoint.config();
         check_options(&options, &checkpoint)?;
+        let init_seed = match &options.init_adapter {
+            None => Some(options.init_seed),
+            Some(dir) => {
+                let given = Adapter::open(dir, Default::default())?;
+                check_model(&given, &checkpoint)?;
+                given.provenance.and_then(|p| p.init_seed)
+            }
+        };
         let pruning = Pruning::open(&options.model)?;
         let tokenizer = Tokenizer::load(&options.model, config.vocab)?;
         config.check_length(options.shape.seq)?;
@@ -228,6 +239,7 @@ impl Prepared {
             steps,
             rate,
             signer,
+            init_seed,
             plan,
             packed,
         })
@@ -391,7 +403,6 @@ impl Prepared {
             None => None,
         };
         if let Some(adapter) = &given {
-            adapter.check_base(config)?;
             adapter.check_finite()?;
         }
         for (module, lora) in self.layout.iter() {
@@ -466,7 +477,7 @@ impl Prepared {
         provenance.base_fingerprint =
             Some(self.pruning.as_ref().map_or(own, |p| &p.base.fingerprint).to_string());
         provenance.model_fingerprint = Some(own.to_string());
-        provenance.init_seed = Some(o.init_seed);
+        provenance.init_seed = self.init_seed;
         provenance.freeze_a = Some(o.shape.freeze_a);
         provenance.seed = Some(common.seed);
         provenance.steps = Some(self.steps);
@@ -500,6 +511,7 @@ impl Prepared {
             "options": self.options_json(), "seed": common.seed, "init_seed": o.init_seed,
             "freeze_a": o.shape.freeze_a, "eval_every": o.eval_every, "precision": dtype.name(),
             "model": self.checkpoint.fingerprint()?,
+            "config": crate::checkpoint::digest::sha256_file(&o.model.join("config.json"))?,
             "init_adapter": o.init_adapter.as_ref().map(|d| adapter_hash(d)).transpose()?,
             "signer": self.signer.as_ref().map(Signer::fingerprint),
         });
@@ -625,7 +637,7 @@ fn losses(saved: &Saved) -> BTreeMap<String, f64> {
     losses
 }
 
-fn adapter_hash(dir: &Path) -> Result<String> {
+pub(super) fn adapter_hash(dir: &Path) -> Result<String> {
     crate::checkpoint::digest::sha256_file(&dir.join(crate::checkpoint::adapter::ADAPTER_MODEL))
 }
 

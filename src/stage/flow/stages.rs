@@ -16,6 +16,7 @@ use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::config::ModelConfig;
 use crate::checkpoint::digest;
+use crate::checkpoint::output::Output;
 use crate::error::{Error, Result};
 use crate::fuse::LoraCr;
 use crate::model::memory::human_bytes;
@@ -41,7 +42,10 @@ pub fn run<B: Backend, T: Real>(backend: &B, flow: &Flow, common: &Common) -> Re
     let start = Instant::now();
     let common = Common { seed: flow.seed, ..common.clone() };
     let base = Checkpoint::open(&flow.base, common.open_options())?;
-    let base_print = base.fingerprint()?.to_string();
+    // The numbers follow from these files too, whatever the weights are.
+    let files = ["config.json", "tokenizer.json"].map(|name| digest::sha256_file(&flow.base.join(name)));
+    let [settings, tokenizer] = files;
+    let base_print = inputs("base", "", &[base.fingerprint()?, &settings?, &tokenizer?]);
     let config = base.config().clone();
     drop(base);
     let mut run = Runner {
@@ -244,15 +248,22 @@ impl<B: Backend> Runner<'_, B> {
         };
         let pruned = self.prune::<T>(amount)?;
         let name = format!("{place}/{}/adapter", edge.name);
+        let template = &self.flow.train;
+        // Edges together have none of their own, and then no best step either.
+        let val = edge.val.clone().or_else(|| template.val.clone());
+        let keep_best = template.keep_best && (val.is_some() || times == 1);
         let mut read = vec![pruned.print.clone()];
-        for file in edge.data.iter().chain(&edge.val) {
+        for file in edge.data.iter().chain(&val) {
             read.push(self.file(file)?);
         }
-        let template = &self.flow.train;
+        if let Some(adapter) = &template.init_adapter {
+            read.push(train::adapter_hash(adapter)?);
+        }
         let options = TrainOptions {
             model: pruned.dir.clone(),
             data: edge.data.clone(),
-            val: edge.val.clone(),
+            val,
+            keep_best,
             out: self.flow.output.join(&name),
             ..template.clone().longer(times)
         };
@@ -467,11 +478,11 @@ impl<B: Backend> Runner<'_, B> {
             return Ok(Done { dir, print, report });
         }
         tracing::info!("{name}");
-        // Unfinished work of the same inputs goes on; anything else that is there is done again.
-        let partial = partial_of(&dir);
-        let resume = partial.exists() && self.ledger.began(name, &print);
+        // Unfinished work of the same inputs goes on; anything else that is there is done again. What it is to replace is
+        // replaced in either case.
+        let resume = Output::is_unfinished(&dir) && self.ledger.began(name, &print);
         self.ledger.begin(name, print.clone())?;
-        let common = Common { resume, force: !resume, ..self.common.clone() };
+        let common = Common { resume, force: true, ..self.common.clone() };
         let report = work(&common)?;
         let report = self.ledger.note(name, print.clone(), &report)?;
         Ok(Done { dir, print, report })
@@ -538,10 +549,4 @@ fn with_client_means(columns: Vec<Column>) -> Vec<Column> {
         }
     }
     out
-}
-
-fn partial_of(dir: &Path) -> PathBuf {
-    let mut name = dir.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
-    dir.with_file_name(name)
 }
