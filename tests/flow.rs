@@ -133,3 +133,84 @@ fn a_flow_keeps_what_did_not_change() {
         assert_eq!(first.get(stage) == Some(time), kept, "{}", stage.display());
     }
 }
+
+/// `[train] val` and `keep` hold for every edge, for both together too where it is given for all; and what the base's
+/// config.json says is an input of every stage.
+#[test]
+fn a_flow_sees_all_that_its_results_follow_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir(at("base")).unwrap();
+    for entry in std::fs::read_dir(asset("base")).unwrap().map(|entry| entry.unwrap()) {
+        std::fs::copy(entry.path(), at("base").join(entry.file_name())).unwrap();
+    }
+    let lines = std::fs::read_to_string(asset("harbour.train.jsonl")).unwrap();
+    let few: Vec<&str> = lines.lines().take(3).collect();
+    std::fs::write(at("val.jsonl"), few.join("\n")).unwrap();
+    let task = std::fs::read_to_string(asset("harbour_orchard.jsonl")).unwrap();
+    std::fs::write(at("few.jsonl"), task.lines().next().unwrap()).unwrap();
+    let write = |val: [&str; 3]| {
+        let given = |file: &str| if file.is_empty() { String::new() } else { format!("val = {file:?}") };
+        let [all, harbour, orchard] = val.map(given);
+        let text = format!(
+            r#"
+base = "base"
+output = "out"
+joint = true
+[train]
+rank = 2
+seq = 64
+steps = 2
+keep = "best"
+{all}
+[[edge]]
+name = "harbour"
+data = [{harbour_data:?}]
+memory = "64GiB"
+{harbour}
+[[edge]]
+name = "orchard"
+data = [{orchard_data:?}]
+memory = "64GiB"
+{orchard}
+[[fuse]]
+pairs = true
+method = "fedavg"
+[[task]]
+name = "few"
+file = "few.jsonl"
+"#,
+            harbour_data = asset("harbour.train.jsonl"),
+            orchard_data = asset("orchard.train.jsonl"),
+        );
+        std::fs::write(at("flow.toml"), text).unwrap();
+        at("flow.toml")
+    };
+    // Validation losses of each training's folder.
+    let validated = || -> BTreeMap<PathBuf, usize> {
+        let of = |stage: PathBuf| {
+            let text = std::fs::read_to_string(at("out").join(&stage).join("metrics.jsonl")).ok()?;
+            Some((stage, text.matches("val_loss").count()))
+        };
+        stages(&at("out")).into_keys().filter_map(of).collect()
+    };
+    run(&write(["val.jsonl", "", ""]));
+    let counts: Vec<usize> = validated().into_values().collect();
+    assert_eq!(counts.len(), 3, "two edges and both together: {:?}", validated());
+    assert!(counts.iter().all(|n| *n > 0), "{:?}", validated());
+
+    let first = stages(&at("out"));
+    let config = std::fs::read_to_string(at("base/config.json")).unwrap();
+    let mut changed: Value = serde_json::from_str(&config).unwrap();
+    changed["rms_norm_eps"] = 1e-3.into();
+    std::fs::write(at("base/config.json"), changed.to_string()).unwrap();
+    run(&at("flow.toml"));
+    let second = stages(&at("out"));
+    assert!(first.iter().all(|(stage, time)| second.get(stage).is_some_and(|new| new != time)), "{second:?}");
+
+    // Each edge's own: none for both together, which keep their last step.
+    std::fs::remove_dir_all(at("out")).unwrap();
+    run(&write(["", "val.jsonl", "val.jsonl"]));
+    let counts: Vec<usize> = validated().into_values().filter(|n| *n > 0).collect();
+    assert_eq!(counts.len(), 2, "{:?}", validated());
+}

@@ -366,6 +366,7 @@ impl Prepared {
         let text = json!({
             "options": self.options_json(), "seed": common.seed, "precision": dtype.name(),
             "model": self.checkpoint.fingerprint()?,
+            "config": digest::sha256_file(&self.checkpoint.dir().join("config.json"))?,
             "calibration": self.calibration.as_ref().map(|c| &c.sha256),
         });
         Ok(digest::sha256(text.to_string().as_bytes()))
