@@ -110,7 +110,9 @@ impl<B: Backend> Read<B> {
     fn plan<T: Real>(&self, backend: &B, common: &Common) -> Result<Plan> {
         let (layouts, vocab) = (&self.adapters.layouts, self.checkpoint.config().vocab);
         let mut plan = session::plan::<B, T>(backend, &self.checkpoint, layouts, &self.tables, self.size)?;
-        plan.add(Part::Data, "logits in f32", 4 * self.size.tokens as u64 * vocab as u64);
+        if backend.shares_memory() {
+            plan.add(Part::Data, "logits in f32", 4 * self.size.tokens as u64 * vocab as u64);
+        }
         common.fit(&plan)?;
         Ok(plan)
     }
