@@ -12,7 +12,7 @@ use super::digest::{self, Hasher};
 use super::module::{Module, Target};
 use super::provenance::Provenance;
 use super::pruning::{BaseModel, Pruning};
-use super::weights::{OpenOptions, Weights};
+use super::weights::{OpenOptions, TensorRef, Weights};
 use crate::error::{Error, Result};
 use crate::host::MatrixSource;
 use crate::tensor::DType;
@@ -182,25 +182,23 @@ impl Checkpoint {
     /// The dtype that scratch is planned for: F32 where every matrix is, else that of one that is not, whose blocks are
     /// widened.
     pub fn scratch_dtype(&self) -> Result<DType> {
-        for (name, shape) in self.expected() {
-            let dtype = self.weights.tensor(&name)?.dtype();
-            if shape.len() == 2 && dtype != DType::F32 {
-                return Ok(dtype);
-            }
-        }
-        Ok(DType::F32)
+        Ok(self
+            .matrices()?
+            .iter()
+            .map(|t| t.dtype())
+            .find(|&dtype| dtype != DType::F32)
+            .unwrap_or(DType::F32))
     }
 
     /// Bytes of the matrices that do not lie at a multiple of their element's size in memory.
     pub fn unaligned_bytes(&self) -> Result<u64> {
-        let mut sum = 0;
-        for (name, shape) in self.expected() {
-            let t = self.weights.tensor(&name)?;
-            if shape.len() == 2 && !t.is_aligned() {
-                sum += t.bytes().len() as u64;
-            }
-        }
-        Ok(sum)
+        Ok(self.matrices()?.iter().filter(|t| !t.is_aligned()).map(|t| t.bytes().len() as u64).sum())
+    }
+
+    /// The weights of two dimensions.
+    fn matrices(&self) -> Result<Vec<TensorRef<'_>>> {
+        let matrices = self.expected().into_iter().filter(|(_, shape)| shape.len() == 2);
+        matrices.map(|(name, _)| self.weights.tensor(&name)).collect()
     }
 
     /// Which model this is, 64 hexadecimal digits: SHA-256 over six config fields as compact JSON and a line feed, then,

@@ -135,7 +135,7 @@ impl Output {
 
     /// Whether there is work that was to become `out` and was not finished.
     pub fn is_unfinished(out: &Path) -> bool {
-        place::beside(out, ".partial").join(MARKER).exists()
+        is_leftover(&place::beside(out, ".partial"))
     }
 
     /// What [`Output::begin`] would find at `out`, with its errors, and without making anything.
@@ -143,8 +143,10 @@ impl Output {
         let out = place::resolve(out)?;
         let partial = place::beside(&out, ".partial");
         let found = standing(&out, &partial, options)?;
-        let leftover = partial.join(MARKER).exists();
-        if leftover && !options.resume && !options.force { Err(unfinished(&partial)) } else { Ok(found) }
+        match is_leftover(&partial) && !options.resume && !options.force {
+            true => Err(unfinished(&partial)),
+            false => Ok(found),
+        }
     }
 
     fn mark(&mut self, command: &str, fingerprint: &str) -> Result<()> {
@@ -279,8 +281,13 @@ pub enum Standing {
     Finished,
 }
 
+/// Whether `partial` is work that a run left.
+fn is_leftover(partial: &Path) -> bool {
+    partial.join(MARKER).exists()
+}
+
 fn standing(out: &Path, partial: &Path, options: OutputOptions) -> Result<Standing> {
-    let leftover = partial.join(MARKER).exists();
+    let leftover = is_leftover(partial);
     match place::look(out)? {
         Found::Nothing | Found::Empty if leftover && options.resume => Ok(Standing::Unfinished),
         Found::Nothing | Found::Empty => Ok(Standing::New),

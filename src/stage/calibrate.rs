@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use super::common::Common;
 use crate::backend::Backend;
 use crate::checkpoint::checkpoint::Checkpoint;
 use crate::checkpoint::digest;
@@ -167,16 +168,16 @@ impl Calibration {
 }
 
 /// The memory of a pruning run: `rest`, and what the calibration pass needs; and how many layers that pass computes
-/// again, as few as fit `limit`. Fails with the plan's table where it does not fit.
+/// again, as few as fit the limit. Fails with the plan's table where it does not fit.
 pub fn plan<B: Backend, T: Real>(
     backend: &B,
     checkpoint: &Checkpoint,
     calibration: Option<&Calibration>,
     importance: Importance,
     rest: Plan,
-    limit: Option<u64>,
+    common: &Common,
 ) -> Result<(usize, Plan)> {
-    let config = checkpoint.config();
+    let (config, limit) = (checkpoint.config(), common.memory_limit);
     let of = |keep: Keep| -> Result<Plan> {
         let mut paper = Paper::<B::Store>::new(rest.clone());
         if let Some(calibration) = calibration {
@@ -208,8 +209,6 @@ pub fn plan<B: Backend, T: Real>(
         let plan = of(Keep::Output)?;
         recompute::Choice { recomputed: 0, fits: limit.is_none_or(|l| plan.total() <= l), plan }
     };
-    if let Some(limit) = limit {
-        choice.plan.fit(limit)?;
-    }
+    common.fit(&choice.plan)?;
     Ok((choice.recomputed, choice.plan))
 }

@@ -202,8 +202,7 @@ fn prune<B: Backend, T: Real>(
     let calibration = Calibration::of(batch, String::new());
     let importance = Importance::Taylor1;
     let given = Some(&calibration);
-    let (recomputed, plan) =
-        calibrate::plan::<B, T>(backend, checkpoint, given, importance, rest, common.memory_limit)?;
+    let (recomputed, plan) = calibrate::plan::<B, T>(backend, checkpoint, given, importance, rest, common)?;
     let start = Instant::now();
     calibration.gradients::<B, T>(backend, checkpoint, importance, 0..config.layers, recomputed)?;
     // The arena of the pass stays until another takes its place.

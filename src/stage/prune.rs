@@ -179,7 +179,7 @@ impl Prepared {
             calibration.as_ref(),
             options.importance,
             writing,
-            common.memory_limit,
+            common,
         )?;
         Ok(Prepared { checkpoint, cut, pruned, training, calibration, recomputed, plan, options })
     }

@@ -153,8 +153,8 @@ pub struct Prepared {
     steps: u64,
     rate: LearningRate,
     signer: Option<Signer>,
-    /// The seed of the A that training starts from, where that is known.
-    init_seed: Option<u64>,
+    /// The adapter that training starts from, where it is not a new one.
+    given: Option<Adapter>,
     /// All buffers.
     pub plan: Plan,
     packed: PackedWeights,
@@ -167,14 +167,9 @@ impl Prepared {
         let checkpoint = Checkpoint::open(&options.model, common.open_options())?;
         let config = checkpoint.config();
         check_options(&options, &checkpoint)?;
-        let init_seed = match &options.init_adapter {
-            None => Some(options.init_seed),
-            Some(dir) => {
-                let given = Adapter::open(dir, Default::default())?;
-                check_model(&given, &checkpoint)?;
-                given.provenance.and_then(|p| p.init_seed)
-            }
-        };
+        let given =
+            options.init_adapter.as_ref().map(|dir| Adapter::open(dir, Default::default())).transpose()?;
+        given.iter().try_for_each(|adapter| check_model(adapter, &checkpoint))?;
         let pruning = Pruning::open(&options.model)?;
         let tokenizer = Tokenizer::load(&options.model, config.vocab)?;
         config.check_length(options.shape.seq)?;
@@ -239,7 +234,7 @@ impl Prepared {
             steps,
             rate,
             signer,
-            init_seed,
+            given,
             plan,
             packed,
         })
@@ -398,18 +393,14 @@ impl Prepared {
     fn initial(&self) -> Result<Vec<f32>> {
         let mut params = vec![0.0f32; self.layout.end()];
         let config = self.checkpoint.config();
-        let given = match &self.options.init_adapter {
-            Some(dir) => Some(Adapter::open(dir, Default::default())?),
-            None => None,
-        };
-        if let Some(adapter) = &given {
+        if let Some(adapter) = &self.given {
             adapter.check_finite()?;
         }
         for (module, lora) in self.layout.iter() {
             let (o, i) = config.dims(module.target, module.layer);
             let a = lora.a..lora.a + lora.rank * i;
             let b = lora.b..lora.b + o * lora.rank;
-            match &given {
+            match &self.given {
                 Some(adapter) => {
                     let pair = same_pair(adapter, module, lora.rank, f64::from(lora.scale))?;
                     params[a].copy_from_slice(&pair.a.to_f32());
@@ -429,7 +420,7 @@ impl Prepared {
             }
         }
         if let Some(extra) =
-            given.as_ref().and_then(|g| g.modules.keys().find(|m| self.layout.get(**m).is_none()))
+            self.given.as_ref().and_then(|g| g.modules.keys().find(|m| self.layout.get(**m).is_none()))
         {
             return Err(Error::Usage(format!(
                 "--init-adapter has an update of {extra}, which --targets leaves out"
@@ -477,7 +468,11 @@ impl Prepared {
         provenance.base_fingerprint =
             Some(self.pruning.as_ref().map_or(own, |p| &p.base.fingerprint).to_string());
         provenance.model_fingerprint = Some(own.to_string());
-        provenance.init_seed = self.init_seed;
+        // Of the A that training started from, where that is known.
+        provenance.init_seed = match &self.given {
+            None => Some(o.init_seed),
+            Some(given) => given.provenance.as_ref().and_then(|p| p.init_seed),
+        };
         provenance.freeze_a = Some(o.shape.freeze_a);
         provenance.seed = Some(common.seed);
         provenance.steps = Some(self.steps);
